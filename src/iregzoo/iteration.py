@@ -1,0 +1,246 @@
+"""Adaptive refinement: controllers that say when to stop, and the one loop that they steer.
+
+A level of a pyramid proposes a better displacement as often as it is asked. A controller looks at the similarity of the
+moving image, warped at full resolution, to the fixed one, and decides for each pair of a batch whether a proposal is
+taken and whether to ask again. Pairs that have finished stop moving while others go on, so a batch gives each pair what
+it would get alone. Scores stay on their device; the host reads one number an iteration.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from iregzoo.similarity import mae, mse, ncc
+
+Metric = Literal["ncc", "mse", "mae"]
+MAX_ITERATIONS = 10
+
+
+class Verdict(NamedTuple):
+    """For each pair (B,): take the newest candidate, and propose another."""
+
+    accept: Tensor
+    proceed: Tensor
+
+
+class Controller(Protocol):
+    """Steers ``refine``. ``adaptive`` controllers see scores, others only count."""
+
+    @property
+    def adaptive(self) -> bool: ...
+    @property
+    def compares_start(self) -> bool:
+        """Whether the displacement a level starts from is scored, too."""
+        ...
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a level returns its best-scoring displacement instead of its last."""
+        ...
+
+    @property
+    def max_iterations(self) -> int: ...
+    def score(self, warped: Tensor, fixed: Tensor) -> Tensor:
+        """Similarity per pair (B,), higher is better."""
+        ...
+
+    def judge(self, scores: Tensor, start: Tensor | None) -> Verdict:
+        """Judge the newest of the scores (K, B) seen at this level; ``start`` (B,) is the level's first field's."""
+        ...
+
+
+def score(warped: Tensor, fixed: Tensor, metric: Metric) -> Tensor:
+    """Similarity per pair (B,), higher is better: NCC, or the negative of MSE or MAE (iPEAR's ablation)."""
+    if metric == "ncc":
+        return ncc(warped, fixed)
+    if metric == "mse":
+        return -mse(warped, fixed)
+    if metric == "mae":
+        return -mae(warped, fixed)
+    raise ValueError(f"metric={metric!r}; expected ncc, mse or mae")
+
+
+def _check_iterations(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}; expected a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class FixedIterations:
+    """The same number of refinements at every level, every one taken. One is the plain pyramid network."""
+
+    max_iterations: int = 1
+    adaptive: bool = False
+    compares_start: bool = False
+    keeps_best: bool = False
+
+    def __post_init__(self) -> None:
+        _check_iterations("max_iterations", self.max_iterations)
+
+    def score(self, warped: Tensor, fixed: Tensor) -> Tensor:
+        return score(warped, fixed, "ncc")
+
+    def judge(self, scores: Tensor, start: Tensor | None) -> Verdict:
+        yes = torch.ones_like(scores[-1], dtype=torch.bool)
+        return Verdict(yes, yes)
+
+
+@dataclass(frozen=True)
+class IterStop:
+    """Stop at the first refinement that gains less than ``threshold``, and do not take it (IIRP-Net, Algorithm 1).
+
+    Line 9 of the algorithm prints the difference the other way round; the text means a gain s(φ_t) − s(φ_(t−1)). The
+    published code takes the rejected refinement at all but the coarsest level and scores the first one against 0; here,
+    as in the algorithm, it is not taken. The first estimate of the coarsest level is always taken.
+    """
+
+    threshold: float = 0.005
+    max_iterations: int = MAX_ITERATIONS
+    metric: Metric = "ncc"
+    adaptive: bool = True
+    compares_start: bool = True
+    keeps_best: bool = False
+
+    def __post_init__(self) -> None:
+        _check_iterations("max_iterations", self.max_iterations)
+
+    def score(self, warped: Tensor, fixed: Tensor) -> Tensor:
+        return score(warped, fixed, self.metric)
+
+    def judge(self, scores: Tensor, start: Tensor | None) -> Verdict:
+        previous = scores[-2] if len(scores) > 1 else start
+        if previous is None:
+            yes = torch.ones_like(scores[-1], dtype=torch.bool)
+            return Verdict(yes, yes)
+        gained = scores[-1] - previous >= self.threshold
+        return Verdict(gained, gained)
+
+
+Order = Literal["stability-first", "convergence-first", "stability", "convergence"]
+
+
+@dataclass(frozen=True)
+class TCI:
+    """Threshold-controlled iteration: stop once the scores are stable, and then no longer rising (iPEAR, Algorithm 1).
+
+    Stability: the population standard deviation (15) of the last ``window`` scores is at most ``stability``.
+    Convergence: the last gain (16) is at most ``convergence``. Both are asked only of a full window, so a level takes at
+    least ``window`` refinements. Every refinement is taken.
+
+    ``order`` gives the ablations of iPEAR's Table 6: one stage alone, or both in either order. As Algorithm 1 writes
+    them, both stages look at the same scores, so the two orders stop at the same iteration; both names are kept so that
+    the table's four rows can be run.
+    ``keeps_best`` goes beyond the paper: a level returns its best-scoring displacement instead of its last.
+    """
+
+    window: int = 3
+    stability: float = 0.005
+    convergence: float = 0.005
+    max_iterations: int = MAX_ITERATIONS
+    metric: Metric = "ncc"
+    order: Order = "stability-first"
+    keeps_best: bool = False
+    adaptive: bool = True
+    compares_start: bool = False
+
+    def __post_init__(self) -> None:
+        _check_iterations("max_iterations", self.max_iterations)
+        if self.window < 2:
+            raise ValueError(f"window={self.window}; a gain needs at least 2 scores")
+
+    def score(self, warped: Tensor, fixed: Tensor) -> Tensor:
+        return score(warped, fixed, self.metric)
+
+    def judge(self, scores: Tensor, start: Tensor | None) -> Verdict:
+        yes = torch.ones_like(scores[-1], dtype=torch.bool)
+        if len(scores) < self.window:
+            return Verdict(yes, yes)
+        return Verdict(yes, ~self._finished(scores))
+
+    def _finished(self, scores: Tensor) -> Tensor:
+        recent = scores[-self.window :]
+        stable = recent.std(0, correction=0) <= self.stability
+        converged = recent[-1] - recent[-2] <= self.convergence
+        if self.order == "stability":
+            return stable
+        if self.order == "convergence":
+            return converged
+        return stable & converged
+
+
+class Refinement(NamedTuple):
+    """The outcome of one level: its displacement, refinements taken (B,), and scores (K, B) or (0, B) if none."""
+
+    displacement: Tensor
+    iterations: Tensor
+    scores: Tensor
+
+
+def refine(
+    displacement: Tensor,
+    propose: Callable[[Tensor], Tensor],
+    similarity: Callable[[Tensor], Tensor],
+    controller: Controller,
+    *,
+    coarsest: bool = False,
+) -> Refinement:
+    """Refine one level's displacement under a controller.
+
+    Args:
+        displacement: (B, N, *shape), where the level starts.
+        propose: gives a candidate displacement from the present one.
+        similarity: scores a displacement of this level, (B,), higher is better.
+        controller: decides what is taken and when to stop.
+        coarsest: the start is no estimate yet, so there is nothing to compare the first candidate with.
+    """
+    batch = displacement.shape[0]
+    if not controller.adaptive:
+        for _ in range(controller.max_iterations):
+            displacement = propose(displacement)
+        counts = torch.full((batch,), controller.max_iterations, dtype=torch.long, device=displacement.device)
+        return Refinement(displacement, counts, displacement.new_empty((0, batch)))
+    return _refine_adaptively(displacement, propose, similarity, controller, coarsest)
+
+
+def _refine_adaptively(
+    displacement: Tensor,
+    propose: Callable[[Tensor], Tensor],
+    similarity: Callable[[Tensor], Tensor],
+    controller: Controller,
+    coarsest: bool,
+) -> Refinement:
+    batch = displacement.shape[0]
+    start = similarity(displacement) if controller.compares_start and not coarsest else None
+    active = torch.ones(batch, dtype=torch.bool, device=displacement.device)
+    counts = torch.zeros(batch, dtype=torch.long, device=displacement.device)
+    scores: list[Tensor] = []
+    best: tuple[Tensor, Tensor] | None = None
+    for _ in range(controller.max_iterations):
+        candidate = propose(displacement)
+        scores.append(torch.where(active, similarity(candidate), torch.nan))
+        accept, proceed = controller.judge(torch.stack(scores), start)
+        accept = accept & active
+        displacement = _select(accept, candidate, displacement)
+        counts = counts + accept
+        if controller.keeps_best:
+            best = _better(best, displacement, scores[-1])
+        active = accept & proceed
+        if not active.any():
+            break
+    if best is not None:
+        displacement = best[0]
+    return Refinement(displacement, counts, torch.stack(scores))
+
+
+def _select(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    return torch.where(mask.view(-1, *[1] * (chosen.dim() - 1)), chosen, other)
+
+
+def _better(best: tuple[Tensor, Tensor] | None, displacement: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
+    if best is None:
+        return displacement, newest
+    improved = newest > best[1]  # a finished pair's score is NaN and improves nothing
+    return _select(improved, displacement, best[0]), torch.where(improved, newest, best[1])

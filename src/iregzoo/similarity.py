@@ -1,0 +1,146 @@
+"""Image similarities: mean squared and absolute error, global and local normalised cross-correlation.
+
+Each takes two images (B, C, *shape) with 2 or 3 spatial axes and returns one number per pair, (B,), so that a batch
+gives each pair what it would get alone. Sums run in float32 or better, also under autocast.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+
+
+def _prepare(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    if first.shape != second.shape:
+        raise ValueError(f"images differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
+    dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+    return first.to(dtype), second.to(dtype)
+
+
+def mse(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared error per pair: (B,)."""
+    a, b = _prepare(first, second)
+    return (a - b).square().flatten(1).mean(1)
+
+
+def mae(first: Tensor, second: Tensor) -> Tensor:
+    """Mean absolute error per pair: (B,)."""
+    a, b = _prepare(first, second)
+    return (a - b).abs().flatten(1).mean(1)
+
+
+def ncc(first: Tensor, second: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """Global normalised cross-correlation (Pearson's r of the intensities) per pair: (B,), in [-1, 1].
+
+    A constant image correlates with nothing: its score is 0, not NaN. ``eps`` is the smallest norm that counts.
+    """
+    a, b = (image.flatten(1) for image in _prepare(first, second))
+    a = a - a.mean(1, keepdim=True)
+    b = b - b.mean(1, keepdim=True)
+    # Normalising each image first keeps the products in range for images of any intensity scale.
+    return (F.normalize(a, dim=1, eps=eps) * F.normalize(b, dim=1, eps=eps)).sum(1)
+
+
+def box_sum(volume: Tensor, window: int) -> Tensor:
+    """Sum over a window³ (or window²) box around every voxel, zeros outside: (B, C, *shape).
+
+    Each axis takes about log2(window) shifted additions instead of window: sums of 2, 4, 8 … voxels are built by
+    doubling and the binary digits of the window pick those that add up to it. Only additions, so nothing cancels.
+    """
+    for axis in range(2, volume.dim()):
+        volume = _box_sum_axis(volume, axis, window)
+    return volume
+
+
+def _box_sum_axis(volume: Tensor, axis: int, window: int) -> Tensor:
+    size, radius = volume.shape[axis], window // 2
+    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [radius, window - 1 - radius])
+    total: Tensor | None = None
+    offset, width = 0, 1
+    while width <= window:
+        if window & width:
+            piece = partial.narrow(axis, offset, size)
+            total = piece if total is None else total + piece
+            offset += width
+        if 2 * width <= window:
+            kept = partial.shape[axis] - width
+            partial = partial.narrow(axis, 0, kept) + partial.narrow(axis, width, kept)
+        width *= 2
+    assert total is not None
+    return total
+
+
+class _SquaredLocalNCC(torch.autograd.Function):
+    """Squared local correlation map of eps-regularised windows, with its gradient written out.
+
+    With a, b the images and, over each window of n voxels, S(·) the box sum,
+        c = S(ab) − S(a)S(b)/n,  v_a = S(a²) − S(a)²/n,  v_b alike,  map = c² / (v_a v_b + eps).
+    For any gradient g of the map, ∂/∂b = S(p)·a + S(q)·b − S((p S(a) + q S(b))/n) with
+        p = 2 g c / (v_a v_b + eps)  and  q = −2 g map v_a / (v_a v_b + eps).
+    Only the images are kept for the backward pass; the window sums are cheaper to repeat than to hold.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, window: int, eps: float) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.window, ctx.eps = window, eps
+        cross, var_a, var_b, _, _ = _window_statistics(a, b, window)
+        return cross.square_().div_(var_a.mul_(var_b).add_(eps))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        a, b = ctx.saved_tensors
+        n = ctx.window ** (a.dim() - 2)
+        cross, var_a, var_b, sum_a, sum_b = _window_statistics(a, b, ctx.window)
+        denominator = (var_a * var_b).add_(ctx.eps)
+        p = 2 * grads[0] * cross / denominator
+        pc = p * cross / denominator
+        box_p = box_sum(p, ctx.window)
+        grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            q = -pc * var_b
+            rest = box_sum((p * sum_b + q * sum_a) / n, ctx.window)
+            grad_a = box_p * b + box_sum(q, ctx.window) * a - rest
+        if ctx.needs_input_grad[1]:
+            q = -pc * var_a
+            rest = box_sum((p * sum_a + q * sum_b) / n, ctx.window)
+            grad_b = box_p * a + box_sum(q, ctx.window) * b - rest
+        return grad_a, grad_b, None, None
+
+
+def _window_statistics(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Window sums: cross c, variances v_a and v_b (each times n), and the plain sums S(a), S(b)."""
+    n = window ** (a.dim() - 2)
+    sum_a, sum_b = box_sum(a, window), box_sum(b, window)
+    cross = box_sum(a * b, window).sub_(sum_a * sum_b, alpha=1 / n)
+    var_a = box_sum(a * a, window).sub_(sum_a * sum_a, alpha=1 / n).clamp_(min=0)
+    var_b = box_sum(b * b, window).sub_(sum_b * sum_b, alpha=1 / n).clamp_(min=0)
+    return cross, var_a, var_b, sum_a, sum_b
+
+
+def local_ncc_map(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
+    """Squared local correlation at every voxel: (B, C, *shape), in [0, 1].
+
+    The squared form is that of VoxelMorph, MONAI and the published code of the methods here; IIRP-Net's equation (3)
+    prints the root of it. Windows reach over the border with zeros, as there.
+
+    Raises:
+        ValueError: for an even or non-positive window.
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window={window}; expected an odd number of voxels")
+    a, b = _prepare(first, second)
+    result = _SquaredLocalNCC.apply(a, b, window, eps)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def local_ncc(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
+    """Mean squared local normalised cross-correlation per pair: (B,), in [0, 1]; see ``local_ncc_map``."""
+    return local_ncc_map(first, second, window=window, eps=eps).flatten(1).mean(1)

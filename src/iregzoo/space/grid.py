@@ -1,0 +1,134 @@
+"""Voxel grids in scanner space.
+
+World coordinates are ITK's: millimetres, LPS. Arrays are indexed (i, j, k) as NIfTI and ITK index them, so tensor axis
+0 is the image's first axis.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from iregzoo.fields import identity, sample
+
+Matrix = NDArray[np.float64]
+
+RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid: ``shape`` voxels, ``affine`` (4, 4) from voxel index to LPS millimetres."""
+
+    shape: tuple[int, int, int]
+    affine: Matrix
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> "Grid":
+        affine = np.eye(4)
+        affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+        affine[:3, 3] = image.GetOrigin()
+        x, y, z = image.GetSize()
+        return cls((x, y, z), affine)
+
+    @property
+    def spacing(self) -> Matrix:
+        """Millimetres per voxel along each axis: (3,)."""
+        lengths: Matrix = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return lengths
+
+    @property
+    def centre(self) -> Matrix:
+        """World position of the middle of the grid: (3,)."""
+        middle: Matrix = self.affine[:3, :3] @ ((np.array(self.shape) - 1) / 2) + self.affine[:3, 3]
+        return middle
+
+    def matches(self, other: "Grid", tolerance: float = 1e-3) -> bool:
+        """Whether both are one grid: the same shape, and no voxel further apart than ``tolerance`` voxels."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]).T
+        corners = corners * np.array([*(np.array(self.shape) - 1), 1])[:, None]
+        apart = ((self.affine - other.affine) @ corners)[:3]
+        return bool(np.linalg.norm(apart, axis=0).max() <= tolerance * self.spacing.min())
+
+    def to_sitk(self, array: NDArray[np.float32] | NDArray[np.integer], *, vector: bool = False) -> sitk.Image:
+        """An ITK image of this geometry from (X, Y, Z), or (X, Y, Z, C) of vectors."""
+        axes = (2, 1, 0, 3) if vector else (2, 1, 0)
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(axes)), isVector=vector)
+        image.SetOrigin(self.affine[:3, 3].tolist())
+        image.SetSpacing(self.spacing.tolist())
+        image.SetDirection((self.affine[:3, :3] / self.spacing).ravel().tolist())
+        return image
+
+
+def to_voxels(grid: Grid, world: Matrix | None, target: Grid) -> Matrix:
+    """Matrix (4, 4) from voxels of ``grid`` through an affine of the world to voxels of ``target``."""
+    through = np.eye(4) if world is None else world
+    matrix: Matrix = np.linalg.inv(target.affine) @ through @ grid.affine
+    return matrix
+
+
+def apply_matrix(matrix: Matrix, points: Tensor) -> Tensor:
+    """Map points (1, 3, *shape) by an affine (4, 4)."""
+    linear = torch.as_tensor(matrix[:3, :3], dtype=points.dtype, device=points.device)
+    offset = torch.as_tensor(matrix[:3, 3], dtype=points.dtype, device=points.device)
+    mapped = torch.einsum("ij,bj...->bi...", linear, points)
+    return mapped + offset.view(1, 3, *[1] * (points.dim() - 2))
+
+
+def read_at(image: Tensor, points: Tensor, *, mode: str = "linear", outside: float = 0.0) -> Tensor:
+    """Read an image (1, C, X, Y, Z) at voxel coordinates (1, 3, *shape) as ITK's resampler does.
+
+    A voxel reaches half a voxel beyond its centre, also at the faces; points further out get ``outside``.
+    """
+    limits = torch.tensor(image.shape[2:], dtype=points.dtype, device=points.device).view(1, 3, *[1] * 3)
+    inside = ((points >= -0.5) & (points < limits - 0.5)).all(1, keepdim=True)
+    values = sample(image, points, mode=mode, padding="border")
+    return torch.where(inside, values, torch.as_tensor(outside, dtype=values.dtype, device=values.device))
+
+
+def pull(image: Tensor, matrix: Matrix, shape: Sequence[int], *, mode: str = "linear", outside: float = 0.0) -> Tensor:
+    """Resample an image (1, C, X, Y, Z) to a grid of ``shape`` whose voxels ``matrix`` takes to voxels of the image."""
+    points = apply_matrix(matrix, identity(shape, device=image.device))
+    return read_at(image, points, mode=mode, outside=outside)
+
+
+def canonical_axes(grid: Grid) -> tuple[list[int], list[int]]:
+    """Which axis of the grid runs nearest to right, anterior and superior, and its sign (+1 or −1) along it."""
+    orientation = nib.orientations.io_orientation(RAS_FROM_LPS @ grid.affine)
+    order = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
+    return order, [int(orientation[axis, 1]) for axis in order]
+
+
+def network_grid(
+    grid: Grid, spacing: Sequence[float], *, stride: int, minimum: Sequence[int] = (1, 1, 1)
+) -> Grid:
+    """The grid on which a network sees an image.
+
+    Its axes are the image's own, reordered and flipped to run nearest to right, anterior, superior (oblique images are
+    not rotated); it covers the image, has at least ``minimum`` voxels an axis, and a shape that ``stride`` divides.
+    Padding goes evenly to both sides by whole voxels, so an image that already has the spacing is not interpolated.
+    """
+    order, signs = canonical_axes(grid)
+    step = np.asarray(spacing, dtype=float)
+    size = np.array([grid.shape[axis] for axis in order])
+    unit = np.stack([sign * grid.affine[:3, axis] for axis, sign in zip(order, signs, strict=True)], axis=1)
+    own = np.linalg.norm(unit, axis=0)
+    unit = unit / own
+    covered = np.ceil(size * own / step - 1e-3).astype(int)
+    shape = -(-np.maximum(np.maximum(covered, minimum), 2) // stride) * stride
+    first = np.array([0.0] * 3)
+    for axis, sign in zip(order, signs, strict=True):
+        first[axis] = 0 if sign > 0 else grid.shape[axis] - 1
+    origin = grid.affine[:3, :3] @ first + grid.affine[:3, 3]
+    corner = origin + unit @ ((step - own) / 2 - ((shape - covered) // 2) * step)
+    affine = np.eye(4)
+    affine[:3, :3] = unit * step
+    affine[:3, 3] = corner
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)

@@ -1,0 +1,167 @@
+"""Reading scans and label maps, with every check that input needs, and their intensities."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from iregzoo.errors import InputError
+from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
+
+NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
+PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image in scanner space: ``data`` (1, 1, X, Y, Z) float32, or integer for a label map."""
+
+    data: Tensor
+    grid: Grid
+    path: Path
+
+    @property
+    def outside(self) -> float:
+        """What lies beyond the field of view: 0, or the lowest value where that is below 0 (air in CT)."""
+        return min(0.0, float(self.data.min()))
+
+
+def read_scan(path: str | Path) -> Scan:
+    """Read a scan: NIfTI, NRRD, MetaImage and whatever else ITK reads, or a folder with one DICOM series.
+
+    Raises:
+        InputError: missing, unreadable, not 3-D, more than one channel, no or a singular affine, NaN or infinite
+            voxels, or constant.
+    """
+    image, path = _read(path)
+    array = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise InputError(f"{path}: {bad} voxels are NaN or infinite; replace them, for instance with 0")
+    if array.min() == array.max():
+        raise InputError(f"{path}: every voxel is {array.flat[0]:g}; an image without contrast cannot be registered")
+    return Scan(_tensor(array), Grid.of(image), path)
+
+
+def read_labels(path: str | Path, scan: Scan) -> Scan:
+    """Read a label map that lies on the grid of ``scan``.
+
+    Raises:
+        InputError: as for a scan, and for values that are no whole numbers or another grid. An empty map is allowed.
+    """
+    image, path = _read(path)
+    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    if not np.isfinite(array).all() or (array != np.round(array)).any():
+        odd = array[~np.isfinite(array) | (array != np.round(array))].flat[0]
+        raise InputError(f"{path}: holds the value {odd:g}; a label map holds whole numbers only")
+    grid = Grid.of(image)
+    if not grid.matches(scan.grid):
+        raise InputError(
+            f"{path}: its grid ({_describe(grid)}) is not that of {scan.path.name} ({_describe(scan.grid)}); "
+            "resample the labels to the image with nearest-neighbour interpolation"
+        )
+    return Scan(_tensor(array.astype(np.int32)), scan.grid, path)
+
+
+def _tensor(array: NDArray[np.float32] | NDArray[np.int32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))[None, None]
+
+
+def _describe(grid: Grid) -> str:
+    size = "×".join(map(str, grid.shape))
+    return f"{size}, spacing {'×'.join(f'{s:.3g}' for s in grid.spacing)} mm, centre {np.round(grid.centre, 1).tolist()}"
+
+
+def _read(path: str | Path) -> tuple[sitk.Image, Path]:
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the path")
+    if path.is_file() and path.name.lower().endswith(NIFTI):
+        _check_nifti_header(path)
+    try:
+        image = _read_dicom(path) if path.is_dir() else sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be read as an image ({_reason(error)}); convert it to NIfTI") from None
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[..., 0]
+    if image.GetDimension() != 3 or min(image.GetSize()) < 2:
+        raise InputError(
+            f"{path}: has size {'×'.join(map(str, image.GetSize()))}; expected one 3-D volume of at least 2 voxels an "
+            "axis: extract the volume first"
+        )
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"{path}: has {image.GetNumberOfComponentsPerPixel()} values a voxel; expected a grey-scale image"
+        )
+    return image, path
+
+
+def _reason(error: RuntimeError) -> str:
+    """The telling line of an ITK error, without its source file and pointers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].split("): ")[-1][:160] if lines else "unknown reason"
+
+
+def _check_nifti_header(path: Path) -> None:
+    try:
+        header = nib.load(path).header
+    except Exception as error:  # nibabel raises many kinds for a file that is no NIfTI; each means the same here
+        raise InputError(f"{path}: is not a readable NIfTI file ({error}); check or export it again") from None
+    if "sform_code" not in header:
+        return
+    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
+        raise InputError(
+            f"{path}: has no affine (sform and qform codes are 0), so its place in the scanner is unknown; "
+            "set one, for instance with nibabel's set_sform"
+        )
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: its affine is singular ({affine[:3, :3].tolist()}); set a valid sform or qform")
+
+
+def _read_dicom(folder: Path) -> sitk.Image:
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        found = "no DICOM series" if not series else f"{len(series)} DICOM series"
+        raise InputError(f"{folder}: holds {found}; give a folder with exactly one")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    return reader.Execute()
+
+
+def normalise(scan: Scan, percentiles: Iterable[float] = PERCENTILES) -> Scan:
+    """Scale intensities to [0, 1] between two percentiles, clipped, so that a few bright voxels change nothing."""
+    low, high = np.percentile(scan.data.numpy(), list(percentiles))
+    if high <= low:  # nearly all voxels are one value: take the full range
+        low, high = float(scan.data.min()), float(scan.data.max())
+    return replace(scan, data=((scan.data - float(low)) / float(high - low)).clamp(0, 1))
+
+
+def resample_to(scan: Scan, grid: Grid, world: Matrix | None = None, *, mode: str = "linear") -> Tensor:
+    """A scan's voxels on another grid: (1, 1, *grid.shape); ``world`` takes grid positions to the scan's, LPS mm.
+
+    Where the grid is coarser than the scan, a Gaussian takes out first what it cannot hold.
+    """
+    matrix = to_voxels(grid, world, scan.grid)
+    data = scan.data
+    if mode == "linear":
+        coarser = np.linalg.norm(matrix[:3, :3], axis=1)  # voxels of the scan per voxel of the grid, along each scan axis
+        data = _smooth(data, 0.5 * np.sqrt(np.maximum(coarser**2 - 1, 0)))
+        return pull(data, matrix, grid.shape, outside=scan.outside)
+    return pull(data, matrix, grid.shape, mode=mode)
+
+
+def _smooth(data: Tensor, sigma: Matrix) -> Tensor:
+    """Gaussian smoothing, standard deviations in voxels; those below a quarter voxel are left out."""
+    sigma = np.where(sigma < 0.25, 0.0, sigma)
+    if not sigma.any():
+        return data
+    from scipy.ndimage import gaussian_filter
+
+    return torch.from_numpy(gaussian_filter(data[0, 0].numpy(), sigma, truncate=3.0))[None, None]
