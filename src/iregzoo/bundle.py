@@ -1,45 +1,119 @@
-"""What bundle configs name: the network behind one two-channel tensor, its inferer, and the transforms around it."""
+"""What bundle configs name: the network behind one tensor, its inferer, and the transforms around it.
 
-from collections.abc import Hashable, Mapping, Sequence
+A bundle's inference goes through the same functions as ``iregzoo register``: ``LoadPair`` reads two scans and puts them
+on the network's grid, ``PairInferer`` runs the network, ``SaveRegistration`` brings the field back and writes the files.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
 from monai.inferers import Inferer
-from monai.transforms import MapTransform
-from torch import Tensor, nn
+from monai.transforms import Transform
+from monai.utils import convert_to_tensor
+from torch import Tensor
 
-from iregzoo.iteration import Controller
-from iregzoo.registration import Registration, RegistrationNetwork
-from iregzoo.space.grid import network_grid
-from iregzoo.space.scan import Scan, normalise, read_labels, read_scan, resample_to
+from iregzoo import __version__
+from iregzoo.outputs import whole_folder
+from iregzoo.register import FILES, Scans, choose_controller, finish, read_scans, write
+from iregzoo.registration import PairNetwork, Registration
+from iregzoo.space.frame import Frame, make_frame, network_input
+from iregzoo.space.start import affine_start
+from iregzoo.zoo import WeightsCard
+
+__all__ = ["LoadPair", "PairInferer", "PairNetwork", "SaveRegistration", "weights_card"]
+
+Sample = Mapping[str, Any]
 
 
-class PairNetwork(nn.Module):
-    """A registration network behind a bundle's boundary.
+def weights_card(bundle_root: str | Path, weights: str) -> WeightsCard:
+    """The card of a weights file, from the bundle's metadata."""
+    metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text())
+    return WeightsCard(**metadata["weights"][weights])
 
-    ``image`` (B, 2, D, H, W), channel 0 moving, channel 1 fixed, both in [0, 1], becomes ``pred``, the displacement
-    (B, 3, D, H, W) in voxels. ``verify_net_in_out`` and MONAI Label pass this one tensor.
+
+def _scans(data: Sample) -> Scans:
+    return read_scans(data["fixed"], data["moving"], data.get("fixed_labels"), data.get("moving_labels"))
+
+
+class LoadPair(Transform):
+    """Two scans, named under ``fixed`` and ``moving``, to the network's input ``image`` (2, D, H, W).
+
+    Label maps may stand under ``fixed_labels`` and ``moving_labels``. Adds ``start``, the affine (4, 4), LPS mm.
+
+    Args:
+        card: what the weights need.
+        stride: of the network.
+        init: affine start; ``auto`` is the card's.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+    def __init__(self, card: WeightsCard, stride: int, init: str = "auto") -> None:
+        self.card, self.stride = card, stride
+        self.init = card.init if init == "auto" else init
 
-    @property
-    def stride(self) -> int:
-        """What every spatial size must be divisible by."""
-        stride: int = self.network.stride  # type: ignore[assignment]
-        return stride
+    def frame(self, scans: Scans, start: Any) -> Frame:
+        """The geometry of a pair with a given affine start."""
+        card = self.card
+        return make_frame(
+            scans.fixed, scans.moving, start, spacing=card.spacing, stride=self.stride, minimum=card.minimum
+        )
 
-    def register(self, image: Tensor, controller: Controller | None = None) -> Registration:
-        """The whole result of registering (B, 2, D, H, W)."""
-        if image.dim() != 5 or image.shape[1] != 2:
-            raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 2, D, H, W), moving then fixed")
-        network: RegistrationNetwork = self.network  # type: ignore[assignment]
-        return network(image[:, :1], image[:, 1:], controller)
+    def __call__(self, data: Sample) -> dict[str, Any]:
+        scans = _scans(data)
+        start = affine_start(scans.fixed, scans.moving, self.init)
+        image = network_input(self.frame(scans, start), scans.fixed, scans.moving)[0]
+        return {**data, "image": image, "start": torch.from_numpy(start)}
 
-    def forward(self, image: Tensor, complete: bool = False) -> Any:
-        """The displacement (B, 3, D, H, W), or the ``Registration`` where ``complete``."""
-        registration = self.register(image)
-        return registration if complete else registration.displacement
+
+class PairInferer(Inferer):
+    """Runs a ``PairNetwork`` under a controller of its iterations: ``image`` (B, 2, D, H, W) to ``pred`` (B, 3, D, H, W).
+
+    Args:
+        controller: ``auto`` (the network's own), ``tci``, ``iterstop`` or ``fixed``.
+        max_iterations: cap of the iterations a level; None is the controller's own.
+    """
+
+    def __init__(self, controller: str = "auto", max_iterations: int | None = None) -> None:
+        self.controller, self.max_iterations = controller, max_iterations
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        pair: PairNetwork = getattr(network, "module", network)
+        image: Tensor = convert_to_tensor(inputs, track_meta=False)
+        controller = choose_controller(self.controller, self.max_iterations, pair.controller)
+        return pair.register(image, controller).displacement
+
+
+class SaveRegistration(Transform):
+    """Bring ``pred`` back to the scans and write the files of ``iregzoo register`` into a folder.
+
+    Args:
+        load: the ``LoadPair`` that made the input.
+        output_dir: the folder, empty or new.
+        provenance: what made the result, for the report.
+        inverse: also write the other way.
+        overwrite: allow a folder that holds something already.
+    """
+
+    def __init__(
+        self,
+        load: LoadPair,
+        output_dir: str,
+        provenance: Mapping[str, Any],
+        inverse: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.load, self.output_dir = load, Path(output_dir)
+        self.provenance = {"iregzoo": __version__, **provenance}
+        self.inverse, self.overwrite = inverse, overwrite
+
+    def __call__(self, data: Sample) -> dict[str, Any]:
+        scans = _scans(data)
+        predicted: Tensor = convert_to_tensor(data["pred"], track_meta=False)
+        start: Tensor = convert_to_tensor(data["start"], track_meta=False)
+        frame = self.load.frame(scans, start.cpu().numpy())
+        result = finish(scans, frame, self.load.init, Registration(predicted[None].cpu()))
+        with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
+            write(result, folder, self.provenance, inverse=self.inverse)
+        return dict(data)

@@ -59,6 +59,8 @@ def _sample_normalised(image: Tensor, grid: Tensor, mode: str, padding: str) -> 
         padding_mode=padding,
         align_corners=True,
     )
+    if not image.is_floating_point():
+        sampled = sampled.round()  # the cast alone would make 2 of 2.9999
     return sampled.to(image.dtype)
 
 
@@ -140,8 +142,8 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
 def invert(displacement: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> Tensor:
     """Inverse displacement by fixed-point iteration (Chen et al., Medical Physics 2008).
 
-    Iterates v(x) = −u(x + v(x)) until no pair moves by more than ``tolerance`` voxel. It converges where the field's
-    Lipschitz constant is below one; ``inverse_error`` says how well it went.
+    Iterates v(x) = −u(x + v(x)) for each pair until it moves by no more than ``tolerance`` voxel. It converges where
+    the field's Lipschitz constant is below one; ``inverse_error`` says how well it went.
 
     Args:
         displacement: (B, N, *shape) in voxels.
@@ -150,11 +152,13 @@ def invert(displacement: Tensor, *, iterations: int = 50, tolerance: float = 1e-
     """
     u = _at_least_float32(displacement)
     inverse = torch.zeros_like(u)
+    active = torch.ones(u.shape[0], dtype=torch.bool, device=u.device)
     for _ in range(iterations):
         update = -warp(u, inverse, padding="border")
-        change = (update - inverse).abs().max()
-        inverse = update
-        if change <= tolerance:
+        change = (update - inverse).abs().flatten(1).amax(1)
+        inverse = torch.where(active.view(-1, *[1] * (u.dim() - 1)), update, inverse)
+        active = active & (change > tolerance)
+        if not active.any():
             break
     return inverse
 

@@ -8,7 +8,7 @@ it would get alone. Scores stay on their device; the host reads one number an it
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -150,6 +150,8 @@ class TCI:
         _check_iterations("max_iterations", self.max_iterations)
         if self.window < 2:
             raise ValueError(f"window={self.window}; a gain needs at least 2 scores")
+        if self.order not in get_args(Order):
+            raise ValueError(f"order={self.order!r}; expected one of {', '.join(get_args(Order))}")
 
     def score(self, warped: Tensor, fixed: Tensor) -> Tensor:
         return score(warped, fixed, self.metric)

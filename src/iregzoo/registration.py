@@ -1,9 +1,9 @@
-"""What a registration network gives back, and what makes a network one."""
+"""What a registration network gives back, what makes a network one, and the same behind a bundle's one tensor."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from iregzoo.iteration import Controller
 
@@ -34,9 +34,50 @@ class RegistrationNetwork(Protocol):
     """
 
     stride: int
+    controller: Controller
 
-    def __call__(
-        self, moving: Tensor, fixed: Tensor, controller: Controller | None = None
-    ) -> Registration:
+    def __call__(self, moving: Tensor, fixed: Tensor, controller: Controller | None = None) -> Registration:
         """Register (B, 1, *shape) images in [0, 1]; ``controller`` replaces the network's own for this call."""
         ...
+
+
+class PairNetwork(nn.Module):
+    """A registration network behind a bundle's boundary.
+
+    ``image`` (B, 2, D, H, W), channel 0 moving, channel 1 fixed, both in [0, 1], becomes ``pred``, the displacement
+    (B, 3, D, H, W) in voxels. ``verify_net_in_out`` and MONAI Label pass this one tensor.
+
+    Args:
+        network: a module that is a ``RegistrationNetwork``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def stride(self) -> int:
+        """What every spatial size must be divisible by."""
+        return int(self.network.stride)  # type: ignore[arg-type]  # a Module's attributes are typed as its parameters
+
+    @property
+    def controller(self) -> Controller:
+        """What steers the network's iterations unless a call brings its own."""
+        controller: Controller = self.network.controller  # type: ignore[assignment]
+        return controller
+
+    def register(self, image: Tensor, controller: Controller | None = None) -> Registration:
+        """The whole result of registering (B, 2, D, H, W).
+
+        Raises:
+            ValueError: for another number of channels or axes.
+        """
+        if image.dim() != 5 or image.shape[1] != 2:
+            raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 2, D, H, W), moving then fixed")
+        registration: Registration = self.network(image[:, :1], image[:, 1:], controller)
+        return registration
+
+    def forward(self, image: Tensor, complete: bool = False) -> Tensor | Registration:
+        """The displacement (B, 3, D, H, W), or the ``Registration`` where ``complete``."""
+        registration = self.register(image)
+        return registration if complete else registration.displacement

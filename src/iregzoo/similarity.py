@@ -34,14 +34,18 @@ def mae(first: Tensor, second: Tensor) -> Tensor:
     return (a - b).abs().flatten(1).mean(1)
 
 
+def _centred(values: Tensor) -> Tensor:
+    """Rows (B, M) less their means, twice: the first mean of a constant row is rounded and would leave a constant."""
+    values = values - values.mean(1, keepdim=True)
+    return values - values.mean(1, keepdim=True)
+
+
 def ncc(first: Tensor, second: Tensor, *, eps: float = 1e-8) -> Tensor:
     """Global normalised cross-correlation (Pearson's r of the intensities) per pair: (B,), in [-1, 1].
 
     A constant image correlates with nothing: its score is 0, not NaN. ``eps`` is the smallest norm that counts.
     """
-    a, b = (image.flatten(1) for image in _prepare(first, second))
-    a = a - a.mean(1, keepdim=True)
-    b = b - b.mean(1, keepdim=True)
+    a, b = (_centred(image.flatten(1)) for image in _prepare(first, second))
     # Normalising each image first keeps the products in range for images of any intensity scale.
     return (F.normalize(a, dim=1, eps=eps) * F.normalize(b, dim=1, eps=eps)).sum(1)
 

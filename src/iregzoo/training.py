@@ -35,7 +35,9 @@ def find_scans(dataset_dir: str | Path, split: str) -> list[dict[str, str]]:
     root = Path(dataset_dir)
     listing = root / "splits.json"
     if not listing.is_file():
-        raise InputError(f"{root}: has no splits.json; expected images/, labels/ and splits.json naming each split's scans")
+        raise InputError(
+            f"{root}: has no splits.json; expected images/, labels/ and splits.json naming each split's scans"
+        )
     splits = json.loads(listing.read_text())
     if split not in splits:
         raise InputError(f"{listing}: has no split {split!r}, only {', '.join(splits)}")

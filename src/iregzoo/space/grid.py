@@ -6,6 +6,7 @@ World coordinates are ITK's: millimetres, LPS. Arrays are indexed (i, j, k) as N
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -57,7 +58,7 @@ class Grid:
         apart = ((self.affine - other.affine) @ corners)[:3]
         return bool(np.linalg.norm(apart, axis=0).max() <= tolerance * self.spacing.min())
 
-    def to_sitk(self, array: NDArray[np.float32] | NDArray[np.integer], *, vector: bool = False) -> sitk.Image:
+    def to_sitk(self, array: NDArray[Any], *, vector: bool = False) -> sitk.Image:
         """An ITK image of this geometry from (X, Y, Z), or (X, Y, Z, C) of vectors."""
         axes = (2, 1, 0, 3) if vector else (2, 1, 0)
         image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(axes)), isVector=vector)
@@ -106,9 +107,7 @@ def canonical_axes(grid: Grid) -> tuple[list[int], list[int]]:
     return order, [int(orientation[axis, 1]) for axis in order]
 
 
-def network_grid(
-    grid: Grid, spacing: Sequence[float], *, stride: int, minimum: Sequence[int] = (1, 1, 1)
-) -> Grid:
+def network_grid(grid: Grid, spacing: Sequence[float], *, stride: int, minimum: Sequence[int] = (1, 1, 1)) -> Grid:
     """The grid on which a network sees an image.
 
     Its axes are the image's own, reordered and flipped to run nearest to right, anterior, superior (oblique images are

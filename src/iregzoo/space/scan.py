@@ -75,7 +75,9 @@ def _tensor(array: NDArray[np.float32] | NDArray[np.int32]) -> Tensor:
 
 def _describe(grid: Grid) -> str:
     size = "×".join(map(str, grid.shape))
-    return f"{size}, spacing {'×'.join(f'{s:.3g}' for s in grid.spacing)} mm, centre {np.round(grid.centre, 1).tolist()}"
+    return (
+        f"{size}, spacing {'×'.join(f'{s:.3g}' for s in grid.spacing)} mm, centre {np.round(grid.centre, 1).tolist()}"
+    )
 
 
 def _read(path: str | Path) -> tuple[sitk.Image, Path]:
@@ -135,12 +137,23 @@ def _read_dicom(folder: Path) -> sitk.Image:
     return reader.Execute()
 
 
-def normalise(scan: Scan, percentiles: Iterable[float] = PERCENTILES) -> Scan:
-    """Scale intensities to [0, 1] between two percentiles, clipped, so that a few bright voxels change nothing."""
-    low, high = np.percentile(scan.data.numpy(), list(percentiles))
-    if high <= low:  # nearly all voxels are one value: take the full range
-        low, high = float(scan.data.min()), float(scan.data.max())
-    return replace(scan, data=((scan.data - float(low)) / float(high - low)).clamp(0, 1))
+def intensity_range(scan: Scan, percentiles: Iterable[float] = PERCENTILES) -> tuple[float, float]:
+    """What of a scan becomes 0 and 1: two percentiles, so that a few bright voxels change nothing."""
+    low, high = (float(value) for value in np.percentile(scan.data.numpy(), list(percentiles)))
+    if high > low:
+        return low, high
+    return float(scan.data.min()), float(scan.data.max())  # nearly all voxels are one value: take the full range
+
+
+def scale(data: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Intensities from ``limits`` to [0, 1], clipped."""
+    low, high = limits
+    return ((data - low) / (high - low)).clamp(0, 1)
+
+
+def normalise(scan: Scan) -> Scan:
+    """The scan with its intensities in [0, 1]."""
+    return replace(scan, data=scale(scan.data, intensity_range(scan)))
 
 
 def resample_to(scan: Scan, grid: Grid, world: Matrix | None = None, *, mode: str = "linear") -> Tensor:
@@ -151,7 +164,9 @@ def resample_to(scan: Scan, grid: Grid, world: Matrix | None = None, *, mode: st
     matrix = to_voxels(grid, world, scan.grid)
     data = scan.data
     if mode == "linear":
-        coarser = np.linalg.norm(matrix[:3, :3], axis=1)  # voxels of the scan per voxel of the grid, along each scan axis
+        coarser = np.linalg.norm(
+            matrix[:3, :3], axis=1
+        )  # voxels of the scan per voxel of the grid, along each scan axis
         data = _smooth(data, 0.5 * np.sqrt(np.maximum(coarser**2 - 1, 0)))
         return pull(data, matrix, grid.shape, outside=scan.outside)
     return pull(data, matrix, grid.shape, mode=mode)

@@ -1,0 +1,313 @@
+"""The command line. Every command's help is its docstring; bad input ends with one line and exit code 2."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iregzoo.errors import InputError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# Each command imports what it needs itself: PyTorch takes seconds to import, and `iregzoo list` needs none of it.
+
+STAGES = ("read", "weights", "start", "network", "warp", "write", "report")
+
+
+def register(
+    fixed: str,
+    moving: str,
+    output: str,
+    bundle: str = "iirp",
+    weights: str | None = None,
+    fixed_labels: str | None = None,
+    moving_labels: str | None = None,
+    device: str = "auto",
+    init: str = "auto",
+    controller: str = "auto",
+    max_iterations: int | None = None,
+    inverse: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Register a moving scan to a fixed one and write the results into a folder.
+
+    Scans are NIfTI, NRRD, MetaImage or a folder with one DICOM series. The folder gets warped.nii.gz,
+    displacement.nii.gz (LPS mm), transform.h5 (ITK), report.json and report.png; warped_labels.nii.gz where moving
+    labels are given; with --inverse the same for the other way.
+
+    Args:
+        fixed: the scan that stays.
+        moving: the scan that is brought to it.
+        output: folder for the results, new or empty.
+        bundle: the method; see iregzoo list.
+        weights: a name from iregzoo list, or a weights file; the bundle's first if not given.
+        fixed_labels: label map on the fixed scan's grid.
+        moving_labels: label map on the moving scan's grid.
+        device: auto, cpu, cuda or mps.
+        init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
+        controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
+        max_iterations: the most iterations a level of the method's pyramid.
+        inverse: also write the way from fixed to moving.
+        overwrite: replace the results of an earlier run in the folder.
+    """
+    from iregzoo.outputs import whole_folder
+    from iregzoo.register import FILES, choose_controller, provenance, read_scans, write
+    from iregzoo.register import register as register_scans
+    from iregzoo.zoo import load
+
+    stages = (*STAGES, "inverse") if inverse else STAGES
+    with whole_folder(Path(str(output)), overwrite=overwrite, owned=FILES) as folder, _Progress(len(stages)) as bar:
+        bar("read")
+        scans = read_scans(
+            *(None if path is None else str(path) for path in (fixed, moving, fixed_labels, moving_labels))
+        )
+        bar("weights")
+        method = load(str(bundle), None if weights is None else str(weights), choose_device(device))
+        steering = choose_controller(controller, max_iterations, method.network.controller)
+        result = register_scans(scans, method, init=str(init), controller=steering, progress=bar)
+        report = write(result, folder, provenance(method), inverse=inverse, progress=bar)
+    print(summary_line(report))
+    print(f"written to {output}: look at report.png first")
+
+
+def evaluate(
+    pairs: str,
+    bundle: str | Sequence[str],
+    output: str,
+    weights: str | None = None,
+    device: str = "auto",
+    init: str = "auto",
+    controller: str | Sequence[str] = "auto",
+    max_iterations: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Register every pair of a table and measure the results: metrics.csv (a row per pair) and summary.json.
+
+    Args:
+        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
+            moving_points; relative paths are looked for beside it.
+        bundle: one or more methods, separated by commas.
+        output: folder for the results, new or empty.
+        weights: a name from iregzoo list, or a weights file.
+        device: auto, cpu, cuda or mps.
+        init: affine start: auto, none, center, rigid or affine.
+        controller: one or more of auto, tci, iterstop, fixed, separated by commas.
+        max_iterations: the most iterations a level.
+        overwrite: replace the results of an earlier run in the folder.
+    """
+    from iregzoo.evaluate import FILES, read_cases
+    from iregzoo.evaluate import evaluate as evaluate_cases
+    from iregzoo.outputs import whole_folder
+    from iregzoo.zoo import load
+
+    cases, target = read_cases(str(pairs)), choose_device(device)
+    methods = [load(name, None if weights is None else str(weights), target) for name in names(bundle)]
+    controllers = names(controller)
+    with (
+        whole_folder(Path(str(output)), overwrite=overwrite, owned=FILES) as folder,
+        _Progress(len(cases) * len(methods) * len(controllers)) as bar,
+    ):
+        summary = evaluate_cases(
+            cases,
+            methods,
+            folder,
+            controllers=controllers,
+            init=str(init),
+            max_iterations=max_iterations,
+            progress=bar,
+        )
+    for result in summary["results"]:
+        print(result_line(result))
+    if summary["failed"]:
+        first = summary["failed"][0]
+        raise InputError(
+            f"{len(summary['failed'])} of {len(cases)} pairs failed, first {first['pair']}: {first['reason']} "
+            f"(the others are in {output})"
+        )
+
+
+def list_bundles(json: bool = False) -> None:
+    """List the bundles at hand with their weights.
+
+    Args:
+        json: print a JSON list instead of a table.
+    """
+    import json as json_module
+
+    from iregzoo.zoo import bundles
+
+    found = bundles()
+    if json:
+        entries = [
+            {
+                "name": bundle.name,
+                "version": bundle.metadata.get("version", ""),
+                "task": bundle.metadata.get("task", ""),
+                "path": str(bundle.path),
+                "weights": {
+                    name: {
+                        "init": card.init,
+                        "spacing": card.spacing,
+                        "description": card.description,
+                        "sha256": card.sha256,
+                    }
+                    for name, card in bundle.weights.items()
+                },
+            }
+            for bundle in found
+        ]
+        print(json_module.dumps(entries, indent=2))
+        return
+    for bundle in found:
+        print(f"{bundle.name:12} {bundle.metadata.get('version', ''):8} {bundle.metadata.get('name', '')}")
+        for name, card in bundle.weights.items():
+            print(f"{'':12} --weights {name}: {card.description}; start: {card.init}")
+    if not found:
+        raise InputError("no bundles found; is the package installed completely?")
+
+
+def demo(
+    output: str = "iregzoo-demo", bundle: str = "iirp", weights: str | None = None, overwrite: bool = False
+) -> None:
+    """Make a phantom pair with a known deformation, register it, and say how much of the deformation was found.
+
+    Args:
+        output: folder for the phantom (fixed, moving, labels) and the results.
+        bundle: the method.
+        weights: a name from iregzoo list, or a weights file.
+        overwrite: replace an earlier demo in the folder.
+    """
+    from iregzoo.outputs import whole_folder
+    from iregzoo.phantom import FILES as PHANTOM_FILES
+    from iregzoo.phantom import make_phantom, recovered
+    from iregzoo.register import FILES, provenance, read_scans, write
+    from iregzoo.register import register as register_scans
+    from iregzoo.zoo import load
+
+    owned = (*FILES, *PHANTOM_FILES)
+    with whole_folder(Path(str(output)), overwrite=overwrite, owned=owned) as folder, _Progress(len(STAGES)) as bar:
+        bar("read")
+        phantom = make_phantom(folder)
+        scans = read_scans(phantom.fixed, phantom.moving, phantom.fixed_labels, phantom.moving_labels)
+        bar("weights")
+        method = load(str(bundle), None if weights is None else str(weights))
+        result = register_scans(scans, method, init="none", progress=bar)
+        report = write(result, folder, provenance(method), progress=bar)
+        found = recovered(phantom, result)
+    print(summary_line(report))
+    print(
+        f"known deformation {found['known_mm']:.2f} mm on average; after registration {found['left_mm']:.2f} mm are left: "
+        f"{found['recovered_percent']:.0f} % recovered"
+    )
+    print(f"written to {output}: look at report.png first")
+
+
+def import_checkpoint(bundle: str, checkpoint: str, output: str) -> None:
+    """Turn a checkpoint of a method's published code into weights for its bundle, for --weights FILE.
+
+    Args:
+        bundle: the method.
+        checkpoint: the published file.
+        output: the weights file to write.
+    """
+    from iregzoo.zoo import import_checkpoint as convert
+
+    convert(str(bundle), str(checkpoint), str(output))
+    print(f"written to {output}: use it with --weights {output}")
+
+
+def choose_device(name: str) -> str:
+    """The device that ``--device`` means.
+
+    Raises:
+        InputError: for another name, or a device that this machine lacks.
+    """
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if present["cuda"] else "cpu"
+    if name not in present:
+        raise InputError(f"device {name!r} is unknown; choose auto, {', '.join(present)}")
+    if not present[name]:
+        raise InputError(f"device {name!r} is not on this machine; choose auto or cpu")
+    return name
+
+
+def names(value: str | Sequence[str]) -> list[str]:
+    """What stands between commas: Fire gives ``a`` as text and ``a,b`` as a tuple."""
+    parts = value.split(",") if isinstance(value, str) else [str(part) for part in value]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def summary_line(report: dict[str, Any]) -> str:
+    """What a registration did, in a line."""
+    parts = [f"NCC {report['ncc_before']:.3f} → {report['ncc_after']:.3f}"]
+    if "dice_mean" in report and "dice_before_mean" in report:
+        parts.append(f"Dice {report['dice_before_mean']:.3f} → {report['dice_mean']:.3f}")
+    parts.append(f"folding {report['folding_percent']:.3f} %")
+    parts.append(f"iterations {'-'.join(map(str, report['iterations']))}")
+    parts.append(f"{sum(report['seconds'].values()):.1f} s")
+    return ", ".join(parts)
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """The summary of one method, in a line."""
+    parts = [f"{result['bundle']} ({result['controller']}), {result['pairs']} pairs"]
+    if "dice_mean" in result:
+        dice, before = result["dice_mean"], result["dice_before"]
+        parts.append(f"Dice {dice['mean']:.4f} ± {dice['sd']:.4f} (before {before['mean']:.4f})")
+    if "hd95_mm" in result:
+        parts.append(f"HD95 {result['hd95_mm']['mean']:.2f} mm")
+    parts.append(f"folding {result['folding_percent']['mean']:.3f} %")
+    parts.append(f"NCC {result['ncc_before']['mean']:.3f} → {result['ncc_after']['mean']:.3f}")
+    parts.append(f"iterations {result['iterations']}")
+    parts.append(f"{result['seconds']['mean']:.2f} s a pair")
+    return ", ".join(parts)
+
+
+class _Progress:
+    """A progress bar on standard error that names what is being done; silent where nobody watches."""
+
+    def __init__(self, total: int) -> None:
+        from tqdm import tqdm
+
+        self.bar: tqdm[Any] = tqdm(
+            total=total, leave=False, disable=None, bar_format="{desc} {bar:30} {n}/{total} [{elapsed}<{remaining}]"
+        )
+        self.begun = False
+
+    def __enter__(self) -> Callable[[str], None]:
+        return self.step
+
+    def step(self, name: str) -> None:
+        self.bar.update(int(self.begun))
+        self.begun = True
+        self.bar.set_description_str(name)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "register": register,
+    "evaluate": evaluate,
+    "list": list_bundles,
+    "demo": demo,
+    "import-checkpoint": import_checkpoint,
+}
+
+
+def main() -> None:
+    """Entry point of ``iregzoo``."""
+    import fire
+
+    try:
+        fire.Fire(COMMANDS, name="iregzoo")
+    except InputError as error:
+        print(f"iregzoo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("iregzoo: interrupted; nothing was written, run the command again", file=sys.stderr)
+        sys.exit(2)

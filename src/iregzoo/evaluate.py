@@ -1,0 +1,228 @@
+"""Pairs in, table out: every figure measured on the fixed image's own grid, after the whole pipeline of ``register``."""
+
+import csv
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iregzoo import __version__
+from iregzoo.errors import InputError
+from iregzoo.metrics import mean_of, surface_scores, tre
+from iregzoo.register import Result, choose_controller, figures, labels_of, read_scans, register
+from iregzoo.space.points import move_points, read_points
+from iregzoo.zoo import Method
+
+FILES = ("metrics.csv", "summary.json")
+NUMBERS = (
+    "dice_mean",
+    "dice_before",
+    "hd95_mm",
+    "assd_mm",
+    "tre_mm",
+    "folding_percent",
+    "sdlogj",
+    "ncc_before",
+    "ncc_after",
+    "mse",
+    "seconds",
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a table of pairs."""
+
+    fixed: str
+    moving: str
+    fixed_labels: str = ""
+    moving_labels: str = ""
+    fixed_points: str = ""
+    moving_points: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.moving).name} → {Path(self.fixed).name}"
+
+
+COLUMNS = tuple(column.name for column in fields(Case))
+
+
+def read_cases(path: str | Path) -> list[Case]:
+    """The pairs of a CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
+    moving_points. A relative path is looked for beside the CSV file, then in the working folder.
+
+    Raises:
+        InputError: for a missing table, column or file, an unknown column, half a pair of labels or points, or no pairs.
+    """
+    table = Path(path)
+    if not table.is_file():
+        raise InputError(f"{table}: no such file; check the path")
+    with table.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        header = [name.strip() for name in reader.fieldnames or []]
+        unknown = [name for name in header if name not in COLUMNS]
+        if unknown or "fixed" not in header or "moving" not in header:
+            raise InputError(
+                f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, "
+                "of which fixed and moving are needed"
+            )
+        rows = [
+            {name: (value or "").strip() for name, value in zip(header, row.values(), strict=False)} for row in reader
+        ]
+    if not rows:
+        raise InputError(f"{table}: has no pairs below its header")
+    return [
+        Case(**{name: _locate(table, number, value) for name, value in row.items()})
+        for number, row in enumerate(rows, 2)
+    ]
+
+
+def _locate(table: Path, line: int, value: str) -> str:
+    if not value:
+        return ""
+    for candidate in (table.parent / value, Path(value)):
+        if candidate.exists():
+            return str(candidate)
+    raise InputError(f"{table}, line {line}: {value}: no such file, neither beside the table nor in the working folder")
+
+
+def evaluate(
+    cases: Sequence[Case],
+    methods: Sequence[Method],
+    folder: Path,
+    *,
+    controllers: Sequence[str] = ("auto",),
+    init: str = "auto",
+    max_iterations: int | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Register every case with every method and controller; write ``metrics.csv`` and ``summary.json``.
+
+    A case that fails is listed under ``failed`` in the summary and does not stop the others.
+    """
+    rows: list[Row] = []
+    failed: list[dict[str, str]] = []
+    for method in methods:
+        for name in controllers:
+            controller = choose_controller(name, max_iterations, method.network.controller)
+            for case in cases:
+                progress(f"{method.bundle.name} {case.name}")
+                try:
+                    row = _measure(case, method, init, controller)
+                except InputError as error:
+                    failed.append({"bundle": method.bundle.name, "pair": case.name, "reason": str(error)})
+                    continue
+                rows.append({"bundle": method.bundle.name, "controller": name, **row})
+    summary = {
+        "iregzoo": __version__,
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "methods": [{"bundle": m.bundle.name, "weights": m.weights, "sha256": m.sha256} for m in methods],
+        "results": list(_summaries(rows)),
+        "failed": failed,
+    }
+    _write_table(folder / "metrics.csv", rows)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary
+
+
+def _measure(case: Case, method: Method, init: str, controller: Any) -> Row:
+    scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
+    begin = time.perf_counter()
+    result = register(scans, method, init=init, controller=controller)
+    seconds = time.perf_counter() - begin
+    found = figures(result)
+    row: Row = {"fixed": case.fixed, "moving": case.moving}
+    row |= _overlap(result, found)
+    if case.fixed_points and case.moving_points:
+        expected = read_points(case.moving_points)
+        moved = move_points(read_points(case.fixed_points), result.displacement, result.frame.fixed)
+        if len(moved) != len(expected):
+            raise InputError(f"{case.fixed_points}: {len(moved)} points, but {case.moving_points}: {len(expected)}")
+        row["tre_mm"] = float(tre(moved, expected).mean())
+    for name in ("folding_percent", "sdlogj", "ncc_before", "ncc_after"):
+        row[name] = found[name]
+    return row | {
+        "mse": found["mse_after"],
+        "iterations": " ".join(map(str, found["iterations"])),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _overlap(result: Result, found: Mapping[str, Any]) -> Row:
+    if "dice" not in found or result.scans.fixed_labels is None or result.warped_labels is None:
+        return {}
+    fixed = result.scans.fixed_labels.data
+    labels = labels_of(fixed, result.warped_labels)
+    hd95, assd = surface_scores(result.warped_labels, fixed, labels, result.frame.fixed.spacing.tolist())
+    return {
+        "dice_mean": found.get("dice_mean", math.nan),
+        "dice_before": found.get("dice_before_mean", math.nan),
+        **{f"dice_{label}": value for label, value in found["dice"].items()},
+        "hd95_mm": mean_of(hd95),
+        "assd_mm": mean_of(assd),
+    }
+
+
+def _summaries(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Mean and standard deviation of each figure, by method and controller, and the worst case."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["bundle"], row["controller"]), []).append(row)
+    for (bundle, controller), members in groups.items():
+        summary: dict[str, Any] = {"bundle": bundle, "controller": controller, "pairs": len(members)}
+        for name in NUMBERS:
+            values = torch.tensor([row[name] for row in members if not math.isnan(row.get(name, math.nan))])
+            if len(values):
+                spread = float(values.std()) if len(values) > 1 else 0.0
+                summary[name] = {"mean": float(values.mean()), "sd": spread, "pairs": len(values)}
+        summary["iterations"] = _mean_iterations(members)
+        measured = [row for row in members if not math.isnan(row.get("dice_mean", math.nan))]
+        if measured:
+            worst = min(measured, key=lambda row: row["dice_mean"])
+            summary["worst"] = {name: worst[name] for name in ("fixed", "moving", "dice_mean")}
+        yield summary
+
+
+def _mean_iterations(rows: Sequence[Row]) -> list[float]:
+    counts = torch.tensor([[float(count) for count in row["iterations"].split()] for row in rows])
+    return [round(value, 2) for value in counts.mean(0).tolist()]
+
+
+def _write_table(path: Path, rows: Sequence[Row]) -> None:
+    labels = sorted(
+        {name for row in rows for name in row if name.startswith("dice_") and name[5:].isdigit()},
+        key=lambda name: int(name[5:]),
+    )
+    columns = [
+        "bundle",
+        "controller",
+        "fixed",
+        "moving",
+        "dice_mean",
+        "dice_before",
+        *labels,
+        *NUMBERS[2:-1],
+        "iterations",
+        "seconds",
+    ]
+    if not any("tre_mm" in row for row in rows):
+        columns.remove("tre_mm")
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, restval="")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: _cell(value) for name, value in row.items() if name in columns})
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value

@@ -1,0 +1,78 @@
+"""A folder of results that appears whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from iregzoo.errors import InputError
+
+
+@contextmanager
+def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str]) -> Iterator[Path]:
+    """A place to write results to, which become ``target`` once the block ends well.
+
+    Whatever ends the block early (an error, Ctrl-C) leaves ``target`` as it was. Other files in it are never touched.
+
+    Args:
+        target: the folder to fill; made if need be.
+        overwrite: allow a folder that holds something already.
+        owned: every name that such results may have; with ``overwrite``, those of an earlier run that this one did not
+            write are removed.
+
+    Raises:
+        InputError: where ``target`` is a file, cannot be written, or is not empty.
+    """
+    target = target.absolute()
+    try:
+        _check(target, overwrite)
+        missing = _missing_parents(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another --output") from None
+    try:
+        yield staging
+        _publish(staging, target, owned)
+        missing = []
+    except OSError as error:
+        raise InputError(
+            f"{target}: writing failed ({error.strerror or error}); make room or choose another --output"
+        ) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in missing:
+            folder.rmdir()
+
+
+def _check(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file, not a folder; choose another --output")
+    if target.is_dir():
+        if not os.access(target, os.W_OK | os.X_OK):
+            raise InputError(f"{target}: is not writable; choose another --output")
+        if any(target.iterdir()) and not overwrite:
+            raise InputError(f"{target}: is not empty; choose another --output or add --overwrite")
+
+
+def _missing_parents(target: Path) -> list[Path]:
+    """Parents that do not exist yet, the deepest first."""
+    return [folder for folder in target.parents if not folder.exists()]
+
+
+def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
+    if target.is_dir() and any(target.iterdir()):
+        written = {path.name for path in staging.iterdir()}
+        for path in staging.iterdir():
+            path.replace(target / path.name)
+        for name in set(owned) - written:
+            (target / name).unlink(missing_ok=True)
+        return
+    umask = os.umask(0)
+    os.umask(umask)
+    staging.chmod(0o777 & ~umask)
+    if target.is_dir():
+        target.rmdir()
+    staging.rename(target)

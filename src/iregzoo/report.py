@@ -1,0 +1,145 @@
+"""What a person looks at to see whether a registration can be trusted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from iregzoo.errors import InputError
+from iregzoo.fields import jacobian_determinant
+from iregzoo.space.frame import affine_displacement, warp_scan
+from iregzoo.space.grid import canonical_axes
+from iregzoo.space.scan import intensity_range, scale
+
+if TYPE_CHECKING:
+    from iregzoo.register import Result
+
+PLANES = ("sagittal", "coronal", "axial")
+COLUMNS = (
+    "fixed",
+    "moving at the start",
+    "warped",
+    "difference at the start",
+    "difference after",
+    "deformed grid",
+    "Jacobian",
+)
+JACOBIAN_COLOURS, JACOBIAN_NORM = "RdBu_r", TwoSlopeNorm(1.0, 0.0, 2.5)
+GRID_LINES = 22
+Volume = NDArray[np.float32]
+
+
+def picture(result: "Result", figures: Mapping[str, Any], path: Path) -> None:
+    """Draw three planes of fixed, moving, warped, their differences, the deformed grid and the Jacobian determinant.
+
+    The moving image is shown where the affine start puts it. Folds (det J at or below 0) are marked in magenta.
+
+    Raises:
+        InputError: where the file cannot be written.
+    """
+    volumes, positions, spacing = _canonical_volumes(result)
+    middle = _middle(volumes["fixed"])
+    figure = Figure(figsize=(2.4 * len(COLUMNS) + 0.6, 8.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, len(COLUMNS))
+    for across in range(3):
+        cuts = {name: volume.take(middle[across], axis=across) for name, volume in volumes.items()}
+        inside = [axis for axis in range(3) if axis != across]
+        lines = [positions[axis].take(middle[across], axis=across) for axis in inside]
+        _draw_row(axes[across], cuts, lines, spacing[inside[1]] / spacing[inside[0]])
+        axes[across, 0].set_ylabel(PLANES[across], fontsize=11)
+    for axis, title in zip(axes[0], COLUMNS, strict=True):
+        axis.set_title(title, fontsize=10)
+    figure.colorbar(ScalarMappable(JACOBIAN_NORM, JACOBIAN_COLOURS), ax=axes[:, -1], shrink=0.5, label="det J")
+    figure.suptitle(headline(result, figures), fontsize=10, ha="left", x=0.01)
+    try:
+        figure.savefig(path, dpi=80, facecolor="white")
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be written ({error.strerror}); make room on the disk") from None
+
+
+def headline(result: "Result", figures: Mapping[str, Any]) -> str:
+    """The figures that matter, in two lines."""
+    first = f"{result.scans.moving.path.name}  →  {result.scans.fixed.path.name}   (affine start: {result.init})"
+    parts = [
+        f"NCC {figures['ncc_before']:.3f} as given, {figures['ncc_start']:.3f} at the start, {figures['ncc_after']:.3f} after",
+        f"folding {figures['folding_percent']:.3f} %",
+        f"deformation {figures['displacement_mean_mm']:.1f} mm mean, {figures['displacement_max_mm']:.1f} mm largest",
+    ]
+    if "dice_mean" in figures:
+        parts.insert(1, f"Dice {figures['dice_before_mean']:.3f} as given, {figures['dice_mean']:.3f} after")
+    return f"{first}\n{'   ·   '.join(parts)}"
+
+
+def _canonical_volumes(result: "Result") -> tuple[dict[str, Volume], list[Volume], list[float]]:
+    """Everything that is drawn, with axes running right, anterior, superior: volumes, grid positions, spacing."""
+    scans, frame = result.scans, result.frame
+    order, signs = canonical_axes(frame.fixed)
+
+    def canonical(volume: Tensor) -> Volume:
+        turned = volume.permute(order).flip([axis for axis, sign in enumerate(signs) if sign < 0])
+        return turned.float().numpy()
+
+    fixed = scale(scans.fixed.data, intensity_range(scans.fixed))
+    limits = intensity_range(scans.moving)
+    start = scale(warp_scan(scans.moving, affine_displacement(frame.start, frame.fixed), frame.fixed), limits)
+    warped = scale(result.warped, limits)
+    in_voxels = frame.in_voxels(result.deformation)
+    volumes = {
+        "fixed": fixed,
+        "start": start,
+        "warped": warped,
+        "before": start - fixed,
+        "after": warped - fixed,
+        "jacobian": jacobian_determinant(in_voxels)[:, None],
+    }
+    turned = {name: canonical(volume[0, 0]) for name, volume in volumes.items()}
+    positions = []
+    for axis, (source, sign) in enumerate(zip(order, signs, strict=True)):
+        moved = sign * canonical(in_voxels[0, source])
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        positions.append(moved + np.arange(moved.shape[axis], dtype=np.float32).reshape(shape))
+    return turned, positions, [float(frame.fixed.spacing[axis]) for axis in order]
+
+
+def _middle(volume: Volume) -> list[int]:
+    """The voxel through which the planes go: the centre of what the image shows."""
+    bright = np.argwhere(volume > 0.1)
+    if not len(bright):
+        return [size // 2 for size in volume.shape]
+    return [int(index) for index in (bright.min(0) + bright.max(0)) // 2]
+
+
+def _draw_row(axes: NDArray[Any], cuts: Mapping[str, Volume], lines: list[Volume], aspect: float) -> None:
+    for axis, name in zip(axes, ("fixed", "start", "warped"), strict=False):
+        _show(axis, cuts[name], aspect, cmap="gray", vmin=0, vmax=1)
+    for axis, name in zip(axes[3:], ("before", "after"), strict=False):
+        _show(axis, cuts[name], aspect, cmap="seismic", vmin=-1, vmax=1)
+    _show(axes[5], cuts["fixed"], aspect, cmap="gray", vmin=0, vmax=2)
+    _draw_grid(axes[5], lines)
+    _show(axes[6], cuts["jacobian"], aspect, cmap=JACOBIAN_COLOURS, norm=JACOBIAN_NORM)
+    folds = np.argwhere(cuts["jacobian"] <= 0)
+    axes[6].plot(folds[:, 0], folds[:, 1], "s", color="magenta", markersize=2)
+
+
+def _show(axis: Axes, cut: Volume, aspect: float, **style: Any) -> None:
+    axis.imshow(cut.T, origin="lower", aspect=aspect, interpolation="nearest", **style)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _draw_grid(axis: Axes, positions: list[Volume]) -> None:
+    """Lines of the fixed grid at the places where the deformation reads the moving image."""
+    across, up = positions
+    step = max(1, max(across.shape) // GRID_LINES)
+    style = {"color": "gold", "linewidth": 0.6}
+    axis.plot(across[::step].T, up[::step].T, **style)
+    axis.plot(across[:, ::step], up[:, ::step], **style)

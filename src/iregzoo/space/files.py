@@ -1,0 +1,56 @@
+"""Files for the world: images, label maps, displacement fields and ITK transforms."""
+
+from pathlib import Path
+
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from iregzoo.errors import InputError
+from iregzoo.space.grid import Grid, Matrix
+
+
+def write_image(path: Path, data: Tensor, grid: Grid) -> None:
+    """Write (1, 1, X, Y, Z): float images as float32, label maps in the smallest integer type that holds them."""
+    array = data[0, 0].cpu()
+    if array.is_floating_point():
+        _write_sitk(grid.to_sitk(array.float().numpy()), path)
+        return
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if torch.iinfo(dtype).min <= int(array.min()) and int(array.max()) <= torch.iinfo(dtype).max:
+            _write_sitk(grid.to_sitk(array.to(dtype).numpy()), path)
+            return
+
+
+def write_displacement(path: Path, displacement: Tensor, grid: Grid) -> None:
+    """Write a displacement (1, 3, X, Y, Z), LPS mm, as the float32 vector image that ITK reads."""
+    vectors = displacement[0].movedim(0, -1).float().cpu().numpy()
+    _write_sitk(grid.to_sitk(vectors, vector=True), path)
+
+
+def write_transform(path: Path, deformation: Tensor, grid: Grid, affine: Matrix | None = None) -> None:
+    """Write an ITK composite transform: first the deformation (1, 3, X, Y, Z) on ``grid``, LPS mm, then the affine."""
+    composite = sitk.CompositeTransform(3)
+    if affine is not None:
+        linear = sitk.AffineTransform(3)
+        linear.SetMatrix(affine[:3, :3].ravel().tolist())
+        linear.SetTranslation(affine[:3, 3].tolist())
+        composite.AddTransform(linear)  # ITK applies the transform that was added last first
+    vectors = deformation[0].movedim(0, -1).double().cpu().numpy()
+    composite.AddTransform(sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True)))
+    try:
+        sitk.WriteTransform(composite, str(path))
+    except RuntimeError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _write_sitk(image: sitk.Image, path: Path) -> None:
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+    except RuntimeError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: RuntimeError) -> InputError:
+    reason = str(error).strip().splitlines()[-1][-120:]
+    return InputError(f"{path.name}: cannot be written ({reason}); check that the disk has room")

@@ -1,0 +1,142 @@
+"""Where a network sees a pair of scans, and the way of its field back to the scans' own grids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iregzoo.fields import identity, invert, sample
+from iregzoo.space.grid import Grid, Matrix, apply_matrix, network_grid, read_at, to_voxels
+from iregzoo.space.scan import Scan, normalise, resample_to
+
+MARGIN_MM = 10.0
+MAX_VOXELS = 256**3
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The geometry of one registration.
+
+    Attributes:
+        fixed, moving: the scans' own grids.
+        network: the grid on which the network sees both.
+        start: affine (4, 4), LPS mm, from fixed to moving world.
+    """
+
+    fixed: Grid
+    moving: Grid
+    network: Grid
+    start: Matrix
+
+    def deform(self, displacement: Tensor) -> Tensor:
+        """The network's displacement on the fixed image's grid: (1, 3, *fixed.shape), LPS mm, without the affine.
+
+        Beyond the network's grid the displacement of its border goes on.
+
+        Args:
+            displacement: (1, 3, *network.shape) in voxels of the network's grid.
+        """
+        points = apply_matrix(
+            to_voxels(self.fixed, None, self.network), identity(self.fixed.shape, dtype=torch.float64)
+        )
+        return _linear(self.network.affine, sample(displacement.double(), points, padding="border"))
+
+    def inverse(self, displacement: Tensor) -> Tensor:
+        """The whole inverse on the moving image's grid: (1, 3, *moving.shape), LPS mm, affine included.
+
+        The deformation is inverted on the network's grid by fixed-point iteration; the affine exactly.
+        """
+        backward = invert(displacement.double())
+        affine = np.linalg.inv(self.start)
+        points = apply_matrix(
+            to_voxels(self.moving, affine, self.network), identity(self.moving.shape, dtype=torch.float64)
+        )
+        moved = _linear(self.network.affine, sample(backward, points, padding="border"))
+        return moved + affine_displacement(affine, self.moving)
+
+    def total(self, deformation: Tensor) -> Tensor:
+        """Deformation and affine as one displacement on the fixed grid: (1, 3, *fixed.shape), LPS mm."""
+        return deformation + affine_displacement(self.start, self.fixed) + _linear(self.start - np.eye(4), deformation)
+
+    def in_voxels(self, deformation: Tensor) -> Tensor:
+        """A displacement in mm on the fixed grid in that grid's voxels, for its Jacobian."""
+        return _linear(np.linalg.inv(self.fixed.affine), deformation)
+
+
+def _linear(matrix: Matrix, vectors: Tensor) -> Tensor:
+    """Turn vectors (1, 3, *shape) by the linear part of an affine (4, 4)."""
+    linear = np.eye(4)
+    linear[:3, :3] = matrix[:3, :3]
+    return apply_matrix(linear, vectors)
+
+
+def affine_displacement(world: Matrix, grid: Grid) -> Tensor:
+    """Displacement (1, 3, *shape), LPS mm, of an affine of the world at every voxel of a grid."""
+    return apply_matrix((world - np.eye(4)) @ grid.affine, identity(grid.shape, dtype=torch.float64))
+
+
+def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "linear") -> Tensor:
+    """A scan warped once, from its own full resolution: (1, 1, *grid.shape).
+
+    Agrees with ITK's resampler, also at the faces of the field of view.
+
+    Args:
+        scan: what is warped.
+        displacement: (1, 3, *grid.shape), LPS mm, from a place on ``grid`` to one in the scan.
+        grid: of the result.
+        mode: ``linear``, or ``nearest`` for a label map.
+    """
+    points = apply_matrix(to_voxels(grid, None, scan.grid), identity(grid.shape, dtype=torch.float64))
+    points = points + _linear(np.linalg.inv(scan.grid.affine), displacement.double())
+    if mode == "nearest":
+        return read_at(scan.data, points, mode=mode)
+    return read_at(scan.data.double(), points, outside=scan.outside).float()
+
+
+def make_frame(
+    fixed: Scan, moving: Scan, start: Matrix, *, spacing: Sequence[float], stride: int, minimum: Sequence[int]
+) -> Frame:
+    """Choose the network's grid for a pair.
+
+    It covers what the fixed image shows (not an empty background), with a margin. Where that were more than
+    ``MAX_VOXELS``, its spacing is made coarser.
+
+    Args:
+        fixed, moving: the scans.
+        start: affine (4, 4), LPS mm, from fixed to moving world.
+        spacing: that the network was trained at, mm.
+        stride: divides the grid's shape.
+        minimum: voxels an axis that the grid has at least.
+    """
+    shown = _foreground(fixed)
+    grid = network_grid(shown, spacing, stride=stride, minimum=minimum)
+    excess = float(np.prod(np.array(grid.shape, dtype=float))) / MAX_VOXELS
+    if excess > 1:
+        coarser = np.asarray(spacing) * excess ** (1 / 3)
+        grid = network_grid(shown, coarser.tolist(), stride=stride, minimum=minimum)
+    return Frame(fixed.grid, moving.grid, grid, start)
+
+
+def network_input(frame: Frame, fixed: Scan, moving: Scan) -> Tensor:
+    """Both scans on the network's grid: (1, 2, *network.shape), moving (after the affine) then fixed, in [0, 1]."""
+    return torch.cat(
+        (resample_to(normalise(moving), frame.network, frame.start), resample_to(normalise(fixed), frame.network)),
+        dim=1,
+    )
+
+
+def _foreground(scan: Scan) -> Grid:
+    """The part of a scan's grid that is not empty, and a margin around it."""
+    bright = normalise(scan).data[0, 0] > 0
+    margin = np.ceil(MARGIN_MM / scan.grid.spacing).astype(int)
+    low, high = [], []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        seen = torch.where(bright.any(dim=others[1]).any(dim=others[0]))[0]
+        low.append(max(int(seen[0]) - int(margin[axis]), 0))
+        high.append(min(int(seen[-1]) + 1 + int(margin[axis]), scan.grid.shape[axis]))
+    affine = scan.grid.affine.copy()
+    affine[:3, 3] = affine[:3, :3] @ np.array(low) + affine[:3, 3]
+    return Grid((high[0] - low[0], high[1] - low[1], high[2] - low[2]), affine)

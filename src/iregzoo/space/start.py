@@ -1,0 +1,156 @@
+"""Affine start: where to look in the moving image before anything deforms."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from iregzoo.errors import InputError
+from iregzoo.space.grid import Grid, Matrix, network_grid
+from iregzoo.space.scan import Scan, normalise, resample_to
+
+STARTS = ("none", "center", "rigid", "affine")
+COARSE_MM, FINE_MM = 5.0, 2.5
+MIN_VOXELS = 16  # an axis needs so many for a mutual information that means something
+TILT = np.deg2rad(25.0)
+
+
+def affine_start(fixed: Scan, moving: Scan, start: str) -> Matrix:
+    """Affine (4, 4), LPS mm, from a place in the fixed image to the one in the moving image.
+
+    ``none`` trusts the headers; ``center`` puts the middle of one field of view on the middle of the other; ``rigid`` and
+    ``affine`` maximise Mattes' mutual information (of any two contrasts), from the best of several starting places and
+    tilts, so that images that barely overlap are found, too.
+
+    Raises:
+        InputError: for another name.
+    """
+    if start not in STARTS:
+        raise InputError(f"init {start!r} is unknown; choose auto, {', '.join(STARTS)}")
+    if start == "none":
+        return np.eye(4)
+    if start == "center":
+        return _shift(moving.grid.centre - fixed.grid.centre)
+    return _search(fixed, moving, affine=start == "affine")
+
+
+def _shift(offset: NDArray[np.float64]) -> Matrix:
+    matrix = np.eye(4)
+    matrix[:3, 3] = offset
+    return matrix
+
+
+def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
+    fixed, moving = normalise(fixed), normalise(moving)
+    coarse = _isotropic(fixed, COARSE_MM)
+    small_fixed = resample_to(fixed, coarse)[0, 0].numpy()
+
+    def information(world: Matrix) -> float:
+        return mutual_information(small_fixed, resample_to(moving, coarse, world)[0, 0].numpy())
+
+    ranked = sorted(_candidates(fixed, moving), key=information, reverse=True)
+    images = [_image(fixed, COARSE_MM), _image(moving, COARSE_MM)]
+    rigid = [_optimise(*images, _euler(world, fixed), steps=100) for world in ranked[:3]]
+    best = max([ranked[0], *rigid], key=information)
+    images = [_image(fixed, FINE_MM), _image(moving, FINE_MM)]
+    found = _optimise(*images, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
+    return max((best, found), key=information)
+
+
+def _candidates(fixed: Scan, moving: Scan) -> Iterator[Matrix]:
+    """Headers, fields of view and centres of mass matched, the last also tilted about each axis."""
+    yield np.eye(4)
+    yield _shift(moving.grid.centre - fixed.grid.centre)
+    centre, target = _centre_of_mass(fixed), _centre_of_mass(moving)
+    for axis, angle in product(range(3), (-TILT, TILT)):
+        angles = [0.0, 0.0, 0.0]
+        angles[axis] = angle
+        yield _matrix(sitk.Euler3DTransform(centre.tolist(), *angles, (target - centre).tolist()))
+    yield _shift(target - centre)
+
+
+def _centre_of_mass(scan: Scan) -> NDArray[np.float64]:
+    data = scan.data[0, 0].numpy().astype(np.float64)
+    total = data.sum()
+    index = [
+        float((data.sum(tuple(a for a in range(3) if a != axis)) * np.arange(size)).sum() / total)
+        for axis, size in enumerate(data.shape)
+    ]
+    centre: NDArray[np.float64] = scan.grid.affine[:3, :3] @ np.array(index) + scan.grid.affine[:3, 3]
+    return centre
+
+
+def mutual_information(first: NDArray[np.float32], second: NDArray[np.float32], bins: int = 24) -> float:
+    """Mutual information in nats of two images in [0, 1] of one shape."""
+    joint, _, _ = np.histogram2d(first.ravel(), second.ravel(), bins=bins, range=((0, 1), (0, 1)))
+    joint /= joint.sum()
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    seen = joint > 0
+    return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
+
+
+def _isotropic(scan: Scan, spacing: float) -> Grid:
+    extent = np.array(scan.grid.shape) * scan.grid.spacing
+    step = min(spacing, float(extent.min()) / MIN_VOXELS)
+    return network_grid(scan.grid, (step, step, step), stride=1)
+
+
+def _image(scan: Scan, spacing: float) -> sitk.Image:
+    grid = _isotropic(scan, spacing)
+    return grid.to_sitk(resample_to(scan, grid)[0, 0].numpy())
+
+
+def _euler(world: Matrix, fixed: Scan) -> sitk.Transform:
+    transform = sitk.Euler3DTransform()
+    transform.SetCenter(fixed.grid.centre.tolist())
+    transform.SetMatrix(world[:3, :3].ravel().tolist(), 1e-4)
+    transform.SetTranslation(_translation(world, fixed))
+    return transform
+
+
+def _affine(world: Matrix, fixed: Scan) -> sitk.Transform:
+    transform = sitk.AffineTransform(3)
+    transform.SetCenter(fixed.grid.centre.tolist())
+    transform.SetMatrix(world[:3, :3].ravel().tolist())
+    transform.SetTranslation(_translation(world, fixed))
+    return transform
+
+
+def _translation(world: Matrix, fixed: Scan) -> list[float]:
+    """ITK's translation, which stands beside a rotation about the fixed image's middle."""
+    centre = fixed.grid.centre
+    translation: list[float] = (world[:3, :3] @ centre + world[:3, 3] - centre).tolist()
+    return translation
+
+
+def _optimise(fixed: sitk.Image, moving: sitk.Image, initial: sitk.Transform, *, steps: int) -> Matrix:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    voxels = int(np.prod(fixed.GetSize()))
+    method.SetMetricSamplingPercentage(min(1.0, 60_000 / voxels), 1)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=2.0, minStep=1e-3, numberOfIterations=steps, gradientMagnitudeTolerance=1e-8
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([2, 1])
+    method.SetSmoothingSigmasPerLevel([1, 0])
+    method.SetInitialTransform(initial, inPlace=True)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError:  # ITK gives up where the images no longer overlap: this start leads nowhere
+        return np.eye(4)
+    return _matrix(initial)
+
+
+def _matrix(transform: sitk.Transform) -> Matrix:
+    """The affine (4, 4) of a linear ITK transform."""
+    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    columns = [np.array(transform.TransformPoint(tuple(unit))) - origin for unit in np.eye(3)]
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack(columns, axis=1)
+    matrix[:3, 3] = origin
+    return matrix

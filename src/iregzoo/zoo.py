@@ -1,0 +1,258 @@
+"""The bundles at hand: find, load and verify them, and import checkpoints of published code."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from pickle import UnpicklingError
+from pydoc import locate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iregzoo.errors import InputError
+from iregzoo.registration import PairNetwork
+
+
+@dataclass(frozen=True)
+class WeightsCard:
+    """What a weights file needs and is: an entry of ``weights`` in a bundle's metadata.
+
+    Attributes:
+        file: relative to the bundle's folder.
+        sha256: of the file; empty for a user's own file.
+        init: the affine start that ``--init auto`` means.
+        spacing: mm of the grid the network was trained on.
+        minimum: voxels an axis that its grid has at least.
+        description: what it was trained on.
+        labels: names of the labels it was trained and tested with.
+    """
+
+    file: str
+    sha256: str = ""
+    init: str = "affine"
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    minimum: tuple[int, int, int] = (1, 1, 1)
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's folder and metadata."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def weights(self) -> dict[str, WeightsCard]:
+        """Its weights by name, the default first."""
+        return {name: WeightsCard(**card) for name, card in self.metadata.get("weights", {}).items()}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A bundle with weights, ready to register."""
+
+    bundle: Bundle
+    weights: str
+    card: WeightsCard
+    sha256: str
+    network: PairNetwork
+
+
+def home() -> Path:
+    """The user's folder of downloaded bundles; the variable IREGZOO_HOME moves it."""
+    return Path(os.environ.get("IREGZOO_HOME") or Path.home() / ".cache" / "iregzoo")
+
+
+def _roots() -> list[Path]:
+    package = Path(__file__).resolve().parent
+    return [home() / "bundles", package / "bundles", package.parents[1] / "bundles"]
+
+
+def bundles() -> list[Bundle]:
+    """Every bundle at hand, by name: those of the user's folder, of the installed package, of a source checkout."""
+    found: dict[str, Bundle] = {}
+    for root in _roots():
+        for metadata in sorted(root.glob("*/configs/metadata.json")):
+            path = metadata.parents[1]
+            found.setdefault(path.name, Bundle(path, json.loads(metadata.read_text())))
+    return [found[name] for name in sorted(found)]
+
+
+def find(name: str) -> Bundle:
+    """The bundle of a name.
+
+    Raises:
+        InputError: where there is none.
+    """
+    known = {bundle.name: bundle for bundle in bundles()}
+    if name not in known:
+        raise InputError(f"bundle {name!r} is unknown; there are: {', '.join(known) or 'none'}")
+    return known[name]
+
+
+def build(definition: Mapping[str, Any]) -> Any:
+    """The object of a plain MONAI definition, ``{"_target_": "module.Class", …}``, nested ones included.
+
+    MONAI's own parser does the same and more; this one starts without importing MONAI, which takes seconds.
+    """
+    arguments = {
+        key: build(value) if isinstance(value, Mapping) else value
+        for key, value in definition.items()
+        if key != "_target_"
+    }
+    target = locate(definition["_target_"])
+    if not callable(target):
+        raise InputError(f"{definition['_target_']!r} cannot be imported; is the package that has it installed?")
+    return target(**arguments)
+
+
+def load(name: str, weights: str | None = None, device: str | torch.device = "cpu") -> Method:
+    """Load a bundle's network with weights, ready for inference.
+
+    Args:
+        name: of the bundle.
+        weights: a name in the bundle's metadata (default: its first), or the path of a file.
+        device: where the network goes.
+
+    Raises:
+        InputError: unknown bundle or weights; a file that is missing, truncated, changed, or of another network.
+    """
+    bundle = find(name)
+    definition = json.loads((bundle.path / "configs" / "inference.json").read_text())["network_def"]
+    network: PairNetwork = build(definition)
+    weights, card, path = _weights_file(bundle, weights)
+    digest = sha256(path)
+    if card.sha256 and digest != card.sha256:
+        raise InputError(
+            f"{path}: sha256 is {digest[:12]}…, expected {card.sha256[:12]}…: the file is damaged; get it again"
+        )
+    load_strictly(network, read_state(path), path)
+    network.eval().requires_grad_(False)
+    return Method(bundle, weights, card, digest, network.to(device, memory_format=torch.channels_last_3d))
+
+
+def _weights_file(bundle: Bundle, weights: str | None) -> tuple[str, WeightsCard, Path]:
+    cards = bundle.weights
+    if weights is None:
+        if not cards:
+            raise InputError(f"bundle {bundle.name} has no weights; give a file with --weights FILE")
+        weights = next(iter(cards))
+    if weights in cards:
+        path = bundle.path / cards[weights].file
+        if not path.is_file():
+            raise InputError(f"{path}: the weights {weights!r} of {bundle.name} are missing; install the bundle again")
+        return weights, cards[weights], path
+    path = Path(weights)
+    if not path.is_file():
+        names = ", ".join(cards) or "none"
+        raise InputError(f"weights {weights!r} are neither one of {bundle.name}'s ({names}) nor a file")
+    return path.name, WeightsCard(file=str(path)), path
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state_dict from a file, without running any code in it; the file itself or its entry ``model_state``.
+
+    Raises:
+        InputError: for a file that is no such thing.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0][:100]
+        raise InputError(
+            f"{path}: is no readable weights file ({reason or type(error).__name__}); get it again"
+        ) from None
+    state = content.get("model_state", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds no state_dict, itself or as model_state; it is no weights file")
+    return state
+
+
+def load_strictly(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights whose names, shapes and values all fit.
+
+    Raises:
+        InputError: naming the first tensor that is missing, foreign, of another shape, or not finite.
+    """
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise InputError(f"{source}: has no tensor {name!r}; the weights are of another network")
+        if state[name].shape != tensor.shape:
+            shapes = f"{tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+            raise InputError(f"{source}: tensor {name!r} has shape {shapes}; the weights are of another network")
+        if not torch.isfinite(state[name]).all():
+            raise InputError(f"{source}: tensor {name!r} holds NaN or infinite values; the weights are damaged")
+    foreign = [name for name in state if name not in expected]
+    if foreign:
+        raise InputError(f"{source}: has the foreign tensor {foreign[0]!r}; the weights are of another network")
+    network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+
+
+def import_checkpoint(bundle: str, checkpoint: str | Path, output: str | Path) -> None:
+    """Turn a checkpoint of a method's published code into weights for its bundle.
+
+    The names of the published tensors are those of ``bundle``'s ``configs/import.json``: ``names`` maps a prefix there
+    to a prefix here, ``ignored`` are patterns of what is no weight.
+
+    Raises:
+        InputError: for a bundle without import, a file that is no checkpoint, and every tensor that does not fit.
+    """
+    found = find(bundle)
+    rules_file = found.path / "configs" / "import.json"
+    if not rules_file.is_file():
+        raise InputError(f"bundle {bundle} knows no published checkpoint to import")
+    source, target = Path(checkpoint), Path(output)
+    if not source.is_file():
+        raise InputError(f"{source}: no such file; check the path")
+    if target.exists():
+        raise InputError(f"{target}: exists already; choose another --output")
+    state = rename(read_state(source), json.loads(rules_file.read_text()), source)
+    network: PairNetwork = build(json.loads((found.path / "configs" / "inference.json").read_text())["network_def"])
+    load_strictly(network, state, source)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({name: tensor.float() for name, tensor in state.items()}, partial)
+        partial.replace(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another --output") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def rename(state: Mapping[str, Tensor], rules: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
+    """Published tensor names to ours.
+
+    Raises:
+        InputError: for a tensor that no rule names.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if any(fnmatch(name, pattern) for pattern in rules["ignored"]):
+            continue
+        prefix = next((old for old in rules["names"] if name.startswith(f"{old}.")), None)
+        if prefix is None:
+            raise InputError(f"{source}: has the foreign tensor {name!r}; is it a checkpoint of this method?")
+        renamed[rules["names"][prefix] + name[len(prefix) :]] = tensor
+    return renamed

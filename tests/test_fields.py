@@ -1,0 +1,456 @@
+"""Displacement algebra against scipy, numpy, SimpleITK, MONAI and fields whose answer is known on paper."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from monai.networks.blocks import DVF2DDF, Warp
+from scipy.linalg import expm
+from scipy.ndimage import map_coordinates
+from torch import Tensor
+
+from iregzoo.fields import (
+    check_displacement,
+    compose,
+    identity,
+    integrate,
+    inverse_error,
+    invert,
+    jacobian,
+    jacobian_determinant,
+    resize,
+    sample,
+    warp,
+)
+
+# No two sizes alike, so that a swapped axis shows.
+SHAPES = {2: (17, 23), 3: (13, 17, 22)}
+AXES = pytest.mark.parametrize("axes", [2, 3])
+PADDING = pytest.mark.parametrize("padding", ["zeros", "border"])
+EACH_AXIS = pytest.mark.parametrize(("axes", "axis"), [(n, i) for n in (2, 3) for i in range(n)])
+
+# Asymmetric and not commuting, small enough to stay within the margins below.
+OUTER = {n: 0.1 * np.array([[1.0, -0.7, 0.3], [0.4, -0.8, 0.5], [-0.2, 0.6, 0.7]])[:n, :n] for n in (2, 3)}
+INNER = {n: 0.1 * np.array([[-0.5, 0.2, 0.8], [-0.9, 0.6, -0.1], [0.3, 0.5, -0.4]])[:n, :n] for n in (2, 3)}
+
+
+def random_image(axes: int, batch: int = 2, channels: int = 2) -> Tensor:
+    return torch.rand(batch, channels, *SHAPES[axes], generator=torch.manual_seed(1), dtype=torch.float64)
+
+
+def rough_field(axes: int, reach: float = 4.0, batch: int = 2) -> Tensor:
+    """Independent at every voxel, and reaching beyond every face."""
+    noise = torch.rand(batch, axes, *SHAPES[axes], generator=torch.manual_seed(2), dtype=torch.float64)
+    return (2 * noise - 1) * reach
+
+
+def smooth_field(axes: int, reach: float = 1.5, batch: int = 2) -> Tensor:
+    """One sine wave per component, each of another direction; gentle enough to have an inverse."""
+    random = np.random.default_rng(3)
+    waves = random.uniform(-2.5, 2.5, (batch, axes, axes)) / np.array(SHAPES[axes])
+    phases = np.einsum("bij,j...->bi...", waves, np.indices(SHAPES[axes]))
+    starts = random.uniform(0, 2 * np.pi, (batch, axes, *[1] * axes))
+    return torch.from_numpy(reach * np.sin(phases + starts))
+
+
+def affine_field(matrix: np.ndarray, axes: int) -> Tensor:
+    """u(x) = matrix (x − centre): (1, N, *shape)."""
+    shape = SHAPES[axes]
+    centred = np.indices(shape) - (np.array(shape).reshape(-1, *[1] * axes) - 1) / 2
+    return torch.from_numpy(np.einsum("ij,j...->i...", matrix, centred))[None]
+
+
+def interior(tensor: Tensor, margin: int) -> Tensor:
+    return tensor[(..., *[slice(margin, -margin)] * (tensor.dim() - 2))]
+
+
+def scipy_sample(image: Tensor, coordinates: Tensor, padding: str, order: int = 1) -> Tensor:
+    """One map_coordinates per image of a batch and channel, in float64."""
+    mode = {"zeros": "grid-constant", "border": "nearest"}[padding]
+    items = [
+        [map_coordinates(channel, place, order=order, mode=mode) for channel in item]
+        for item, place in zip(image.double().numpy(), coordinates.double().numpy(), strict=True)
+    ]
+    return torch.from_numpy(np.array(items))
+
+
+def scipy_warp(image: Tensor, displacement: Tensor, padding: str, order: int = 1) -> Tensor:
+    return scipy_sample(image, torch.from_numpy(np.indices(image.shape[2:])) + displacement, padding, order)
+
+
+def close(actual: Tensor, expected: Tensor | np.ndarray, tolerance: float) -> None:
+    expected = torch.as_tensor(expected, dtype=actual.dtype).broadcast_to(actual.shape)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+# --- sampling and warping
+
+
+@AXES
+def test_identity_holds_each_axis_position_in_its_channel(axes: int) -> None:
+    close(identity(SHAPES[axes], dtype=torch.float64), np.indices(SHAPES[axes])[None], 0)
+
+
+@AXES
+@PADDING
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_warp_equals_scipy(axes: int, padding: str, dtype: torch.dtype, tolerance: float) -> None:
+    image, u = random_image(axes).to(dtype), rough_field(axes).to(dtype)
+    warped = warp(image, u, padding=padding)
+    assert warped.dtype == dtype
+    close(warped.double(), scipy_warp(image, u, padding), tolerance)
+
+
+@AXES
+@PADDING
+@pytest.mark.parametrize(("mode", "order"), [("linear", 1), ("nearest", 0)])
+def test_sample_of_another_grid_equals_scipy(axes: int, padding: str, mode: str, order: int) -> None:
+    image = random_image(axes)
+    sizes = torch.tensor(SHAPES[axes], dtype=torch.float64).view(1, axes, *[1] * axes)
+    points = torch.rand(2, axes, *[5, 3, 8][:axes], generator=torch.manual_seed(4), dtype=torch.float64)
+    points = points * (sizes + 4) - 2.5
+    close(sample(image, points, mode=mode, padding=padding), scipy_sample(image, points, padding, order), 1e-12)
+
+
+@EACH_AXIS
+@PADDING
+def test_warp_by_one_voxel_pulls_the_next_voxel_along_that_axis(axes: int, axis: int, padding: str) -> None:
+    image = random_image(axes)
+    u = torch.zeros(2, axes, *SHAPES[axes], dtype=torch.float64)
+    u[:, axis] = 1
+    last = image.narrow(2 + axis, -1, 1)
+    outside = last if padding == "border" else torch.zeros_like(last)
+    expected = torch.cat((image.narrow(2 + axis, 1, image.shape[2 + axis] - 1), outside), dim=2 + axis)
+    close(warp(image, u, padding=padding), expected, 1e-12)
+
+
+@AXES
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_label_maps_keep_type_and_labels(axes: int, dtype: torch.dtype) -> None:
+    labels = torch.randint(0, 9, (2, 1, *SHAPES[axes]), generator=torch.manual_seed(5)).to(dtype)
+    u = rough_field(axes)
+    warped = warp(labels, u, mode="nearest")
+    assert warped.dtype == dtype
+    close(warped.double(), scipy_warp(labels, u, "zeros", order=0), 0)
+
+
+@AXES
+def test_linear_warp_of_integers_rounds(axes: int) -> None:
+    image = torch.randint(-1000, 3000, (2, 1, *SHAPES[axes]), generator=torch.manual_seed(6)).short()
+    u = rough_field(axes)
+    close(warp(image, torch.zeros_like(u).float()).double(), image.numpy(), 0)
+    close(warp(image, u).double(), scipy_warp(image, u, "zeros").round(), 0)
+
+
+@AXES
+@PADDING
+def test_warp_equals_monai(axes: int, padding: str) -> None:
+    image, u = random_image(axes).float(), rough_field(axes).float()
+    close(warp(image, u, padding=padding), Warp("bilinear", padding)(image, u), 1e-4)
+
+
+def itk_field(displacement: Tensor) -> sitk.Image:
+    """(N, *shape) to ITK's order: components and indices are (x, y, z), the reverse of the array's axes."""
+    return sitk.GetImageFromArray(displacement.flip(0).movedim(0, -1).contiguous().numpy(), isVector=True)
+
+
+@AXES
+def test_warp_equals_simpleitk_where_it_stays_inside(axes: int) -> None:
+    image, u = random_image(axes, batch=1, channels=1), smooth_field(axes, batch=1)
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(itk_field(u[0]), sitk.sitkVectorFloat64))
+    moved = sitk.Resample(sitk.GetImageFromArray(image[0, 0].numpy()), transform, sitk.sitkLinear, 0.0)
+    expected = torch.from_numpy(sitk.GetArrayFromImage(moved))[None, None]
+    close(interior(warp(image, u), 3), interior(expected, 3), 1e-4)
+
+
+# --- compose, integrate, invert
+
+
+@AXES
+@PADDING
+def test_compose_equals_scipy(axes: int, padding: str) -> None:
+    outer, inner = rough_field(axes), rough_field(axes).flip(0, 1)
+    close(compose(outer, inner, padding=padding), inner + scipy_warp(outer, inner, padding), 1e-12)
+
+
+@AXES
+def test_compose_of_affine_fields_multiplies_their_matrices(axes: int) -> None:
+    a, b, unit = OUTER[axes], INNER[axes], np.eye(axes)
+    composed = compose(affine_field(a, axes), affine_field(b, axes))
+    expected = affine_field((unit + a) @ (unit + b) - unit, axes)
+    close(interior(composed, 3), interior(expected, 3), 1e-12)
+
+
+@AXES
+def test_warping_by_a_composition_warps_by_outer_then_inner(axes: int) -> None:
+    outer, inner = affine_field(OUTER[axes], axes), affine_field(INNER[axes], axes)
+    ramp = identity(SHAPES[axes], dtype=torch.float64)
+    twice = warp(warp(ramp, outer), inner)
+    close(interior(warp(ramp, compose(outer, inner)), 5), interior(twice, 5), 1e-12)
+
+
+@EACH_AXIS
+def test_compose_continues_with_the_border_unless_told_zeros(axes: int, axis: int) -> None:
+    shift = torch.zeros(1, axes, *SHAPES[axes], dtype=torch.float64)
+    shift[:, axis] = 2
+    twice = compose(shift, shift)
+    close(twice, 2 * shift, 1e-12)
+    kept = compose(shift, shift, padding="zeros").narrow(2 + axis, -2, 2)[:, axis]
+    close(kept, torch.full_like(kept, 2.0), 1e-12)
+
+
+@AXES
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_integrate_of_a_constant_is_the_constant(axes: int, steps: int) -> None:
+    shift = torch.tensor([1.5, -2.25, 3.0][:axes], dtype=torch.float64).view(1, axes, *[1] * axes)
+    shift = shift.expand(1, axes, *SHAPES[axes])
+    close(integrate(shift, steps), shift, 1e-12)
+
+
+@AXES
+@pytest.mark.parametrize("steps", [0, 1, 4, 7])
+def test_integrate_squares_steps_times(axes: int, steps: int) -> None:
+    rate, unit = OUTER[axes], np.eye(axes)
+    power = np.linalg.matrix_power(unit + rate / 2**steps, 2**steps)
+    integrated = integrate(affine_field(rate, axes), steps)
+    close(interior(integrated, 4), interior(affine_field(power - unit, axes), 4), 1e-6)
+
+
+@AXES
+def test_integrate_of_a_linear_velocity_is_the_matrix_exponential(axes: int) -> None:
+    expected = affine_field(expm(OUTER[axes]) - np.eye(axes), axes)
+    integrated = integrate(affine_field(OUTER[axes], axes))
+    assert (interior(integrated - expected, 4)).abs().max() < 1e-3 * expected.abs().max()
+
+
+@AXES
+def test_integrals_of_opposite_velocities_are_inverse(axes: int) -> None:
+    velocity = smooth_field(axes)
+    forward, backward = integrate(velocity), integrate(-velocity)
+    assert interior(forward, 3).abs().max() > 0.7
+    assert interior(inverse_error(forward, backward)[:, None], 3).max() < 0.05
+
+
+@AXES
+def test_integrate_equals_monai(axes: int) -> None:
+    velocity = smooth_field(axes).float()
+    close(interior(integrate(velocity), 4), interior(DVF2DDF(num_steps=7)(velocity), 4), 1e-4)
+
+
+@AXES
+def test_invert_of_an_affine_field_inverts_its_matrix(axes: int) -> None:
+    matrix, unit = OUTER[axes], np.eye(axes)
+    inverse = invert(affine_field(matrix, axes), tolerance=1e-12, iterations=100)
+    close(interior(inverse, 4), interior(affine_field(np.linalg.inv(unit + matrix) - unit, axes), 4), 1e-9)
+
+
+@AXES
+def test_inverse_undoes_a_smooth_field_on_both_sides(axes: int) -> None:
+    u = smooth_field(axes)
+    inverse = invert(u)
+    assert inverse_error(u, inverse).max() < 2e-3
+    assert interior(inverse_error(inverse, u)[:, None], 3).max() < 0.1
+
+
+@AXES
+def test_invert_stops_after_the_iterations_it_is_given(axes: int) -> None:
+    u = smooth_field(axes)
+    close(invert(u, iterations=1), -u, 1e-12)
+    close(invert(u, iterations=2), -scipy_warp(u, -u, "border"), 1e-12)
+
+
+@AXES
+def test_invert_stops_at_the_tolerance(axes: int) -> None:
+    u = smooth_field(axes)
+    close(invert(u, tolerance=2.5), -u, 1e-12)
+
+
+@AXES
+def test_inverse_error_is_the_length_that_is_left(axes: int) -> None:
+    u = torch.zeros(1, axes, *SHAPES[axes], dtype=torch.float64)
+    u[:, 0], u[:, -1] = 3, -4
+    error = inverse_error(u, torch.zeros_like(u))
+    assert error.shape == (1, *SHAPES[axes])
+    close(error, torch.tensor(5.0), 1e-12)
+    close(inverse_error(u, -u), torch.tensor(0.0), 1e-12)
+
+
+# --- resize
+
+
+@AXES
+def test_resize_interpolates_between_corners_and_scales_each_component(axes: int) -> None:
+    u, new = rough_field(axes), [11, 40, 9][:axes]
+    corners = np.meshgrid(
+        *[np.linspace(0, old - 1, size) for old, size in zip(SHAPES[axes], new, strict=True)], indexing="ij"
+    )
+    places = torch.from_numpy(np.array(corners))[None].expand(2, -1, *new)
+    ratios = (torch.tensor(new).double() / torch.tensor(SHAPES[axes])).view(1, axes, *[1] * axes)
+    close(resize(u, new), scipy_sample(u, places, "border") * ratios, 1e-12)
+
+
+@AXES
+def test_resize_by_one_pyramid_level_doubles_a_shift(axes: int) -> None:
+    shift = torch.full((1, axes, *SHAPES[axes]), 1.25, dtype=torch.float64)
+    doubled = resize(shift, [2 * size for size in SHAPES[axes]])
+    close(doubled, torch.tensor(2.5), 1e-12)
+    close(resize(doubled, SHAPES[axes]), shift, 1e-12)
+
+
+@AXES
+def test_resize_to_its_own_shape_changes_nothing(axes: int) -> None:
+    u = rough_field(axes)
+    assert torch.equal(resize(u, SHAPES[axes]), u)
+
+
+# --- Jacobian
+
+
+@AXES
+def test_jacobian_of_an_affine_field_is_its_matrix_up_to_the_faces(axes: int) -> None:
+    matrix = OUTER[axes] + np.eye(axes)
+    expected = matrix.reshape(1, axes, axes, *[1] * axes)
+    close(jacobian(affine_field(OUTER[axes], axes)), expected, 1e-12)
+    determinant = jacobian_determinant(affine_field(OUTER[axes], axes))
+    assert determinant.shape == (1, *SHAPES[axes])
+    close(determinant, np.linalg.det(matrix), 1e-12)
+
+
+@AXES
+def test_jacobian_equals_numpy_gradient(axes: int) -> None:
+    u = rough_field(axes)
+    columns = np.stack(np.gradient(u.numpy(), axis=tuple(range(2, 2 + axes))), axis=2)
+    matrix = columns + np.eye(axes).reshape(axes, axes, *[1] * axes)
+    close(jacobian(u), matrix, 1e-12)
+    close(jacobian_determinant(u), np.linalg.det(np.moveaxis(matrix, (1, 2), (-2, -1))), 1e-11)
+
+
+@AXES
+def test_rotation_keeps_volume(axes: int) -> None:
+    cosine, sine = np.cos(0.6), np.sin(0.6)
+    rotation = np.eye(axes)
+    rotation[:2, :2] = [[cosine, -sine], [sine, cosine]]
+    close(jacobian_determinant(affine_field(rotation - np.eye(axes), axes)), torch.tensor(1.0), 1e-12)
+
+
+@EACH_AXIS
+def test_reflection_folds(axes: int, axis: int) -> None:
+    mirror = np.zeros((axes, axes))
+    mirror[axis, axis] = -2
+    close(jacobian_determinant(affine_field(mirror, axes)), torch.tensor(-1.0), 1e-12)
+
+
+@AXES
+def test_jacobian_determinant_equals_simpleitk_inside(axes: int) -> None:
+    u = smooth_field(axes, reach=4.0, batch=1)
+    itk = sitk.DisplacementFieldJacobianDeterminantFilter().Execute(sitk.Cast(itk_field(u[0]), sitk.sitkVectorFloat64))
+    expected = torch.from_numpy(sitk.GetArrayFromImage(itk)).double()[None, None]
+    close(interior(jacobian_determinant(u)[:, None], 1), interior(expected, 1), 1e-4)
+
+
+# --- what holds of every operation
+
+OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "warp": lambda u: warp(u.flip(1), u),
+    "sample": lambda u: sample(u.flip(1), u + identity(u.shape[2:], dtype=u.dtype)),
+    "compose": lambda u: compose(u.flip(1), u),
+    "integrate": integrate,
+    "invert": invert,
+    "inverse_error": lambda u: inverse_error(u, u.flip(1)),
+    "resize": lambda u: resize(u, [2 * size for size in u.shape[2:]]),
+    "jacobian": jacobian,
+    "jacobian_determinant": jacobian_determinant,
+}
+EACH_OPERATION = pytest.mark.parametrize("name", OPERATIONS)
+
+
+@AXES
+@EACH_OPERATION
+def test_batch_equals_its_singles(name: str, axes: int) -> None:
+    operation = OPERATIONS[name]
+    batch = torch.cat((0.1 * smooth_field(axes, batch=1), smooth_field(axes)))
+    singles = torch.cat([operation(single) for single in batch.split(1)])
+    assert torch.equal(operation(batch), singles)
+
+
+@AXES
+@EACH_OPERATION
+def test_autocast_changes_nothing(name: str, axes: int) -> None:
+    u = smooth_field(axes).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = OPERATIONS[name](u)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, OPERATIONS[name](u))
+
+
+@AXES
+@pytest.mark.parametrize("name", ["integrate", "invert", "resize", "jacobian", "jacobian_determinant"])
+def test_bfloat16_field_is_computed_in_float32(name: str, axes: int) -> None:
+    u = smooth_field(axes).bfloat16()
+    assert torch.equal(OPERATIONS[name](u), OPERATIONS[name](u.float()))
+
+
+def test_bfloat16_displacement_keeps_the_place_of_far_voxels() -> None:
+    # bfloat16 holds 0.25 but not 199.25
+    ramp = identity((2, 2, 220))[:, 2:]
+    u = torch.zeros(1, 3, 2, 2, 220, dtype=torch.bfloat16)
+    u[:, 2] = 0.25
+    close(warp(ramp, u)[..., :-1], (ramp + 0.25)[..., :-1], 1e-3)
+
+
+def away_from_voxel_centres(axes: int) -> Tensor:
+    """Small, so that no step of a finite difference crosses a kink of linear interpolation."""
+    noise = torch.rand(2, axes, *[3, 4, 5][:axes], generator=torch.manual_seed(7), dtype=torch.float64)
+    return (0.1 + 0.2 * noise).requires_grad_()
+
+
+@AXES
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda u: warp(u.flip(1), u, padding="zeros"),
+        lambda u: warp(u.flip(1), u, padding="border"),
+        lambda u: sample(u.flip(1), u + identity(u.shape[2:], dtype=u.dtype)),
+        lambda u: compose(u.flip(1), u),
+        lambda u: integrate(u, steps=2),
+        lambda u: invert(u, iterations=3, tolerance=0.0),
+        lambda u: resize(u, [size + 2 for size in u.shape[2:]]),
+        jacobian_determinant,
+    ],
+    ids=["warp-zeros", "warp-border", "sample", "compose", "integrate", "invert", "resize", "determinant"],
+)
+def test_gradient_equals_finite_differences(axes: int, operation: Callable[[Tensor], Tensor]) -> None:
+    assert torch.autograd.gradcheck(operation, (away_from_voxel_centres(axes),))
+
+
+FIELD = torch.zeros(1, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: check_displacement(torch.zeros(1, 2, 4, 5, 6)), r"displacement has shape \(1, 2, 4, 5, 6\)"),
+        (lambda: check_displacement(torch.zeros(1, 1, 4), "velocity"), r"velocity has shape \(1, 1, 4\)"),
+        (lambda: check_displacement(torch.zeros(1, 4, 2, 2, 2, 2)), r"\(1, 4, 2, 2, 2, 2\)"),
+        (lambda: sample(FIELD, FIELD[:, :2]), r"coordinates has shape \(1, 2, 4, 5, 6\)"),
+        (lambda: warp(FIELD, FIELD[..., :5]), r"\(4, 5, 6\) differs from displacement grid \(4, 5, 5\)"),
+        (lambda: warp(FIELD, FIELD[:, :2]), r"\(1, 2, 4, 5, 6\)"),
+        (lambda: warp(FIELD, FIELD, mode="cubic"), "mode='cubic'"),
+        (lambda: warp(FIELD, FIELD, padding="reflection"), "padding='reflection'"),
+        (lambda: compose(FIELD, FIELD, padding="wrap"), "padding='wrap'"),
+        (lambda: integrate(FIELD, steps=-1), "steps=-1"),
+        (lambda: resize(FIELD[:, :2], (8, 10, 12)), r"\(1, 2, 4, 5, 6\)"),
+        (lambda: jacobian(FIELD[:, :, :1]), r"\(1, 5, 6\)"),
+        (lambda: jacobian_determinant(FIELD[..., :1]), r"\(4, 5, 1\)"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@AXES
+def test_number_of_axes_is_told(axes: int) -> None:
+    assert check_displacement(rough_field(axes)) == axes

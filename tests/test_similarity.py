@@ -1,0 +1,210 @@
+"""Similarities against their definitions, computed window by window in float64, and against MONAI."""
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import LocalNormalizedCrossCorrelationLoss
+from torch import Tensor
+
+from iregzoo.similarity import box_sum, local_ncc, local_ncc_map, mae, mse, ncc
+
+SHAPES = {2: (11, 8), 3: (7, 9, 6)}
+AXES = pytest.mark.parametrize("axes", [2, 3])
+WINDOWS = pytest.mark.parametrize("window", [1, 3, 5, 7, 9])
+EPS = 1e-5
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": mse,
+    "mae": mae,
+    "ncc": ncc,
+    "local_ncc": lambda a, b: local_ncc(a, b, window=5),
+}
+EACH_MEASURE = pytest.mark.parametrize("name", MEASURES)
+
+
+def pair(axes: int, batch: int = 2, channels: int = 2) -> tuple[Tensor, Tensor]:
+    """Two images that are alike in part, in [0, 1]."""
+    generator = torch.manual_seed(1)
+    first = torch.rand(batch, channels, *SHAPES[axes], generator=generator, dtype=torch.float64)
+    noise = torch.rand(batch, channels, *SHAPES[axes], generator=generator, dtype=torch.float64)
+    return first, 0.4 * first + 0.6 * noise
+
+
+def windows(volume: np.ndarray, window: int) -> np.ndarray:
+    """Every window of one channel, zeros outside: (*shape, voxels of a window)."""
+    padded = np.pad(volume, window // 2)
+    rows = [padded[tuple(slice(i, i + window) for i in place)].ravel() for place in product(*map(range, volume.shape))]
+    return np.array(rows).reshape(*volume.shape, -1)
+
+
+def channelwise(function: Callable[..., np.ndarray], *images: Tensor) -> Tensor:
+    flat = [image.double().flatten(0, 1).numpy() for image in images]
+    return torch.from_numpy(np.array([function(*channels) for channels in zip(*flat, strict=True)])).view(
+        images[0].shape
+    )
+
+
+def naive_local_ncc_map(first: Tensor, second: Tensor, window: int) -> Tensor:
+    def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = windows(a, window), windows(b, window)
+        a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+        return (a * b).sum(-1) ** 2 / ((a * a).sum(-1) * (b * b).sum(-1) + EPS)
+
+    return channelwise(correlate, first, second)
+
+
+# --- values
+
+
+@AXES
+def test_mse_and_mae_equal_numpy_per_pair(axes: int) -> None:
+    first, second = pair(axes)
+    difference = (first - second).flatten(1).numpy()
+    np.testing.assert_allclose(mse(first, second), (difference**2).mean(1), rtol=1e-12)
+    np.testing.assert_allclose(mae(first, second), np.abs(difference).mean(1), rtol=1e-12)
+
+
+@AXES
+def test_ncc_is_the_correlation_coefficient_of_each_pair(axes: int) -> None:
+    first, second = pair(axes)
+    expected = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(first, second, strict=True)]
+    np.testing.assert_allclose(ncc(first, second), expected, rtol=1e-12)
+    np.testing.assert_allclose(ncc(first, 1 - first), [-1, -1], rtol=1e-12)
+
+
+@AXES
+@WINDOWS
+def test_box_sum_adds_the_window_around_each_voxel(axes: int, window: int) -> None:
+    volume = torch.randint(-9, 9, (2, 2, *SHAPES[axes]), generator=torch.manual_seed(2)).double()
+    expected = channelwise(lambda channel: windows(channel, window).sum(-1), volume)
+    assert torch.equal(box_sum(volume, window), expected)
+
+
+@AXES
+@WINDOWS
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_local_ncc_equals_its_definition(axes: int, window: int, dtype: torch.dtype, tolerance: float) -> None:
+    first, second = (image.to(dtype) for image in pair(axes))
+    expected = naive_local_ncc_map(first, second, window)
+    found = local_ncc_map(first, second, window=window, eps=EPS)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=10 * tolerance)
+    mean = local_ncc(first, second, window=window, eps=EPS)
+    torch.testing.assert_close(mean.double(), expected.flatten(1).mean(1), rtol=0, atol=tolerance)
+
+
+@AXES
+def test_local_ncc_equals_monai(axes: int) -> None:
+    generator = torch.manual_seed(3)
+    first, second = (torch.rand(1, 1, *[16, 13, 15][:axes], generator=generator) for _ in range(2))
+    loss = LocalNormalizedCrossCorrelationLoss(axes, kernel_size=9, smooth_nr=0.0, smooth_dr=EPS)
+    torch.testing.assert_close(local_ncc(first, second, window=9), -loss(first, second)[None], rtol=0, atol=1e-5)
+
+
+def test_local_ncc_takes_windows_of_nine_by_default() -> None:
+    first, second = pair(3)
+    assert torch.equal(local_ncc(first, second), local_ncc(first, second, window=9))
+
+
+# --- properties
+
+
+@AXES
+@EACH_MEASURE
+def test_measure_is_symmetric(name: str, axes: int) -> None:
+    first, second = pair(axes)
+    torch.testing.assert_close(MEASURES[name](first, second), MEASURES[name](second, first))
+
+
+@AXES
+@EACH_MEASURE
+def test_batch_equals_its_singles(name: str, axes: int) -> None:
+    first, second = (image.float() for image in pair(axes, batch=3))
+    measure = MEASURES[name]
+    singles = [measure(a, b) for a, b in zip(first.split(1), second.split(1), strict=True)]
+    assert torch.equal(measure(first, second), torch.cat(singles))
+
+
+@AXES
+@EACH_MEASURE
+def test_half_precision_images_are_measured_in_float32(name: str, axes: int) -> None:
+    first, second = (image.bfloat16() for image in pair(axes))
+    expected = MEASURES[name](first.float(), second.float())
+    assert torch.equal(MEASURES[name](first, second), expected)
+    assert torch.equal(MEASURES[name](first, second.float()), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(MEASURES[name](first.float(), second.float()), expected)
+
+
+@AXES
+@pytest.mark.parametrize("gain", [1e-4, 255.0, 1e15])
+def test_ncc_knows_no_intensity_scale_or_offset(axes: int, gain: float) -> None:
+    first, second = (image.float() for image in pair(axes))
+    expected = ncc(first, second)
+    torch.testing.assert_close(ncc(gain * first + 0.5 * gain, second), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(ncc(-gain * first, gain * second), -expected, rtol=1e-4, atol=0)
+
+
+@AXES
+@pytest.mark.parametrize("gain", [0.1, -3.0, 255.0])
+def test_local_ncc_knows_no_intensity_scale(axes: int, gain: float) -> None:
+    first, second = pair(axes)
+    expected = local_ncc(first, second, window=5, eps=0.0)
+    torch.testing.assert_close(local_ncc(gain * first, second, window=5, eps=0.0), expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 0.7, 1.0])
+def test_constant_image_correlates_with_nothing(value: float) -> None:
+    texture = torch.rand(1, 1, 17, 17, 17, generator=torch.manual_seed(4))
+    constant = torch.full_like(texture, value, requires_grad=True)
+    # 0.1 and 0.3 have no exact float32 mean: what rounding leaves must not count as texture
+    for other in (texture, torch.full_like(texture, 0.3)):
+        assert ncc(constant, other).abs() < 1e-6
+        inner = local_ncc_map(constant, other, window=5)[..., 2:-2, 2:-2, 2:-2]
+        assert inner.abs().max() < 1e-3
+        (gradient,) = torch.autograd.grad(ncc(constant, other).sum() + inner.mean(), constant)
+        assert torch.isfinite(gradient).all()
+
+
+# --- gradients
+
+
+@AXES
+@EACH_MEASURE
+def test_gradient_of_both_images_equals_finite_differences(name: str, axes: int) -> None:
+    first, second = pair(axes, channels=1)
+    small = [slice(None)] * 2 + [slice(4)] * axes
+    inputs = tuple(image[tuple(small)].clone().requires_grad_() for image in (first, second))
+    assert torch.autograd.gradcheck(MEASURES[name], inputs)
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_local_ncc_gradient_of_one_image_is_that_of_both(wanted: int) -> None:
+    images = pair(3)
+    both = [image.clone().requires_grad_() for image in images]
+    local_ncc(*both).sum().backward()
+    one = [image.clone().requires_grad_(i == wanted) for i, image in enumerate(images)]
+    local_ncc(*one).sum().backward()
+    assert torch.equal(one[wanted].grad, both[wanted].grad)
+    assert one[1 - wanted].grad is None
+
+
+# --- guards
+
+
+@EACH_MEASURE
+def test_images_of_different_shapes_are_refused(name: str) -> None:
+    message = r"\(1, 1, 4, 5\) and \(1, 1, 4, 6\)"
+    with pytest.raises(ValueError, match=message):
+        MEASURES[name](torch.zeros(1, 1, 4, 5), torch.zeros(1, 1, 4, 6))
+
+
+@pytest.mark.parametrize("window", [-3, 0, 2, 8])
+@pytest.mark.parametrize("measure", [local_ncc, local_ncc_map])
+def test_window_without_a_centre_is_refused(measure: Callable[..., Tensor], window: int) -> None:
+    image = torch.zeros(1, 1, 4, 5)
+    with pytest.raises(ValueError, match=f"window={window}"):
+        measure(image, image, window=window)
