@@ -114,6 +114,14 @@ def test_sample_of_another_grid_equals_scipy(axes: int, padding: str, mode: str,
     close(sample(image, points, mode=mode, padding=padding), scipy_sample(image, points, padding, order), 1e-12)
 
 
+@AXES
+def test_nothing_is_outside_an_image_unless_told(axes: int) -> None:
+    image, u = random_image(axes), rough_field(axes)
+    assert torch.equal(warp(image, u), warp(image, u, padding="zeros"))
+    places = identity(SHAPES[axes], dtype=u.dtype) + u
+    assert torch.equal(sample(image, places), sample(image, places, padding="zeros"))
+
+
 @EACH_AXIS
 @PADDING
 def test_warp_by_one_voxel_pulls_the_next_voxel_along_that_axis(axes: int, axis: int, padding: str) -> None:

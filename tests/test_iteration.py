@@ -146,7 +146,9 @@ def test_tci_measures_the_population_deviation_of_its_window_only() -> None:
     assert outcome(TCI(stability=0.999 * limit, order="stability"), script) == ([5], [5])
 
 
-def test_tci_stops_at_a_gain_of_exactly_its_threshold() -> None:
+def test_tci_stops_at_exactly_its_thresholds() -> None:
+    assert outcome(TCI(window=2, stability=0.0625, order="stability"), RISING) == ([2], [2])
+    assert outcome(TCI(window=2, stability=0.0624, order="stability"), RISING) == ([10], [10])
     assert outcome(TCI(convergence=0.125, order="convergence"), RISING) == ([3], [3])
     assert outcome(TCI(convergence=0.124, order="convergence", max_iterations=6), RISING) == ([6], [6])
 

@@ -169,6 +169,15 @@ def test_constant_image_correlates_with_nothing(value: float) -> None:
         assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7])
+def test_local_ncc_of_a_flat_region_and_a_strong_texture_stays_in_range(value: float) -> None:
+    texture = (torch.rand(1, 1, 20, 20, 20, generator=torch.manual_seed(5)) > 0.5).float()
+    found = local_ncc_map(torch.full_like(texture, value), texture, window=9)
+    assert found.min() >= 0
+    assert found.max() <= 1 + 1e-5
+    assert found[..., 4:-4, 4:-4, 4:-4].max() < 1e-3
+
+
 # --- gradients
 
 

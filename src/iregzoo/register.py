@@ -304,13 +304,15 @@ def _geometry(result: Result) -> dict[str, Any]:
 def _write_inverse(result: Result, folder: Path) -> dict[str, Any]:
     """The other way: the fixed scan on the moving grid, and how well the inversion went."""
     scans, frame = result.scans, result.frame
-    predicted = result.registration.displacement
-    backward = frame.inverse(predicted)
+    predicted, inverse = result.registration.displacement, result.registration.inverse
+    if inverse is None:
+        inverse = invert(predicted)
+    backward = frame.backward(inverse)
     write_displacement(folder / "inverse_displacement.nii.gz", backward, frame.moving)
     write_transform(folder / "inverse_transform.h5", backward, frame.moving)
     write_image(folder / "inverse_warped.nii.gz", warp_scan(scans.fixed, backward, frame.moving), frame.moving)
     if scans.fixed_labels is not None:
         labels = warp_scan(scans.fixed_labels, backward, frame.moving, mode="nearest")
         write_image(folder / "inverse_warped_labels.nii.gz", labels, frame.moving)
-    error = inverse_error(predicted, invert(predicted)) * float(frame.network.spacing.max())
+    error = inverse_error(predicted, inverse) * float(frame.network.spacing.max())
     return {"inverse_error_mean_mm": float(error.mean()), "inverse_error_max_mm": float(error.max())}

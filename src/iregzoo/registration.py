@@ -77,7 +77,9 @@ class PairNetwork(nn.Module):
         registration: Registration = self.network(image[:, :1], image[:, 1:], controller)
         return registration
 
-    def forward(self, image: Tensor, complete: bool = False) -> Tensor | Registration:
+    def forward(
+        self, image: Tensor, complete: bool = False, controller: Controller | None = None
+    ) -> Tensor | Registration:
         """The displacement (B, 3, D, H, W), or the ``Registration`` where ``complete``."""
-        registration = self.register(image)
+        registration = self.register(image, controller)
         return registration if complete else registration.displacement

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from iregzoo.errors import InputError
 from iregzoo.fields import warp
+from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss, one_hot
 from iregzoo.space.grid import network_grid
 from iregzoo.space.scan import normalise, read_labels, read_scan, resample_to
@@ -157,18 +158,23 @@ class TrainStep:
 
     Args:
         amp: run the network in bfloat16 (fields and losses stay in float32).
+        passes: refinements a level, of which each step takes one at random (the same for the same iteration). The
+            papers train with one; weights that have seen more stay accurate when iterated.
     """
 
     amp: bool = False
+    passes: Sequence[int] = (1,)
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
         device = engine.state.device
         image = batch["image"].to(device)
         labels = batch["label"].to(device) if "label" in batch else None
+        passes = np.random.default_rng(engine.state.iteration).choice(list(self.passes))
+        controller = FixedIterations(int(passes))
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            registration = engine.network(image, True)
+            registration = engine.network(image, True, controller)
         loss: RegistrationLoss = engine.loss_function
         channels = [image[:, :1], image[:, 1:]]
         if labels is not None:

@@ -173,6 +173,14 @@ def test_smallest_image_is_registered() -> None:
     assert found.displacement.isfinite().all()
 
 
+@pytest.mark.parametrize("axis", [2, 3, 4])
+def test_image_without_voxels_is_refused(axis: int) -> None:
+    shape = [1, 1, 8, 8, 8]
+    shape[axis] = 0
+    with pytest.raises(ValueError, match=r"\(1, 1, .*0.*\).*multiples of 8"):
+        IIRPNet()(torch.zeros(shape), torch.zeros(shape))
+
+
 # --- iteration at inference
 
 

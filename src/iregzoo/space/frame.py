@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iregzoo.fields import identity, invert, sample
+from iregzoo.fields import identity, sample
 from iregzoo.space.grid import Grid, Matrix, apply_matrix, network_grid, read_at, to_voxels
 from iregzoo.space.scan import Scan, normalise, resample_to
 
@@ -43,17 +43,17 @@ class Frame:
         )
         return _linear(self.network.affine, sample(displacement.double(), points, padding="border"))
 
-    def inverse(self, displacement: Tensor) -> Tensor:
-        """The whole inverse on the moving image's grid: (1, 3, *moving.shape), LPS mm, affine included.
+    def backward(self, inverse: Tensor) -> Tensor:
+        """The whole way back on the moving image's grid: (1, 3, *moving.shape), LPS mm, affine included.
 
-        The deformation is inverted on the network's grid by fixed-point iteration; the affine exactly.
+        Args:
+            inverse: of the network's displacement, (1, 3, *network.shape) in voxels of the network's grid.
         """
-        backward = invert(displacement.double())
         affine = np.linalg.inv(self.start)
         points = apply_matrix(
             to_voxels(self.moving, affine, self.network), identity(self.moving.shape, dtype=torch.float64)
         )
-        moved = _linear(self.network.affine, sample(backward, points, padding="border"))
+        moved = _linear(self.network.affine, sample(inverse.double(), points, padding="border"))
         return moved + affine_displacement(affine, self.moving)
 
     def total(self, deformation: Tensor) -> Tensor:
