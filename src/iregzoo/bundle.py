@@ -1,7 +1,7 @@
 """What bundle configs name: the network behind one tensor, its inferer, and the transforms around it.
 
-A bundle's inference goes through the same functions as ``iregzoo register``: ``LoadPair`` reads two scans and puts them
-on the network's grid, ``PairInferer`` runs the network, ``SaveRegistration`` brings the field back and writes the files.
+A bundle's inference goes through the same functions as ``iregzoo register``: ``LoadPair`` reads two scans and puts
+them on the network's grid, ``PairInferer`` runs the network, ``SaveRegistration`` brings the field back and writes.
 """
 
 import json
@@ -68,7 +68,7 @@ class LoadPair(Transform):
 
 
 class PairInferer(Inferer):
-    """Runs a ``PairNetwork`` under a controller of its iterations: ``image`` (B, 2, D, H, W) to ``pred`` (B, 3, D, H, W).
+    """Runs a ``PairNetwork`` under a controller: ``image`` (B, 2, D, H, W) to ``pred`` (B, 3, D, H, W).
 
     Args:
         controller: ``auto`` (the network's own), ``tci``, ``iterstop`` or ``fixed``.

@@ -3,12 +3,9 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iregzoo.errors import InputError
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 # Each command imports what it needs itself: PyTorch takes seconds to import, and `iregzoo list` needs none of it.
 
@@ -59,11 +56,9 @@ def register(
     stages = (*STAGES, "inverse") if inverse else STAGES
     with whole_folder(Path(str(output)), overwrite=overwrite, owned=FILES) as folder, _Progress(len(stages)) as bar:
         bar("read")
-        scans = read_scans(
-            *(None if path is None else str(path) for path in (fixed, moving, fixed_labels, moving_labels))
-        )
+        scans = read_scans(str(fixed), str(moving), _path(fixed_labels), _path(moving_labels))
         bar("weights")
-        method = load(str(bundle), None if weights is None else str(weights), choose_device(device))
+        method = load(str(bundle), _path(weights), choose_device(device))
         steering = choose_controller(controller, max_iterations, method.network.controller)
         result = register_scans(scans, method, init=str(init), controller=steering, progress=bar)
         report = write(result, folder, provenance(method), inverse=inverse, progress=bar)
@@ -102,7 +97,7 @@ def evaluate(
     from iregzoo.zoo import load
 
     cases, target = read_cases(str(pairs)), choose_device(device)
-    methods = [load(name, None if weights is None else str(weights), target) for name in names(bundle)]
+    methods = [load(name, _path(weights), target) for name in names(bundle)]
     controllers = names(controller)
     with (
         whole_folder(Path(str(output)), overwrite=overwrite, owned=FILES) as folder,
@@ -191,13 +186,13 @@ def demo(
         phantom = make_phantom(folder)
         scans = read_scans(phantom.fixed, phantom.moving, phantom.fixed_labels, phantom.moving_labels)
         bar("weights")
-        method = load(str(bundle), None if weights is None else str(weights))
+        method = load(str(bundle), _path(weights))
         result = register_scans(scans, method, init="none", progress=bar)
         report = write(result, folder, provenance(method), progress=bar)
         found = recovered(phantom, result)
     print(summary_line(report))
     print(
-        f"known deformation {found['known_mm']:.2f} mm on average; after registration {found['left_mm']:.2f} mm are left: "
+        f"known deformation {found['known_mm']:.2f} mm on average, of which {found['left_mm']:.2f} mm are left: "
         f"{found['recovered_percent']:.0f} % recovered"
     )
     print(f"written to {output}: look at report.png first")
@@ -233,6 +228,11 @@ def choose_device(name: str) -> str:
     if not present[name]:
         raise InputError(f"device {name!r} is not on this machine; choose auto or cpu")
     return name
+
+
+def _path(value: object) -> str | None:
+    """A path as text: Fire turns what looks like a number into one."""
+    return None if value is None else str(value)
 
 
 def names(value: str | Sequence[str]) -> list[str]:
@@ -273,7 +273,7 @@ class _Progress:
     def __init__(self, total: int) -> None:
         from tqdm import tqdm
 
-        self.bar: tqdm[Any] = tqdm(
+        self.bar = tqdm(
             total=total, leave=False, disable=None, bar_format="{desc} {bar:30} {n}/{total} [{elapsed}<{remaining}]"
         )
         self.begun = False

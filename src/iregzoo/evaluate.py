@@ -1,4 +1,4 @@
-"""Pairs in, table out: every figure measured on the fixed image's own grid, after the whole pipeline of ``register``."""
+"""Pairs in, table out: every figure on the fixed image's own grid, after the whole pipeline of ``register``."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ def read_cases(path: str | Path) -> list[Case]:
     moving_points. A relative path is looked for beside the CSV file, then in the working folder.
 
     Raises:
-        InputError: for a missing table, column or file, an unknown column, half a pair of labels or points, or no pairs.
+        InputError: for a missing table, column or file, an unknown column, or no pairs.
     """
     table = Path(path)
     if not table.is_file():

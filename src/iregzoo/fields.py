@@ -133,7 +133,7 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """
     if steps < 0:
         raise ValueError(f"steps={steps}; expected 0 or more squarings")
-    displacement = _at_least_float32(velocity) / 2**steps
+    displacement = _at_least_float32(velocity) / 2.0**steps
     for _ in range(steps):
         displacement = compose(displacement, displacement)
     return displacement
@@ -151,7 +151,7 @@ def invert(displacement: Tensor, *, iterations: int = 50, tolerance: float = 1e-
         tolerance: largest change of an iteration at which to stop, in voxels.
     """
     u = _at_least_float32(displacement)
-    inverse = torch.zeros_like(u)
+    inverse: Tensor = torch.zeros_like(u)
     active = torch.ones(u.shape[0], dtype=torch.bool, device=u.device)
     for _ in range(iterations):
         update = -warp(u, inverse, padding="border")
@@ -165,7 +165,7 @@ def invert(displacement: Tensor, *, iterations: int = 50, tolerance: float = 1e-
 
 def inverse_error(displacement: Tensor, inverse: Tensor) -> Tensor:
     """Length in voxels of ``u ∘ u⁻¹ − id`` at every voxel: (B, *shape)."""
-    return compose(displacement, inverse).norm(dim=1)
+    return torch.linalg.vector_norm(compose(displacement, inverse), dim=1)
 
 
 def resize(displacement: Tensor, shape: Sequence[int]) -> Tensor:

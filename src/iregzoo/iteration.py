@@ -126,9 +126,9 @@ Order = Literal["stability-first", "convergence-first", "stability", "convergenc
 class TCI:
     """Threshold-controlled iteration: stop once the scores are stable, and then no longer rising (iPEAR, Algorithm 1).
 
-    Stability: the population standard deviation (15) of the last ``window`` scores is at most ``stability``.
-    Convergence: the last gain (16) is at most ``convergence``. Both are asked only of a full window, so a level takes at
-    least ``window`` refinements. Every refinement is taken.
+    Stability: population standard deviation (15) of the last ``window`` scores at most ``stability``.
+    Convergence: the last gain (16) is at most ``convergence``. Both are asked only of a full window, so a level takes
+    at least ``window`` refinements. Every refinement is taken.
 
     ``order`` gives the ablations of iPEAR's Table 6: one stage alone, or both in either order. As Algorithm 1 writes
     them, both stages look at the same scores, so the two orders stop at the same iteration; both names are kept so that

@@ -76,7 +76,8 @@ def recovered(phantom: Phantom, result: Result) -> dict[str, float]:
 def _noise(random: np.random.Generator, sigma: float) -> Array:
     """Smooth noise of unit standard deviation."""
     smooth: Array = gaussian_filter(random.standard_normal(SHAPE), sigma, mode="wrap")
-    return smooth / smooth.std()
+    smooth /= smooth.std()
+    return smooth
 
 
 def _anatomy(random: np.random.Generator) -> torch.Tensor:

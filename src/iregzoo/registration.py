@@ -13,7 +13,7 @@ class Registration:
     """The result of registering a batch of B pairs.
 
     Attributes:
-        displacement: (B, N, *shape) in voxels of the fixed image's grid; ``warp(moving, displacement)`` looks like fixed.
+        displacement: (B, N, *shape) in voxels of the fixed image's grid; ``warp(moving, displacement)`` looks like it.
         inverse: the displacement of the other direction, on the moving image's grid, where the method predicts it.
         pyramid: the displacement after each level, coarse to fine, each in voxels of its level's grid.
         iterations: refinements accepted at each level, coarse to fine: integer tensors (B,).

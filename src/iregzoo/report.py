@@ -51,9 +51,9 @@ def picture(result: "Result", figures: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(COLUMNS))
     for across in range(3):
-        cuts = {name: volume.take(middle[across], axis=across) for name, volume in volumes.items()}
+        cuts = {name: _slice(volume, across, middle[across]) for name, volume in volumes.items()}
         inside = [axis for axis in range(3) if axis != across]
-        lines = [positions[axis].take(middle[across], axis=across) for axis in inside]
+        lines = [_slice(positions[axis], across, middle[across]) for axis in inside]
         _draw_row(axes[across], cuts, lines, spacing[inside[1]] / spacing[inside[0]])
         axes[across, 0].set_ylabel(PLANES[across], fontsize=11)
     for axis, title in zip(axes[0], COLUMNS, strict=True):
@@ -70,7 +70,7 @@ def headline(result: "Result", figures: Mapping[str, Any]) -> str:
     """The figures that matter, in two lines."""
     first = f"{result.scans.moving.path.name}  →  {result.scans.fixed.path.name}   (affine start: {result.init})"
     parts = [
-        f"NCC {figures['ncc_before']:.3f} as given, {figures['ncc_start']:.3f} at the start, {figures['ncc_after']:.3f} after",
+        "NCC {ncc_before:.3f} as given, {ncc_start:.3f} at the start, {ncc_after:.3f} after".format_map(figures),
         f"folding {figures['folding_percent']:.3f} %",
         f"deformation {figures['displacement_mean_mm']:.1f} mm mean, {figures['displacement_max_mm']:.1f} mm largest",
     ]
@@ -110,6 +110,11 @@ def _canonical_volumes(result: "Result") -> tuple[dict[str, Volume], list[Volume
     return turned, positions, [float(frame.fixed.spacing[axis]) for axis in order]
 
 
+def _slice(volume: Volume, axis: int, index: int) -> Volume:
+    plane: Volume = np.take(volume, index, axis=axis)
+    return plane
+
+
 def _middle(volume: Volume) -> list[int]:
     """The voxel through which the planes go: the centre of what the image shows."""
     bright = np.argwhere(volume > 0.1)
@@ -140,6 +145,5 @@ def _draw_grid(axis: Axes, positions: list[Volume]) -> None:
     """Lines of the fixed grid at the places where the deformation reads the moving image."""
     across, up = positions
     step = max(1, max(across.shape) // GRID_LINES)
-    style = {"color": "gold", "linewidth": 0.6}
-    axis.plot(across[::step].T, up[::step].T, **style)
-    axis.plot(across[:, ::step], up[:, ::step], **style)
+    axis.plot(across[::step].T, up[::step].T, color="gold", linewidth=0.6)
+    axis.plot(across[:, ::step], up[:, ::step], color="gold", linewidth=0.6)

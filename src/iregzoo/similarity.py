@@ -140,8 +140,7 @@ def local_ncc_map(first: Tensor, second: Tensor, *, window: int = 9, eps: float 
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window={window}; expected an odd number of voxels")
     a, b = _prepare(first, second)
-    result = _SquaredLocalNCC.apply(a, b, window, eps)
-    assert isinstance(result, Tensor)
+    result: Tensor = _SquaredLocalNCC.apply(a, b, window, eps)  # type: ignore[no-untyped-call]  # so in torch's stubs
     return result
 
 

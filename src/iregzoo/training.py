@@ -56,8 +56,8 @@ def find_scans(dataset_dir: str | Path, split: str) -> list[dict[str, str]]:
 class LoadScan(Transform):
     """Read a scan, and its labels where there are any, onto the network's grid: tensors (1, *shape).
 
-    Scans are centred on each other, as registration with ``--init center`` does; what a scan has beyond ``shape`` is cut
-    off evenly.
+    Scans are centred on each other, as registration with ``--init center`` does; what a scan has beyond ``shape`` is
+    cut off evenly.
 
     Args:
         spacing: of the network's grid, in mm.
@@ -180,7 +180,7 @@ class TrainStep:
         if labels is not None:
             channels += [labels[:, :1], labels[:, 1:]]
         terms = loss(registration, *channels)
-        terms["loss"].backward()
+        torch.autograd.backward(terms["loss"])
         engine.optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
 

@@ -139,7 +139,9 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
         )
     load_strictly(network, read_state(path), path)
     network.eval().requires_grad_(False)
-    return Method(bundle, weights, card, digest, network.to(device, memory_format=torch.channels_last_3d))
+    # Channels last is the faster layout of 3-D convolutions on the CPU; torch's stubs do not know the argument.
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return Method(bundle, weights, card, digest, network.to(device))
 
 
 def _weights_file(bundle: Bundle, weights: str | None) -> tuple[str, WeightsCard, Path]:

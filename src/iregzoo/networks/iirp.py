@@ -104,7 +104,9 @@ class IIRPNet(nn.Module):
         displacement = moving.new_zeros(
             moving.shape[0], 3, *features[-1][0].shape[2:], dtype=torch.promote_types(moving.dtype, torch.float32)
         )
-        pyramid, iterations, scores = [], [], []
+        pyramid: list[Tensor] = []
+        iterations: list[Tensor] = []
+        scores: list[Tensor] = []
         for level in reversed(range(len(features))):
             moving_features, fixed_features = features[level]
 

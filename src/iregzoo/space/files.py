@@ -1,5 +1,6 @@
 """Files for the world: images, label maps, displacement fields and ITK transforms."""
 
+import os
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -37,6 +38,7 @@ def write_transform(path: Path, deformation: Tensor, grid: Grid, affine: Matrix 
         linear.SetTranslation(affine[:3, 3].tolist())
         composite.AddTransform(linear)  # ITK applies the transform that was added last first
     vectors = deformation[0].movedim(0, -1).double().cpu().numpy()
+    _reserve(path, vectors.nbytes)
     composite.AddTransform(sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True)))
     try:
         sitk.WriteTransform(composite, str(path))
@@ -45,12 +47,26 @@ def write_transform(path: Path, deformation: Tensor, grid: Grid, affine: Matrix 
 
 
 def _write_sitk(image: sitk.Image, path: Path) -> None:
+    _reserve(path, image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent())
     try:
         sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
     except RuntimeError as error:
         raise _cannot_write(path, error) from None
 
 
-def _cannot_write(path: Path, error: RuntimeError) -> InputError:
-    reason = str(error).strip().splitlines()[-1][-120:]
+def _reserve(path: Path, size: int) -> None:
+    """Make sure that ``size`` bytes fit: where they do not, ITK leaves half a NIfTI file silently, and HDF5 crashes."""
+    room, block = path.with_name(f".{path.name}.room"), os.urandom(1 << 20)
+    try:
+        with room.open("wb") as file:
+            for _ in range(size // len(block) + 1):
+                file.write(block)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        room.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: RuntimeError | OSError) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else str(error).strip().splitlines()[-1][-120:]
     return InputError(f"{path.name}: cannot be written ({reason}); check that the disk has room")

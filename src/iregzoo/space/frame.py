@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iregzoo.fields import identity, sample
-from iregzoo.space.grid import Grid, Matrix, apply_matrix, network_grid, read_at, to_voxels
+from iregzoo.space.grid import Grid, Matrix, apply_matrix, inverse, network_grid, read_at, to_voxels
 from iregzoo.space.scan import Scan, normalise, resample_to
 
 MARGIN_MM = 10.0
@@ -43,17 +43,17 @@ class Frame:
         )
         return _linear(self.network.affine, sample(displacement.double(), points, padding="border"))
 
-    def backward(self, inverse: Tensor) -> Tensor:
+    def backward(self, inverted: Tensor) -> Tensor:
         """The whole way back on the moving image's grid: (1, 3, *moving.shape), LPS mm, affine included.
 
         Args:
-            inverse: of the network's displacement, (1, 3, *network.shape) in voxels of the network's grid.
+            inverted: the inverse of the network's displacement, (1, 3, *network.shape) in voxels of the network's grid.
         """
-        affine = np.linalg.inv(self.start)
+        affine = inverse(self.start)
         points = apply_matrix(
             to_voxels(self.moving, affine, self.network), identity(self.moving.shape, dtype=torch.float64)
         )
-        moved = _linear(self.network.affine, sample(inverse.double(), points, padding="border"))
+        moved = _linear(self.network.affine, sample(inverted.double(), points, padding="border"))
         return moved + affine_displacement(affine, self.moving)
 
     def total(self, deformation: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Frame:
 
     def in_voxels(self, deformation: Tensor) -> Tensor:
         """A displacement in mm on the fixed grid in that grid's voxels, for its Jacobian."""
-        return _linear(np.linalg.inv(self.fixed.affine), deformation)
+        return _linear(inverse(self.fixed.affine), deformation)
 
 
 def _linear(matrix: Matrix, vectors: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "line
         mode: ``linear``, or ``nearest`` for a label map.
     """
     points = apply_matrix(to_voxels(grid, None, scan.grid), identity(grid.shape, dtype=torch.float64))
-    points = points + _linear(np.linalg.inv(scan.grid.affine), displacement.double())
+    points = points + _linear(inverse(scan.grid.affine), displacement.double())
     if mode == "nearest":
         return read_at(scan.data, points, mode=mode)
     return read_at(scan.data.double(), points, outside=scan.outside).float()

@@ -68,10 +68,15 @@ class Grid:
         return image
 
 
+def inverse(matrix: Matrix) -> Matrix:
+    """The inverse of an affine (4, 4)."""
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
 def to_voxels(grid: Grid, world: Matrix | None, target: Grid) -> Matrix:
     """Matrix (4, 4) from voxels of ``grid`` through an affine of the world to voxels of ``target``."""
     through = np.eye(4) if world is None else world
-    matrix: Matrix = np.linalg.inv(target.affine) @ through @ grid.affine
+    matrix: Matrix = inverse(target.affine) @ through @ grid.affine
     return matrix
 
 

@@ -85,11 +85,13 @@ def _read(path: str | Path) -> tuple[sitk.Image, Path]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path")
     if path.is_file() and path.name.lower().endswith(NIFTI):
-        _check_nifti_header(path)
+        _check_nifti(path)
     try:
         image = _read_dicom(path) if path.is_dir() else sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read as an image ({_reason(error)}); convert it to NIfTI") from None
+        raise InputError(
+            f"{path}: cannot be read as an image ({_reason(error)}); check that it is whole, or convert it to NIfTI"
+        ) from None
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[..., 0]
     if image.GetDimension() != 3 or min(image.GetSize()) < 2:
@@ -106,15 +108,18 @@ def _read(path: str | Path) -> tuple[sitk.Image, Path]:
 
 def _reason(error: RuntimeError) -> str:
     """The telling line of an ITK error, without its source file and pointers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
     return lines[-1].split("): ")[-1][:160] if lines else "unknown reason"
 
 
-def _check_nifti_header(path: Path) -> None:
+def _check_nifti(path: Path) -> None:
     try:
-        header = nib.load(path).header
+        image = nib.load(path)
+        image.dataobj.get_unscaled()  # ITK reads a truncated file without a word
     except Exception as error:  # nibabel raises many kinds for a file that is no NIfTI; each means the same here
-        raise InputError(f"{path}: is not a readable NIfTI file ({error}); check or export it again") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: is not a readable NIfTI file ({reason}); check or export it again") from None
+    header = image.header
     if "sform_code" not in header:
         return
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:

@@ -20,9 +20,9 @@ TILT = np.deg2rad(25.0)
 def affine_start(fixed: Scan, moving: Scan, start: str) -> Matrix:
     """Affine (4, 4), LPS mm, from a place in the fixed image to the one in the moving image.
 
-    ``none`` trusts the headers; ``center`` puts the middle of one field of view on the middle of the other; ``rigid`` and
-    ``affine`` maximise Mattes' mutual information (of any two contrasts), from the best of several starting places and
-    tilts, so that images that barely overlap are found, too.
+    ``none`` trusts the headers; ``center`` puts the middle of one field of view on the middle of the other; ``rigid``
+    and ``affine`` maximise Mattes' mutual information (of any two contrasts), from the best of several starting places
+    and tilts, so that images that barely overlap are found, too.
 
     Raises:
         InputError: for another name.
@@ -51,11 +51,11 @@ def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
         return mutual_information(small_fixed, resample_to(moving, coarse, world)[0, 0].numpy())
 
     ranked = sorted(_candidates(fixed, moving), key=information, reverse=True)
-    images = [_image(fixed, COARSE_MM), _image(moving, COARSE_MM)]
-    rigid = [_optimise(*images, _euler(world, fixed), steps=100) for world in ranked[:3]]
+    images = _image(fixed, COARSE_MM), _image(moving, COARSE_MM)
+    rigid = [_optimise(images, _euler(world, fixed), steps=100) for world in ranked[:3]]
     best = max([ranked[0], *rigid], key=information)
-    images = [_image(fixed, FINE_MM), _image(moving, FINE_MM)]
-    found = _optimise(*images, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
+    images = _image(fixed, FINE_MM), _image(moving, FINE_MM)
+    found = _optimise(images, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
     return max((best, found), key=information)
 
 
@@ -125,11 +125,11 @@ def _translation(world: Matrix, fixed: Scan) -> list[float]:
     return translation
 
 
-def _optimise(fixed: sitk.Image, moving: sitk.Image, initial: sitk.Transform, *, steps: int) -> Matrix:
+def _optimise(images: tuple[sitk.Image, sitk.Image], initial: sitk.Transform, *, steps: int) -> Matrix:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    voxels = int(np.prod(fixed.GetSize()))
+    voxels = int(np.prod(images[0].GetSize()))
     method.SetMetricSamplingPercentage(min(1.0, 60_000 / voxels), 1)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
@@ -140,7 +140,7 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, initial: sitk.Transform, *,
     method.SetSmoothingSigmasPerLevel([1, 0])
     method.SetInitialTransform(initial, inPlace=True)
     try:
-        method.Execute(fixed, moving)
+        method.Execute(*images)
     except RuntimeError:  # ITK gives up where the images no longer overlap: this start leads nowhere
         return np.eye(4)
     return _matrix(initial)

@@ -1,0 +1,203 @@
+"""A bundle run by MONAI writes what ``iregzoo register`` writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from iregzoo import register, zoo
+from iregzoo.errors import InputError
+
+from .conftest import Pair
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = [path.name for path in sorted((ROOT / "bundles").iterdir()) if path.is_dir()]
+EACH_BUNDLE = pytest.mark.parametrize("name", NAMES)
+FILES = {"warped.nii.gz", "displacement.nii.gz", "transform.h5", "report.json", "report.png"}
+LABEL_FILES = {"warped_labels.nii.gz"}
+POINTS_MM = np.random.default_rng(0).uniform(-15, 15, (50, 3))
+
+
+def run(name: str, pair: Pair, output: Path, **options: Any) -> Path:
+    """Run a bundle's inference by MONAI in this process; gives back the folder of its results."""
+    bundle = ROOT / "bundles" / name
+    arguments = {"fixed": str(pair.fixed), "moving": str(pair.moving), "output_dir": str(output), "device": "cpu"}
+    monai.bundle.run(
+        config_file=str(bundle / "configs/inference.json"), bundle_root=str(bundle), **{**arguments, **options}
+    )
+    return output
+
+
+def own(name: str, pair: Pair, output: Path, *, labels: bool = False, inverse: bool = False, **options: Any) -> Path:
+    """The same by the package's own functions."""
+    output.mkdir()
+    method = zoo.load(name)
+    scans = register.read_scans(
+        pair.fixed, pair.moving, pair.fixed_labels if labels else None, pair.moving_labels if labels else None
+    )
+    register.write(register.register(scans, method, **options), output, {}, inverse=inverse)
+    return output
+
+
+def written(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def voxels(path: Path) -> NDArray[Any]:
+    found: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    return found
+
+
+def moved_points(path: Path, around: sitk.Image) -> NDArray[np.float64]:
+    """Points near the middle of an image, through a transform file."""
+    middle = np.array(around.TransformContinuousIndexToPhysicalPoint([(s - 1) / 2 for s in around.GetSize()]))
+    transform = sitk.ReadTransform(str(path))
+    return np.array([transform.TransformPoint((middle + point).tolist()) for point in POINTS_MM])
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    """The same files, with images, fields (mm) and transforms that agree."""
+    assert written(found) == written(expected)
+    for image in (path.name for path in expected.glob("*.nii.gz")):
+        one, other = (sitk.ReadImage(str(folder / image)) for folder in (found, expected))
+        assert one.GetSize() == other.GetSize()
+        assert one.GetOrigin() == other.GetOrigin()
+        assert one.GetDirection() == other.GetDirection()
+        assert one.GetPixelIDTypeAsString() == other.GetPixelIDTypeAsString()
+        if "labels" in image:
+            assert (voxels(found / image) == voxels(expected / image)).mean() > 0.9999
+        else:
+            np.testing.assert_allclose(voxels(found / image), voxels(expected / image), rtol=0, atol=1e-3)
+    for transform in (path.name for path in expected.glob("*.h5")):
+        side = "inverse_warped.nii.gz" if transform.startswith("inverse") else "warped.nii.gz"
+        around = sitk.ReadImage(str(expected / side))
+        one, other = (moved_points(folder / transform, around) for folder in (found, expected))
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+def report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return content
+
+
+@EACH_BUNDLE
+def test_monai_writes_what_register_writes(name: str, pair: Pair, tmp_path: Path) -> None:
+    weights = next(iter(zoo.find(name).weights))
+    found = run(name, pair, tmp_path / "monai", weights=weights)
+    expected = own(name, pair, tmp_path / "own")
+    assert written(found) == FILES
+    assert_same(found, expected)
+    assert np.abs(voxels(found / "displacement.nii.gz")).max() > 0.1
+    assert report(found)["bundle"] == name
+    assert report(found)["weights"] == weights
+    assert report(found)["weights_sha256"] == zoo.find(name).weights[weights].sha256
+    assert report(found)["affine_lps_mm"] == report(expected)["affine_lps_mm"]
+
+
+def test_command_of_monai_runs_the_bundle(pair: Pair, tmp_path: Path) -> None:
+    command = (
+        f"-m monai.bundle run --config_file bundles/iirp/configs/inference.json --bundle_root bundles/iirp "
+        f"--fixed {pair.fixed} --moving {pair.moving} --output_dir {tmp_path / 'monai'}"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(tmp_path / "monai", own("iirp", pair, tmp_path / "own"))
+
+
+def test_labels_are_warped_and_compared(pair: Pair, tmp_path: Path) -> None:
+    found = run(
+        "iirp",
+        pair,
+        tmp_path / "monai",
+        fixed_labels=str(pair.fixed_labels),
+        moving_labels=str(pair.moving_labels),
+    )
+    expected = own("iirp", pair, tmp_path / "own", labels=True)
+    assert written(found) == FILES | LABEL_FILES
+    assert_same(found, expected)
+    assert set(np.unique(voxels(found / "warped_labels.nii.gz"))) == {0, 1, 2}
+    assert report(found)["dice"] == pytest.approx(report(expected)["dice"], abs=1e-3)
+
+
+def test_inverse_is_written_where_asked(pair: Pair, tmp_path: Path) -> None:
+    found = run("iirp", pair, tmp_path / "monai", inverse=True)
+    assert {"inverse_warped.nii.gz", "inverse_displacement.nii.gz", "inverse_transform.h5"} <= written(found)
+    assert_same(found, own("iirp", pair, tmp_path / "own", inverse=True))
+
+
+def test_controller_and_cap_steer_the_iterations(pair: Pair, tmp_path: Path) -> None:
+    own_controller = zoo.load("iirp").network.controller
+    once = register.choose_controller("fixed", None, own_controller)
+    thrice = register.choose_controller("fixed", 3, own_controller)
+    found_once = run("iirp", pair, tmp_path / "once", controller="fixed")
+    found_thrice = run("iirp", pair, tmp_path / "thrice", controller="fixed", max_iterations=3)
+    assert_same(found_once, own("iirp", pair, tmp_path / "own_once", controller=once))
+    assert_same(found_thrice, own("iirp", pair, tmp_path / "own_thrice", controller=thrice))
+    fields = [voxels(folder / "displacement.nii.gz") for folder in (found_once, found_thrice)]
+    assert np.abs(fields[0] - fields[1]).max() > 0.1
+
+
+def test_start_is_the_one_asked_for(pair: Pair, tmp_path: Path) -> None:
+    found = run("iirp", pair, tmp_path / "monai", init="none")
+    assert report(found)["init"] == "none"
+    assert_same(found, own("iirp", pair, tmp_path / "own", init="none"))
+
+
+def refusal(caught: pytest.ExceptionInfo[BaseException]) -> str:
+    """What the package said, beneath the errors that MONAI wraps around it."""
+    error: BaseException | None = caught.value
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    assert error is not None, f"no InputError beneath {caught.value!r}"
+    return str(error)
+
+
+def test_folder_that_holds_something_is_refused_and_kept(pair: Pair, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(Exception) as caught:  # noqa: PT011  MONAI wraps it in its own kinds
+        run("iirp", pair, output)
+    assert str(output) in refusal(caught)
+    assert "not empty" in refusal(caught)
+    assert written(output) == {"notes.txt"}
+    assert written(tmp_path) == {"output"}
+
+
+def test_overwrite_keeps_foreign_files(pair: Pair, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    (output / "warped_labels.nii.gz").write_text("of an earlier run")
+    run("iirp", pair, output, overwrite=True)
+    assert written(output) == FILES | {"notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ({"controller": "newton"}, "newton"),
+        ({"max_iterations": 0}, "0"),
+        ({"init": "similarity"}, "similarity"),
+        ({"weights": "liver"}, "liver"),
+        ({"moving": "nowhere.nii.gz"}, "nowhere.nii.gz"),
+    ],
+)
+def test_bad_option_is_named_and_nothing_is_written(
+    pair: Pair, tmp_path: Path, options: dict[str, Any], value: str
+) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  MONAI wraps it in its own kinds
+        run("iirp", pair, tmp_path / "output", **options)
+    assert value in refusal(caught)
+    assert not (tmp_path / "output").exists()
