@@ -71,9 +71,8 @@ def main() -> None:
         print(json.dumps(measure(arguments.only, arguments.shape, arguments.threads, arguments.runs)))
         return
     size = "×".join(map(str, arguments.shape))
-    print(
-        f"{size}, {arguments.threads} threads, {platform.machine()}, torch {torch.__version__}, median of {arguments.runs}"
-    )
+    machine = f"{arguments.threads} threads of {platform.machine()}, torch {torch.__version__}"
+    print(f"{size}, {machine}, median of {arguments.runs}")
     for name in CONTROLLERS:
         child = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--only", name], stdout=subprocess.PIPE, check=True

@@ -17,7 +17,7 @@ FLOORS = {
     1: ("losses", "metrics", "networks", "synthesis"),
     2: ("space", "training"),
     3: ("bundle", "zoo", "register", "outputs", "report", "evaluate", "batch", "phantom"),
-    4: ("label", "cli"),
+    4: ("label", "cli", "__main__"),
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 FREE = {*sys.stdlib_module_names, "torch", "numpy", "monai", "scipy", "iregzoo"}

@@ -16,6 +16,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from iregzoo import __version__
+from iregzoo.errors import InputError
 from iregzoo.outputs import whole_folder
 from iregzoo.register import FILES, Scans, choose_controller, finish, read_scans, write
 from iregzoo.registration import PairNetwork, Registration
@@ -29,9 +30,15 @@ Sample = Mapping[str, Any]
 
 
 def weights_card(bundle_root: str | Path, weights: str) -> WeightsCard:
-    """The card of a weights file, from the bundle's metadata."""
-    metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text())
-    return WeightsCard(**metadata["weights"][weights])
+    """The card of a weights file, from the bundle's metadata.
+
+    Raises:
+        InputError: where the bundle has no weights of this name.
+    """
+    cards = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text()).get("weights", {})
+    if weights not in cards:
+        raise InputError(f"weights {weights!r} are unknown; {bundle_root} has: {', '.join(cards) or 'none'}")
+    return WeightsCard(**cards[weights])
 
 
 def _scans(data: Sample) -> Scans:

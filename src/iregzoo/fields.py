@@ -165,7 +165,8 @@ def invert(displacement: Tensor, *, iterations: int = 50, tolerance: float = 1e-
 
 def inverse_error(displacement: Tensor, inverse: Tensor) -> Tensor:
     """Length in voxels of ``u ∘ u⁻¹ − id`` at every voxel: (B, *shape)."""
-    return torch.linalg.vector_norm(compose(displacement, inverse), dim=1)
+    length: Tensor = torch.linalg.vector_norm(compose(displacement, inverse), dim=1)
+    return length
 
 
 def resize(displacement: Tensor, shape: Sequence[int]) -> Tensor:

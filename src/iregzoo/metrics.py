@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from monai.metrics.utils import get_mask_edges, get_surface_distance
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -105,6 +104,8 @@ def _surface_distances(
     # Nothing outside the common box belongs to either mask, and MONAI takes the outside of an array as
     # background, so the box needs no margin.
     box = _bounding_box(a | b)
+    from monai.metrics.utils import get_mask_edges, get_surface_distance  # MONAI takes seconds to import
+
     edges_a, edges_b = get_mask_edges(a[box], b[box], crop=False)
     there = get_surface_distance(edges_a, edges_b, spacing=tuple(spacing))
     back = get_surface_distance(edges_b, edges_a, spacing=tuple(spacing))

@@ -20,7 +20,7 @@ from iregzoo.registration import Registration
 from iregzoo.similarity import mse, ncc
 from iregzoo.space.files import write_displacement, write_image, write_transform
 from iregzoo.space.frame import Frame, affine_displacement, make_frame, network_input, warp_scan
-from iregzoo.space.scan import Scan, intensity_range, read_labels, read_scan, scale
+from iregzoo.space.scan import Scan, intensity_range, looks_like_labels, read_labels, read_scan, scale
 from iregzoo.space.start import affine_start
 from iregzoo.zoo import Method
 
@@ -87,8 +87,18 @@ def read_scans(
     fixed_labels: str | Path | None = None,
     moving_labels: str | Path | None = None,
 ) -> Scans:
-    """Read and check a pair of scans, and the label maps on their grids."""
+    """Read and check a pair of scans, and the label maps on their grids.
+
+    Raises:
+        InputError: as ``read_scan`` and ``read_labels`` do, and where one scan is an image and the other a label map.
+    """
     fixed_scan, moving_scan = read_scan(fixed), read_scan(moving)
+    for scan, other in ((fixed_scan, moving_scan), (moving_scan, fixed_scan)):
+        if looks_like_labels(scan) and not looks_like_labels(other):
+            raise InputError(
+                f"{scan.path}: looks like a label map, but {other.path.name} is an image; give the image here and "
+                "the label map with --fixed-labels or --moving-labels"
+            )
     return Scans(
         fixed_scan,
         moving_scan,

@@ -13,9 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-OBLIQUE = np.array(
-    [[-0.96, 0.28, 0.0, 40.0], [-0.28, -0.96, 0.0, 12.0], [0.0, 0.0, 1.0, -30.0], [0.0, 0.0, 0.0, 1.0]]
-)
+OBLIQUE = np.array([[-0.96, 0.28, 0.0, 40.0], [-0.28, -0.96, 0.0, 12.0], [0.0, 0.0, 1.0, -30.0], [0.0, 0.0, 0.0, 1.0]])
 SPACING_MM = np.diag([1.0, 0.9, 1.2, 1.0])
 SPLITS = {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["e", "f"]}
 

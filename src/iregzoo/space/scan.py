@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -41,9 +42,7 @@ def read_scan(path: str | Path) -> Scan:
     """
     image, path = _read(path)
     array = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        raise InputError(f"{path}: {bad} voxels are NaN or infinite; replace them, for instance with 0")
+    _check_finite(array, path)
     if array.min() == array.max():
         raise InputError(f"{path}: every voxel is {array.flat[0]:g}; an image without contrast cannot be registered")
     return Scan(_tensor(array), Grid.of(image), path)
@@ -67,6 +66,17 @@ def read_labels(path: str | Path, scan: Scan) -> Scan:
             "resample the labels to the image with nearest-neighbour interpolation"
         )
     return Scan(_tensor(array.astype(np.int32)), scan.grid, path)
+
+
+def looks_like_labels(scan: Scan) -> bool:
+    """Whether a scan is whole numbers in patches of one value, apart from its background (its commonest value)."""
+    data = scan.data[0, 0]
+    if bool((data != data.round()).any()):
+        return False
+    values, counts = data.unique(return_counts=True)
+    shown = data != values[counts.argmax()]
+    here, there = shown[:-1] & shown[1:], data[:-1] == data[1:]
+    return bool(here.any()) and float(there[here].float().mean()) > 0.5
 
 
 def _tensor(array: NDArray[np.float32] | NDArray[np.int32]) -> Tensor:
@@ -112,13 +122,22 @@ def _reason(error: RuntimeError) -> str:
     return lines[-1].split("): ")[-1][:160] if lines else "unknown reason"
 
 
+def _check_finite(array: NDArray[Any], path: Path) -> None:
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise InputError(f"{path}: {bad} voxels are NaN or infinite; replace them, for instance with 0")
+
+
 def _check_nifti(path: Path) -> None:
+    """What ITK passes over in silence: voxels that a truncated file lacks or that are NaN, and a missing affine."""
     try:
         image = nib.load(path)
-        image.dataobj.get_unscaled()  # ITK reads a truncated file without a word
+        voxels = np.asanyarray(image.dataobj.get_unscaled())
     except Exception as error:  # nibabel raises many kinds for a file that is no NIfTI; each means the same here
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: is not a readable NIfTI file ({reason}); check or export it again") from None
+    if voxels.dtype.kind == "f":
+        _check_finite(voxels, path)
     header = image.header
     if "sform_code" not in header:
         return

@@ -1,0 +1,5 @@
+"""``python -m iregzoo`` is ``iregzoo``."""
+
+from iregzoo.cli import main
+
+main()

@@ -1,0 +1,161 @@
+"""Training by MONAI from a bundle's configs: end to end, interrupted and resumed, and evaluated."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+import torch
+from ignite.engine import Events
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from iregzoo import zoo
+from iregzoo.training import find_scans, latest_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+IIRP = ROOT / "bundles" / "iirp"
+SMALL = {
+    "device": "cpu",
+    "shape": [16, 16, 16],
+    "steps": 4,
+    "steps_per_epoch": 2,
+    "val_interval": 1,
+    "save_interval": 1,
+    "learning_rate": 0.001,
+    "final_learning_rate": 0.0001,
+}
+
+
+def workflow(dataset: Path, output: Path, files: tuple[str, ...] = ("train.json",), **options: Any) -> Any:
+    """A workflow of MONAI, initialised and ready to run."""
+    return monai.bundle.create_workflow(
+        config_file=[str(IIRP / "configs" / name) for name in files],
+        workflow_type="train",
+        bundle_root=str(IIRP),
+        dataset_dir=str(dataset),
+        output_dir=str(output),
+        **{**SMALL, **options},
+    )
+
+
+def train(dataset: Path, output: Path, **options: Any) -> Any:
+    made = workflow(dataset, output, **options)
+    made.run()
+    made.finalize()
+    return made
+
+
+def weights_of(output: Path, epoch: int) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(output / f"checkpoint_epoch={epoch}.pt", weights_only=True)["network"]
+    return state
+
+
+def logged(output: Path) -> dict[str, list[int]]:
+    """Steps at which TensorBoard has a number, by its name."""
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an uninterrupted training of two epochs with a label term."""
+    output = tmp_path_factory.mktemp("trained")
+    train(dataset, output, overlap=1.0)
+    return output
+
+
+def test_training_writes_checkpoints_and_the_best_weights(trained: Path) -> None:
+    assert {path.name for path in trained.glob("*.pt")} == {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt", "best.pt"}
+    checkpoint = torch.load(trained / "checkpoint_epoch=2.pt", weights_only=True)
+    assert set(checkpoint) == {"network", "optimizer", "scheduler", "trainer"}
+    first, last = weights_of(trained, 1), weights_of(trained, 2)
+    assert all(not torch.equal(first[name], last[name]) for name in first)
+
+
+def test_best_weights_load_into_the_package(trained: Path) -> None:
+    method = zoo.load("iirp", str(trained / "best.pt"))
+    found = method.network.network.state_dict()
+    states = [weights_of(trained, epoch) for epoch in (1, 2)]
+    assert any(
+        all(torch.equal(found[name.removeprefix("network.")], state[name]) for name in state) for state in states
+    )
+
+
+def test_every_loss_term_is_logged_by_its_name(trained: Path) -> None:
+    found = logged(trained)
+    assert {"loss", "similarity", "smoothness", "overlap", "val_dice"} <= {tag.rpartition("/")[2] for tag in found}
+    for tag, steps in found.items():
+        assert steps == ([1, 2] if tag.endswith("val_dice") else [1, 2, 3, 4]), tag
+
+
+def test_training_without_a_label_term_logs_none(dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path, overlap=0.0, steps=2)
+    assert {tag.rpartition("/")[2] for tag in logged(tmp_path)} == {"loss", "similarity", "smoothness", "val_dice"}
+
+
+def test_same_seed_gives_the_same_weights_and_another_does_not(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path / "again", overlap=1.0)
+    train(dataset, tmp_path / "other", overlap=1.0, seed=1)
+    expected = weights_of(trained, 2)
+    again, other = weights_of(tmp_path / "again", 2), weights_of(tmp_path / "other", 2)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    assert any(not torch.equal(other[name], expected[name]) for name in expected)
+
+
+def test_interrupted_training_resumes_to_the_same_weights(dataset: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 8, "overlap": 1.0, "mirror": 0.5, "passes": [1, 2]}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(dataset, whole, **options)
+
+    interrupted = workflow(dataset, parts, **options)
+    interrupted.trainer.add_event_handler(Events.EPOCH_STARTED(once=3), lambda engine: engine.terminate())
+    interrupted.run()
+    assert latest_checkpoint(parts) == str(parts / "checkpoint_epoch=2.pt")
+
+    resumed = workflow(dataset, parts, **options)
+    epochs: list[int] = []
+    resumed.trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: epochs.append(engine.state.epoch))
+    resumed.run()
+    assert epochs == [3, 4]
+    expected, found = weights_of(whole, 4), weights_of(parts, 4)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_finished_training_stays_finished(trained: Path, dataset: Path) -> None:
+    before = {path.name: path.read_bytes() for path in trained.glob("*.pt")}
+    train(dataset, trained, overlap=1.0)
+    assert {path.name: path.read_bytes() for path in trained.glob("*.pt")} == before
+
+
+def test_evaluation_writes_the_metrics_of_the_test_split(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    files = ("train.json", "evaluate.json")
+    made = workflow(dataset, tmp_path, files, checkpoint_path=str(trained / "best.pt"))
+    made.run()
+    rows = {path.name: list(csv.reader(path.open())) for path in tmp_path.glob("*.csv")}
+    assert {"metrics.csv", "val_dice_raw.csv", "val_dice_summary.csv"} <= set(rows)
+    assert len(rows["val_dice_raw.csv"]) == 1 + len(find_scans(dataset, "test"))
+    (name, mean), details = rows["metrics.csv"][0], rows["val_dice_raw.csv"][1:]
+    assert name == "val_dice"
+    values = [float(value) for row in details for value in row[1:3]]
+    assert float(mean) == pytest.approx(sum(values) / len(values), abs=1e-3)
+    assert 0.1 < float(mean) < 1
+    print(rows)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_evaluation_is_of_the_bundles_own_weights_unless_told(dataset: Path, tmp_path: Path) -> None:
+    made = workflow(dataset, tmp_path, ("train.json", "evaluate.json"))
+    made.run()
+    network = made.parser.get_parsed_content("network")
+    expected = torch.load(IIRP / "models/model.pt", weights_only=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+def test_configs_of_each_weights_file_only_override_what_train_has() -> None:
+    base = json.loads((IIRP / "configs/train.json").read_text())
+    own = json.loads((IIRP / "configs/train_hippocampus.json").read_text())
+    assert set(own) <= set(base)

@@ -1,0 +1,321 @@
+"""Reading scans of every format, each check of the input, and intensities."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from geometry import GRIDS, draw_head, make_grid, noise_image, to_image
+from torch import Tensor
+
+from iregzoo.errors import InputError
+from iregzoo.space.grid import Grid
+from iregzoo.space.scan import Scan, intensity_range, normalise, read_labels, read_scan, resample_to
+
+GRID = GRIDS["everything"]
+EYE = np.eye(4)
+
+
+def nifti(path: Path, array: np.ndarray, affine: np.ndarray = EYE) -> Path:
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def scan_of(data: Tensor, grid: Grid) -> Scan:
+    return Scan(data, grid, Path("scan.nii.gz"))
+
+
+def write_series(folder: Path, array: np.ndarray, grid: Grid, uid: str = "1.2.826.0.1.3680043.2.1125.1") -> None:
+    """One CT series, a file a slice, written as scanners do: the files' order says nothing."""
+    folder.mkdir(exist_ok=True)
+    image = grid.to_sitk(array.astype(np.int16))
+    cosines = np.array(image.GetDirection()).reshape(3, 3)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for number in range(grid.shape[2]):
+        cut = image[:, :, number]
+        tags = {
+            "0008|0060": "CT",
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
+            "0020|000e": uid,
+            "0008|0018": f"{uid}.{number + 1}",
+            "0020|0013": str(number + 1),
+            "0020|0032": "\\".join(f"{v:.9g}" for v in image.TransformIndexToPhysicalPoint((0, 0, number))),
+            "0020|0037": "\\".join(f"{v:.9g}" for v in (*cosines[:, 0], *cosines[:, 1])),
+            "0018|0050": f"{grid.spacing[2]:.9g}",
+        }
+        for tag, value in tags.items():
+            cut.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{uid[-1]}_{(number * 7) % grid.shape[2]:03d}.dcm"))
+        writer.Execute(cut)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.nrrd", "scan.mha", "scan.mhd", "scan.hdr"])
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_file_gives_its_voxels_and_their_places(tmp_path: Path, name: str, grid: Grid) -> None:
+    image = noise_image(grid.shape)
+    sitk.WriteImage(to_image(image, grid), str(tmp_path / name))
+    scan = read_scan(tmp_path / name)
+    assert torch.equal(scan.data, image)
+    assert scan.grid.shape == grid.shape
+    np.testing.assert_allclose(scan.grid.affine, grid.affine, atol=1e-5)
+
+
+def test_nifti_affine_is_read_as_nibabel_reads_it(tmp_path: Path) -> None:
+    # Another writer than ITK, and RAS there against LPS here.
+    ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ GRID.affine
+    path = nifti(tmp_path / "scan.nii.gz", noise_image(GRID.shape)[0, 0].numpy(), ras)
+    np.testing.assert_allclose(read_scan(path).grid.affine, GRID.affine, atol=1e-5)
+
+
+def test_dicom_folder_gives_its_voxels_and_their_places(tmp_path: Path) -> None:
+    grid = make_grid((12, 10, 9), (0.8, 0.9, 2.5), degrees=(5, -7, 11), centre=(10, -20, 300))
+    array = np.random.default_rng(0).integers(-1000, 2000, grid.shape)
+    write_series(tmp_path / "series", array, grid)
+    scan = read_scan(tmp_path / "series")
+    np.testing.assert_array_equal(scan.data[0, 0], array)
+    np.testing.assert_allclose(scan.grid.affine, grid.affine, atol=1e-4)
+    assert scan.outside == array.min()
+
+
+def test_single_volume_in_a_4d_file_is_read(tmp_path: Path) -> None:
+    image = noise_image((7, 8, 9))
+    path = nifti(tmp_path / "scan.nii.gz", image[0, 0].numpy()[..., None], np.diag([1.0, 2, 3, 1]))
+    scan = read_scan(path)
+    assert torch.equal(scan.data, image)
+    np.testing.assert_allclose(scan.grid.spacing, (1, 2, 3))
+
+
+def missing(folder: Path) -> Path:
+    return folder / "scan.nii.gz"
+
+
+def text(folder: Path) -> Path:
+    (folder / "scan.nii.gz").write_text("this is no image")
+    return folder / "scan.nii.gz"
+
+
+def unknown_format(folder: Path) -> Path:
+    (folder / "scan.foo").write_text("this is no image")
+    return folder / "scan.foo"
+
+
+def empty_file(folder: Path) -> Path:
+    (folder / "scan.nii").touch()
+    return folder / "scan.nii"
+
+
+def two_dimensional(folder: Path) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(np.random.rand(8, 9)), str(folder / "scan.nii.gz"))
+    return folder / "scan.nii.gz"
+
+
+def four_dimensional(folder: Path) -> Path:
+    return nifti(folder / "scan.nii.gz", np.random.rand(5, 6, 7, 3))
+
+
+def one_slice(folder: Path) -> Path:
+    return nifti(folder / "scan.nii.gz", np.random.rand(5, 6, 1))
+
+
+def colours(folder: Path) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(np.random.rand(5, 6, 7, 3), isVector=True), str(folder / "scan.mha"))
+    return folder / "scan.mha"
+
+
+def with_value(value: float, folder: Path) -> Path:
+    array = np.random.rand(5, 6, 7)
+    array[1, 2, 3:5] = value
+    return nifti(folder / "scan.nii.gz", array)
+
+
+def not_a_number(folder: Path) -> Path:
+    return with_value(np.nan, folder)
+
+
+def infinite(folder: Path) -> Path:
+    return with_value(-np.inf, folder)
+
+
+def constant(folder: Path) -> Path:
+    return nifti(folder / "scan.nii.gz", np.full((5, 6, 7), 4.5))
+
+
+def without_affine(folder: Path) -> Path:
+    image = nib.Nifti1Image(np.random.rand(5, 6, 7), None)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, folder / "scan.nii.gz")
+    return folder / "scan.nii.gz"
+
+
+def singular_affine(folder: Path) -> Path:
+    return nifti(folder / "scan.nii.gz", np.random.rand(5, 6, 7), np.diag([1.0, 1.0, 0.0, 1.0]))
+
+
+def sheared_affine(folder: Path) -> Path:
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.3
+    image = nib.Nifti1Image(np.random.rand(5, 6, 7), sheared)
+    image.set_qform(None, 0)
+    nib.save(image, folder / "scan.nii.gz")
+    return folder / "scan.nii.gz"
+
+
+def empty_folder(folder: Path) -> Path:
+    return folder
+
+
+def two_series(folder: Path) -> Path:
+    grid = make_grid((8, 8, 4))
+    for uid in ("1.2.826.0.1.3680043.2.1125.1", "1.2.826.0.1.3680043.2.1125.2"):
+        write_series(folder / "study", np.random.default_rng(0).integers(0, 100, grid.shape), grid, uid)
+    return folder / "study"
+
+
+GUARDS: dict[Callable[[Path], Path], str] = {
+    missing: "no such file.*check the path",
+    text: "not a readable NIfTI file.*export it again",
+    unknown_format: "cannot be read as an image.*convert it to NIfTI",
+    empty_file: "not a readable NIfTI file.*export it again",
+    two_dimensional: "size 9×8; expected one 3-D volume",
+    four_dimensional: "size 5×6×7×3; expected one 3-D volume.*extract",
+    one_slice: "size 5×6×1; expected one 3-D volume of at least 2 voxels",
+    colours: "has 3 values a voxel; expected a grey-scale image",
+    not_a_number: "2 voxels are NaN or infinite; replace them",
+    infinite: "2 voxels are NaN or infinite; replace them",
+    constant: "every voxel is 4.5; an image without contrast",
+    without_affine: "sform and qform codes are 0.*set_sform",
+    singular_affine: "affine is singular.*set a valid",
+    sheared_affine: "cannot be read.*orthonormal",
+    empty_folder: "no DICOM series; give a folder with exactly one",
+    two_series: "2 DICOM series; give a folder with exactly one",
+}
+
+
+@pytest.mark.parametrize("make", GUARDS, ids=lambda make: make.__name__)
+def test_bad_scan_is_refused_with_the_reason_in_one_line(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    path = make(tmp_path)
+    with pytest.raises(InputError, match=GUARDS[make]) as caught:
+        read_scan(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.nrrd", "scan.mha"])
+@pytest.mark.parametrize("kept", [0.5, 0.95, 0.999])
+def test_truncated_file_is_refused(tmp_path: Path, name: str, kept: float) -> None:
+    image = noise_image((20, 22, 24))
+    sitk.WriteImage(to_image(image, make_grid((20, 22, 24))), str(tmp_path / name), useCompression=True)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(InputError, match=r"(again|whole)") as caught:
+        read_scan(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_labels_are_integers_on_the_grid_of_their_scan(tmp_path: Path, dtype: type) -> None:
+    labels = np.random.default_rng(0).integers(0, 120, GRID.shape)
+    path = nifti(tmp_path / "labels.nii.gz", labels.astype(dtype), np.diag([-1.0, -1, 1, 1]) @ GRID.affine)
+    scan = scan_of(noise_image(GRID.shape), GRID)
+    found = read_labels(path, scan)
+    assert not found.data.is_floating_point()
+    np.testing.assert_array_equal(found.data[0, 0], labels)
+    assert found.grid is scan.grid
+
+
+def test_empty_label_map_is_allowed(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "labels.nii.gz", np.zeros((5, 6, 7), np.uint8))
+    grid = read_scan(nifti(tmp_path / "scan.nii.gz", np.random.rand(5, 6, 7))).grid
+    assert not read_labels(path, scan_of(noise_image(grid.shape), grid)).data.any()
+
+
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    scan = read_scan(nifti(tmp_path / "scan.nii.gz", np.random.rand(5, 6, 7)))
+    labels = np.arange(5 * 6 * 7).reshape(5, 6, 7).astype(np.float32)
+    shifted = np.eye(4)
+    shifted[0, 3] = 2.0
+    for name, array, affine, message in (
+        ("shape", labels[:, :, :6], EYE, r"5×6×6.*not that of scan.nii.gz.*5×6×7.*nearest-neighbour"),
+        ("shifted", labels, shifted, r"centre \[-4.0.*not that of scan.nii.gz.*centre \[-2.0.*nearest-neighbour"),
+        ("spacing", labels, np.diag([1.0, 1, 2, 1]), r"1×1×2 mm.*not that of"),
+        ("fraction", labels + 0.5, EYE, r"holds the value 0.5; a label map holds whole numbers"),
+        ("nan", np.where(labels == 3, np.nan, labels), EYE, r"holds the value nan"),
+    ):
+        path = nifti(tmp_path / f"{name}.nii.gz", array, affine)
+        with pytest.raises(InputError, match=message):
+            read_labels(path, scan)
+
+
+def test_intensities_are_scaled_to_the_unit_interval_whatever_their_unit() -> None:
+    grid = make_grid((40, 40, 40), (4, 4, 4))
+    head = draw_head(grid)
+    found = normalise(scan_of(head, grid)).data
+    assert float(found.min()) == 0
+    assert float(found.max()) == 1
+    for scale, offset in ((1e-4, 0.0), (250.0, -1024.0)):
+        torch.testing.assert_close(normalise(scan_of(head * scale + offset, grid)).data, found, rtol=0, atol=1e-4)
+
+
+def test_a_few_huge_voxels_change_little() -> None:
+    grid = make_grid((40, 40, 40), (4, 4, 4))
+    head = draw_head(grid)
+    spoilt = head.clone()
+    where = torch.randperm(head.numel(), generator=torch.manual_seed(0))[: head.numel() // 1000]
+    spoilt.view(-1)[where] = 1e6
+    before, after = normalise(scan_of(head, grid)).data, normalise(scan_of(spoilt, grid)).data
+    others = torch.ones(head.numel(), dtype=torch.bool)
+    others[where] = False
+    assert float((before - after).view(-1)[others].abs().max()) < 0.02
+
+
+def test_image_that_is_nearly_all_one_value_keeps_its_contrast() -> None:
+    image = torch.zeros(1, 1, 20, 20, 20)
+    image[0, 0, 3:5, 3:5, 3:5] = 7.0
+    scan = scan_of(image, make_grid((20, 20, 20)))
+    assert intensity_range(scan) == (0.0, 7.0)
+    assert torch.equal(normalise(scan).data, image / 7)
+
+
+def test_coarser_grid_sees_no_aliasing() -> None:
+    fine = make_grid((48, 48, 48))
+    board = (sum(torch.meshgrid(*[torch.arange(48)] * 3, indexing="ij")) % 2).float()[None, None]
+    coarse = make_grid((12, 12, 12), (3.0, 3.0, 3.0))
+    found = resample_to(scan_of(board, fine), coarse)[0, 0, 1:-1, 1:-1, 1:-1]
+    assert float((found - 0.5).abs().max()) < 0.01
+    # at its own spacing it stays a checkerboard
+    torch.testing.assert_close(resample_to(scan_of(board, fine), fine), board, rtol=0, atol=1e-4)
+
+
+def test_only_the_coarser_axis_is_smoothed() -> None:
+    fine = make_grid((30, 30, 30))
+    along = {
+        axis: torch.arange(30).remainder(2).float().view([-1 if a == axis else 1 for a in range(3)]) for axis in (0, 2)
+    }
+    thick = make_grid((30, 30, 10), (1.0, 1.0, 3.0))
+    inside = (slice(None), slice(None), slice(None), slice(None), slice(1, -1))
+    stripes = {axis: line.expand(30, 30, 30)[None, None].contiguous() for axis, line in along.items()}
+    kept = resample_to(scan_of(stripes[0], fine), thick)[inside]
+    lost = resample_to(scan_of(stripes[2], fine), thick)[inside]
+    assert float(kept.std()) == pytest.approx(0.5, abs=0.01)
+    assert float(lost.std()) < 0.02
+
+
+def test_coarser_grid_keeps_a_smooth_image() -> None:
+    grid, coarse = make_grid((72, 84, 66), (2, 2, 2)), make_grid((36, 42, 33), (4, 4, 4), degrees=(10, 5, -8))
+    found, expected = resample_to(scan_of(draw_head(grid), grid), coarse), draw_head(coarse)
+    assert float((found - expected).abs().mean()) < 0.02 * float(expected.max())
+    assert float((found.mean() / expected.mean()) - 1) == pytest.approx(0, abs=0.01)
+
+
+def test_air_of_a_ct_goes_on_beyond_its_field_of_view() -> None:
+    grid = make_grid((10, 10, 10))
+    scan = scan_of(noise_image(grid.shape) - 1100, grid)
+    wider = make_grid((20, 20, 20))
+    found = resample_to(scan, wider)
+    assert float(found[0, 0, 0, 0, 0]) == float(scan.data.min()) == scan.outside
+    assert scan_of(noise_image(grid.shape), grid).outside == 0.0

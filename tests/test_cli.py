@@ -1,0 +1,225 @@
+"""The command line: every guard ends with one line and exit code 2, and nothing half-written."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from iregzoo import cli
+
+SHAPE = (24, 28, 24)
+
+
+def write_scan(path: Path, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Path:
+    random = np.random.default_rng(seed)
+    blurred = random.random(shape)
+    for axis in range(len(shape)):
+        blurred = blurred + np.roll(blurred, 1, axis) + np.roll(blurred, -1, axis)
+    nib.save(nib.Nifti1Image(blurred.astype(np.float32), np.diag([1.5, 1.0, 2.0, 1.0])), path)
+    return path
+
+
+def write_labels(path: Path) -> Path:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[6:14, 8:18, 6:16] = 1
+    labels[14:20, 8:18, 6:16] = 2
+    nib.save(nib.Nifti1Image(labels, np.diag([1.5, 1.0, 2.0, 1.0])), path)
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[str]:
+    fixed, moving = write_scan(tmp_path / "fixed.nii.gz", 1), write_scan(tmp_path / "moving.nii.gz", 2)
+    return ["--fixed", str(fixed), "--moving", str(moving)]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of ``iregzoo ARGUMENTS``, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["iregzoo", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def assert_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str
+) -> None:
+    """Exit code 2 and one line that holds the words."""
+    assert run(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith("iregzoo: ")
+    for word in words:
+        assert word in error
+
+
+def test_register_writes_every_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    labels = str(write_labels(tmp_path / "labels.nii.gz"))
+    output = tmp_path / "new" / "result"
+    arguments = ["register", *pair, "--output", str(output), "--fixed-labels", labels, "--moving-labels", labels]
+    assert run(monkeypatch, *arguments, "--inverse") == 0
+    assert {path.name for path in output.iterdir()} == {
+        "warped.nii.gz",
+        "warped_labels.nii.gz",
+        "displacement.nii.gz",
+        "transform.h5",
+        "inverse_warped.nii.gz",
+        "inverse_warped_labels.nii.gz",
+        "inverse_displacement.nii.gz",
+        "inverse_transform.h5",
+        "report.json",
+        "report.png",
+    }
+    report = json.loads((output / "report.json").read_text())
+    assert set(report["dice"]) == {"1", "2"}
+    assert set(report["seconds"]) >= {"start", "network", "warp", "write", "inverse", "report"}
+    assert "NCC" in capsys.readouterr().out
+    assert [path.name for path in output.parent.iterdir()] == ["result"]
+
+
+def test_overwrite_is_needed_and_removes_what_is_stale(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    output = tmp_path / "result"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    (output / "warped_labels.nii.gz").write_text("of an earlier run")
+    assert_refused(monkeypatch, capsys, ["register", *pair, "--output", str(output)], str(output), "--overwrite")
+    assert run(monkeypatch, "register", *pair, "--output", str(output), "--overwrite") == 0
+    assert (output / "notes.txt").read_text() == "mine"
+    assert (output / "warped.nii.gz").stat().st_size > 1000
+    assert not (output / "warped_labels.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--bundle", "nonesuch"], ["nonesuch", "iirp"]),
+        (["--weights", "nonesuch"], ["nonesuch", "hippocampus"]),
+        (["--init", "sideways"], ["sideways", "affine"]),
+        (["--controller", "never"], ["never", "iterstop"]),
+        (["--max-iterations", "0"], ["max-iterations", "0", "at least 1"]),
+        (["--max-iterations", "2.5"], ["2.5", "whole number"]),
+        (["--max-iterations", "many"], ["many", "whole number"]),
+        (["--device", "abacus"], ["abacus", "cpu"]),
+        (["--moving", "missing.nii.gz"], ["missing.nii.gz", "no such file"]),
+        (["--moving-labels", "missing.nii.gz"], ["missing.nii.gz", "no such file"]),
+    ],
+)
+def test_bad_choices_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    pair: list[str],
+    extra: list[str],
+    words: list[str],
+) -> None:
+    output = tmp_path / "result"
+    assert_refused(monkeypatch, capsys, ["register", *pair, "--output", str(output), *extra], *words)
+    assert not output.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"fixed.nii.gz", "moving.nii.gz"}
+
+
+def test_cuda_is_refused_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    arguments = ["register", *pair, "--output", str(tmp_path / "result"), "--device", "cuda"]
+    assert_refused(monkeypatch, capsys, arguments, "cuda", "not on this machine")
+
+
+def test_a_label_map_given_as_scan_and_a_scan_as_label_map(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    labels = str(write_labels(tmp_path / "labels.nii.gz"))
+    swapped = ["register", *pair, "--moving-labels", pair[3], "--output", str(tmp_path / "a")]
+    assert_refused(monkeypatch, capsys, swapped, "moving.nii.gz", "whole numbers")
+    as_scan = ["register", "--fixed", labels, "--moving", pair[3], "--output", str(tmp_path / "b")]
+    assert_refused(monkeypatch, capsys, as_scan, "labels.nii.gz", "label map", "--fixed-labels")
+
+
+@pytest.mark.parametrize("name", ["truncated.pt", "noise.pt"])
+def test_broken_weights_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str], name: str
+) -> None:
+    from iregzoo.zoo import find
+
+    bundle = find("iirp")
+    whole = (bundle.path / bundle.weights["hippocampus"].file).read_bytes()
+    broken = tmp_path / name
+    broken.write_bytes(whole[: len(whole) // 2] if name == "truncated.pt" else bytes(range(256)) * 40)
+    arguments = ["register", *pair, "--output", str(tmp_path / "result"), "--weights", str(broken)]
+    assert_refused(monkeypatch, capsys, arguments, name, "weights")
+    assert not (tmp_path / "result").exists()
+
+
+def test_missing_arguments_end_with_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "register", "--fixed", "a.nii.gz") == 2
+    assert "moving" in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+    shape = (96, 96, 96)
+    fixed, moving = (write_scan(tmp_path / f"{seed}.nii.gz", seed, shape) for seed in (1, 2))
+    output = tmp_path / "made" / "result"
+    command = [sys.executable, "-m", "iregzoo", "register", "--fixed", str(fixed), "--moving", str(moving)]
+    process = subprocess.Popen(
+        [*command, "--output", str(output), "--init", "affine"], stderr=subprocess.PIPE, text=True
+    )
+    begin = time.monotonic()
+    while not output.parent.exists() and time.monotonic() - begin < 60:  # the work has begun once its folder is there
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2, error
+    assert error.strip().splitlines()[-1].startswith("iregzoo: interrupted")
+    assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.nii.gz", "2.nii.gz"]
+
+
+def test_list_names_bundles_and_weights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "list") == 0
+    table = capsys.readouterr().out
+    assert "iirp" in table
+    assert "--weights hippocampus" in table
+    assert run(monkeypatch, "list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert next(entry for entry in listed if entry["name"] == "iirp")["weights"]["hippocampus"]["init"] == "center"
+
+
+def test_demo_recovers_much_of_a_known_deformation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "demo", "--output", str(tmp_path / "demo")) == 0
+    printed = capsys.readouterr().out
+    recovered = float(printed.split(": ")[1].split(" %")[0])
+    assert 30 < recovered < 100
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["dice_mean"] > report["dice_before_mean"] + 0.1
+    assert (tmp_path / "demo" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_list_starts_without_pytorch() -> None:
+    """Starting fast: listing needs no tensor."""
+    code = "import sys; import iregzoo.cli; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_register_starts_without_monai() -> None:
+    """MONAI takes seconds to import; registering does not need it."""
+    code = "import sys; import iregzoo.register, iregzoo.report, iregzoo.zoo; sys.exit('monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
