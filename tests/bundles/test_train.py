@@ -143,7 +143,6 @@ def test_evaluation_writes_the_metrics_of_the_test_split(trained: Path, dataset:
     values = [float(value) for row in details for value in row[1:3]]
     assert float(mean) == pytest.approx(sum(values) / len(values), abs=1e-3)
     assert 0.1 < float(mean) < 1
-    print(rows)
     assert not list(tmp_path.glob("*.pt"))
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from geometry import GRIDS, apply_world, from_image, make_grid, noise_image, to_image, world_points
 
+from geometry import GRIDS, apply_world, from_image, make_grid, noise_image, to_image, world_points
 from iregzoo.fields import identity
 from iregzoo.space.grid import RAS_FROM_LPS, Grid, apply_matrix, canonical_axes, network_grid, pull, read_at, to_voxels
 

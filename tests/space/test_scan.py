@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from geometry import GRIDS, draw_head, make_grid, noise_image, to_image
 from torch import Tensor
 
+from geometry import GRIDS, draw_head, make_grid, noise_image, to_image
 from iregzoo.errors import InputError
 from iregzoo.space.grid import Grid
 from iregzoo.space.scan import Scan, intensity_range, normalise, read_labels, read_scan, resample_to
@@ -136,6 +136,13 @@ def not_a_number(folder: Path) -> Path:
     return with_value(np.nan, folder)
 
 
+def not_a_number_in_nrrd(folder: Path) -> Path:
+    array = np.random.rand(5, 6, 7)
+    array[1, 2, 3:5] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / "scan.nrrd"))
+    return folder / "scan.nrrd"
+
+
 def infinite(folder: Path) -> Path:
     return with_value(-np.inf, folder)
 
@@ -153,7 +160,11 @@ def without_affine(folder: Path) -> Path:
 
 
 def singular_affine(folder: Path) -> Path:
-    return nifti(folder / "scan.nii.gz", np.random.rand(5, 6, 7), np.diag([1.0, 1.0, 0.0, 1.0]))
+    image = nib.Nifti1Image(np.random.rand(5, 6, 7), EYE)
+    image.header["srow_z"] = 0
+    image.header["sform_code"] = 1
+    nib.save(image, folder / "scan.nii.gz")
+    return folder / "scan.nii.gz"
 
 
 def sheared_affine(folder: Path) -> Path:
@@ -186,6 +197,7 @@ GUARDS: dict[Callable[[Path], Path], str] = {
     one_slice: "size 5×6×1; expected one 3-D volume of at least 2 voxels",
     colours: "has 3 values a voxel; expected a grey-scale image",
     not_a_number: "2 voxels are NaN or infinite; replace them",
+    not_a_number_in_nrrd: "2 voxels are NaN or infinite; replace them",
     infinite: "2 voxels are NaN or infinite; replace them",
     constant: "every voxel is 4.5; an image without contrast",
     without_affine: "sform and qform codes are 0.*set_sform",
@@ -244,7 +256,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ("shifted", labels, shifted, r"centre \[-4.0.*not that of scan.nii.gz.*centre \[-2.0.*nearest-neighbour"),
         ("spacing", labels, np.diag([1.0, 1, 2, 1]), r"1×1×2 mm.*not that of"),
         ("fraction", labels + 0.5, EYE, r"holds the value 0.5; a label map holds whole numbers"),
-        ("nan", np.where(labels == 3, np.nan, labels), EYE, r"holds the value nan"),
+        ("nan", np.where(labels == 3, np.nan, labels), EYE, "1 voxels are NaN"),
     ):
         path = nifti(tmp_path / f"{name}.nii.gz", array, affine)
         with pytest.raises(InputError, match=message):
@@ -298,9 +310,8 @@ def test_only_the_coarser_axis_is_smoothed() -> None:
     }
     thick = make_grid((30, 30, 10), (1.0, 1.0, 3.0))
     inside = (slice(None), slice(None), slice(None), slice(None), slice(1, -1))
-    stripes = {axis: line.expand(30, 30, 30)[None, None].contiguous() for axis, line in along.items()}
-    kept = resample_to(scan_of(stripes[0], fine), thick)[inside]
-    lost = resample_to(scan_of(stripes[2], fine), thick)[inside]
+    kept = resample_to(scan_of(stripe.transpose(2, 4).contiguous(), fine), thick)[inside]
+    lost = resample_to(scan_of(stripe, fine), thick)[inside]
     assert float(kept.std()) == pytest.approx(0.5, abs=0.01)
     assert float(lost.std()) < 0.02
 

@@ -73,8 +73,8 @@ def looks_like_labels(scan: Scan) -> bool:
     data = scan.data[0, 0]
     if bool((data != data.round()).any()):
         return False
-    values, counts = data.unique(return_counts=True)
-    shown = data != values[counts.argmax()]
+    values, counts = np.unique(data.numpy(), return_counts=True)
+    shown = data != float(values[counts.argmax()])
     here, there = shown[:-1] & shown[1:], data[:-1] == data[1:]
     return bool(here.any()) and float(there[here].float().mean()) > 0.5
 

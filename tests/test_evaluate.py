@@ -1,0 +1,162 @@
+"""Pairs in, table out: the figures against independent ones, and every guard of the table of pairs."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from iregzoo import cli
+from iregzoo.errors import InputError
+from iregzoo.evaluate import FILES, Case, evaluate, read_cases
+from iregzoo.outputs import whole_folder
+from iregzoo.phantom import make_phantom
+from iregzoo.zoo import Method, load
+
+
+@pytest.fixture(scope="module")
+def method() -> Method:
+    return load("iirp")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom pair with labels, and the same landmarks in both scans' spaces."""
+    folder = tmp_path_factory.mktemp("phantom")
+    phantom = make_phantom(folder)
+    inside = np.array([[30, 40, 30], [36, 50, 40], [45, 44, 33]])
+    fixed = sitk.ReadImage(str(phantom.fixed))
+    places = [np.array(fixed.TransformIndexToPhysicalPoint([int(i) for i in index])) for index in inside]
+    moved = [phantom.displacement[0, :, i, j, k].numpy() * [-1, -1, 1] for i, j, k in inside]
+    for name, points in (("fixed", places), ("moving", [p + m for p, m in zip(places, moved, strict=True)])):
+        lines = ["# CoordinateSystem = LPS", "x,y,z", *(",".join(map(str, point)) for point in points)]
+        (folder / f"{name}.csv").write_text("\n".join(lines))
+    return folder
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def row(**changes: str) -> dict[str, str]:
+    return {
+        "fixed": "fixed.nii.gz",
+        "moving": "moving.nii.gz",
+        "fixed_labels": "fixed_labels.nii.gz",
+        "moving_labels": "moving_labels.nii.gz",
+        **changes,
+    }
+
+
+def test_the_table_holds_the_figures_of_each_pair_and_controller(folder: Path, method: Method, tmp_path: Path) -> None:
+    table = write_table(folder / "pairs.csv", [row(fixed_points="fixed.csv", moving_points="moving.csv")])
+    summary = evaluate(read_cases(table), [method], tmp_path, controllers=("iterstop", "fixed"), init="none")
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [entry["controller"] for entry in rows] == ["iterstop", "fixed"]
+    for entry in rows:
+        labels = [float(entry[f"dice_{label}"]) for label in (1, 2, 3, 4)]
+        assert float(entry["dice_mean"]) == pytest.approx(np.mean(labels), abs=1e-5)
+        assert float(entry["dice_mean"]) > float(entry["dice_before"]) + 0.1
+        assert float(entry["ncc_after"]) > float(entry["ncc_before"])
+        assert 0 < float(entry["assd_mm"]) < float(entry["hd95_mm"])
+        assert 0 < float(entry["tre_mm"]) < 6
+        assert float(entry["seconds"]) > 0
+    assert rows[1]["iterations"] == "1 1 1 1"
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["results"] == summary["results"]
+    assert written["results"][1]["dice_mean"]["mean"] == pytest.approx(float(rows[1]["dice_mean"]), abs=1e-5)
+    assert written["failed"] == []
+
+
+def test_dice_of_the_table_is_that_of_the_labels_that_itk_warps(folder: Path, method: Method, tmp_path: Path) -> None:
+    """The table's Dice again, from the files of ``register`` and SimpleITK alone."""
+    from iregzoo.register import provenance, read_scans, register, write
+
+    scans = read_scans(*(folder / f"{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")))
+    write(register(scans, method, init="none"), tmp_path, provenance(method))
+    fixed, moving = (sitk.ReadImage(str(folder / f"{name}_labels.nii.gz")) for name in ("fixed", "moving"))
+    transform = sitk.ReadTransform(str(tmp_path / "transform.h5"))
+    warped = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkNearestNeighbor))
+    target = sitk.GetArrayFromImage(fixed)
+    independent = [
+        2 * ((warped == k) & (target == k)).sum() / ((warped == k).sum() + (target == k).sum()) for k in range(1, 5)
+    ]
+    reported = json.loads((tmp_path / "report.json").read_text())["dice"]
+    assert [reported[str(k)] for k in range(1, 5)] == pytest.approx(independent, abs=2e-3)
+
+
+def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
+    folder: Path, method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.nii.gz").write_bytes(b"not an image")
+    table = write_table(folder / "bad.csv", [row(moving="broken.nii.gz"), row()])
+    arguments = ["iregzoo", "evaluate", "--pairs", str(table), "--bundle", "iirp", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "1 of 2" in error
+    assert "broken.nii.gz" in error
+    assert len(list(csv.DictReader((tmp_path / "out" / "metrics.csv").open()))) == 1
+    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["failed"]) == 1
+
+
+def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Method, tmp_path: Path) -> None:
+    case = Case(str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"))
+    summary = evaluate([case], [method], tmp_path, init="none")
+    (entry,) = csv.DictReader((tmp_path / "metrics.csv").open())
+    assert entry["dice_mean"] == ""
+    assert not math.isnan(float(entry["ncc_after"]))
+    assert "dice_mean" not in summary["results"][0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", ["columns none", "fixed"]),
+        ("fixed,moving\n", ["no pairs"]),
+        ("fixed,target\na,b\n", ["target", "moving"]),
+        ("fixed,moving\nfixed.nii.gz,gone.nii.gz\n", ["line 2", "gone.nii.gz", "no such file"]),
+    ],
+)
+def test_a_bad_table_is_refused(folder: Path, content: str, words: list[str]) -> None:
+    table = folder / "refused.csv"
+    table.write_text(content)
+    with pytest.raises(InputError) as error:
+        read_cases(table)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_missing_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.csv: no such file"):
+        read_cases(tmp_path / "none.csv")
+
+
+def test_unequal_landmarks_fail_their_pair(folder: Path, method: Method, tmp_path: Path) -> None:
+    (folder / "fewer.csv").write_text("# CoordinateSystem = LPS\nx,y,z\n1,2,3\n")
+    table = write_table(folder / "fewer_pairs.csv", [row(fixed_points="fewer.csv", moving_points="moving.csv")])
+    summary = evaluate(read_cases(table), [method], tmp_path, init="none")
+    assert "1 points" in summary["failed"][0]["reason"]
+
+
+def test_real_hippocampi_gain_overlap(test_data: Path, method: Method, tmp_path: Path) -> None:
+    root = test_data / "hippocampus"
+    names = json.loads((root / "splits.json").read_text())["val"][:3]
+    cases = [
+        Case(*(str(root / kind / f"{name}.nii.gz") for kind in ("images", "labels") for name in pair))
+        for pair in ((names[0], names[1]), (names[1], names[2]))
+    ]
+    with whole_folder(tmp_path / "out", overwrite=False, owned=FILES) as staging:
+        (result,) = evaluate(cases, [method], staging)["results"]
+    assert result["dice_mean"]["mean"] > 0.8
+    assert result["folding_percent"]["mean"] < 1.0
+    assert torch.tensor(result["iterations"]).min() >= 0
