@@ -1,9 +1,13 @@
-"""What every test may ask for."""
+"""What every test may ask for, and what no test may see."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Several workers with several threads each would fight over the cores; set before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
@@ -13,3 +17,11 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("set IREGZOO_TEST_DATA to the folder of real scans to run this test")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_bundles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Test the bundles of this checkout, whatever the user has downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IREGZOO_HOME", str(tmp_path_factory.mktemp("home")))
+        yield

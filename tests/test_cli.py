@@ -166,6 +166,14 @@ def test_broken_weights_are_refused(
     assert not (tmp_path / "result").exists()
 
 
+def test_an_unknown_option_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    arguments = ["register", *pair, "--output", str(tmp_path / "result"), "--max-iteration", "2"]
+    assert_refused(monkeypatch, capsys, arguments, "--max-iteration is no option of register", "--max-iterations")
+    assert not (tmp_path / "result").exists()
+
+
 def test_missing_arguments_end_with_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "register", "--fixed", "a.nii.gz") == 2
     assert "moving" in capsys.readouterr().err

@@ -341,5 +341,8 @@ def test_latest_checkpoint_is_the_one_with_the_most_epochs(tmp_path: Path) -> No
     assert latest_checkpoint(tmp_path / "nowhere") is None
     assert latest_checkpoint(tmp_path) is None
     for name in ("best.pt", "checkpoint_epoch=9.pt", "checkpoint_epoch=10.pt", "checkpoint_epoch=11.txt"):
-        (tmp_path / name).touch()
+        torch.save({"trainer": {}}, tmp_path / name)
+    assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint_epoch=10.pt")
+    newest = (tmp_path / "checkpoint_epoch=10.pt").read_bytes()
+    (tmp_path / "checkpoint_epoch=12.pt").write_bytes(newest[: len(newest) // 2])  # cut off while it was written
     assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint_epoch=10.pt")

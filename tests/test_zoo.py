@@ -144,8 +144,6 @@ def test_weights_of_another_sha256_are_refused(home: Path) -> None:
         zoo.load("iirp")
 
 
-
-
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_truncated_file_is_refused(tmp_path: Path, part: float, zipped: bool) -> None:
@@ -157,7 +155,7 @@ def test_truncated_file_is_refused(tmp_path: Path, part: float, zipped: bool) ->
         zoo.load("iirp", str(path))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(0, 60, 3))
 def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "weights.pt"
     generator = torch.manual_seed(seed)
@@ -191,7 +189,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, way: str) -> None:
     if way == "torch":
         torch.save(content, path)
     else:
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(InputError, match=r"weights\.pt: is no readable weights file"):
         zoo.load("iirp", str(path))
     assert not mark.exists()
@@ -387,17 +385,16 @@ def test_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         zoo.import_checkpoint("iirp", source, tmp_path / "file" / "imported.pt")
 
 
-def test_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_without_room_is_told_and_left_as_it_was(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
     source = checkpoint(published_state(), tmp_path / "published.pth")
-    partial_write = torch.save
-
-    def fill(content: object, path: Path) -> None:
-        partial_write(content, path)
-        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
-
-    monkeypatch.setattr(torch, "save", fill)
-    with pytest.raises(InputError, match=r"imported\.pt: cannot be written \(.+\); choose another --output"):
-        zoo.import_checkpoint("iirp", source, tmp_path / "imported.pt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"imported\.pt: cannot be written \(.+\); choose another --output"):
+            zoo.import_checkpoint("iirp", source, tmp_path / "imported.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name for path in tmp_path.iterdir()} == {"published.pth"}
 
 
@@ -407,10 +404,21 @@ def test_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_this_package_are_no_published_checkpoint(tmp_path: Path) -> None:
-    refused(tmp_path, make_state(), r"foreign tensor 'network\.encoder\.blocks\.0\.0\.weight'")
+    refused(
+        tmp_path, make_state(), r"has no tensor 'encoder\.block1\.main\.weight'; the weights are of another network"
+    )
 
 
 def test_bundle_without_import_says_so(tmp_path: Path, home: Path) -> None:
     (install(home) / "configs/import.json").unlink()
     with pytest.raises(InputError, match="iirp knows no published checkpoint"):
         zoo.import_checkpoint("iirp", tmp_path / "published.pth", tmp_path / "imported.pt")
+
+
+def test_a_bundle_with_broken_metadata_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "bundles" / "mine" / "configs" / "metadata.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text('{"version": ')
+    monkeypatch.setenv("IREGZOO_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"metadata\.json: is no readable metadata"):
+        zoo.find("iirp")

@@ -4,7 +4,6 @@ A bundle's inference goes through the same functions as ``iregzoo register``: ``
 them on the network's grid, ``PairInferer`` runs the network, ``SaveRegistration`` brings the field back and writes.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,16 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from iregzoo import __version__
-from iregzoo.errors import InputError
-from iregzoo.outputs import whole_folder
+from iregzoo.outputs import check_target, whole_folder
 from iregzoo.register import FILES, Scans, choose_controller, finish, read_scans, write
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.space.frame import Frame, make_frame, network_input
 from iregzoo.space.start import affine_start
-from iregzoo.zoo import WeightsCard
+from iregzoo.zoo import WeightsCard, find_weights, read_bundle
 
-__all__ = ["LoadPair", "PairInferer", "PairNetwork", "SaveRegistration", "weights_card"]
+__all__ = ["LoadPair", "PairInferer", "PairNetwork", "SaveRegistration", "check_target", "find_weights", "read_bundle"]
 
 Sample = Mapping[str, Any]
-
-
-def weights_card(bundle_root: str | Path, weights: str) -> WeightsCard:
-    """The card of a weights file, from the bundle's metadata.
-
-    Raises:
-        InputError: where the bundle has no weights of this name.
-    """
-    cards = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text()).get("weights", {})
-    if weights not in cards:
-        raise InputError(f"weights {weights!r} are unknown; {bundle_root} has: {', '.join(cards) or 'none'}")
-    return WeightsCard(**cards[weights])
 
 
 def _scans(data: Sample) -> Scans:

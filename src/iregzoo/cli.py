@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -299,11 +300,31 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+def check_options(arguments: Sequence[str]) -> None:
+    """Refuse an option that a command does not have: Fire would run the command first, and complain afterwards.
+
+    Raises:
+        InputError: naming the option and those that the command has.
+    """
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if command is None:
+        return
+    options = list(signature(command).parameters)
+    for argument in arguments[1:]:
+        name = argument[2:].split("=")[0].replace("-", "_")
+        if argument == "--":  # what follows is Fire's own
+            return
+        if argument.startswith("--") and name not in (*options, *(f"no{option}" for option in options), "help"):
+            known = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise InputError(f"{argument.split('=')[0]} is no option of {arguments[0]}; it has {known}")
+
+
 def main() -> None:
     """Entry point of ``iregzoo``."""
     import fire
 
     try:
+        check_options(sys.argv[1:])
         fire.Fire(COMMANDS, name="iregzoo")
     except InputError as error:
         print(f"iregzoo: {error}", file=sys.stderr)

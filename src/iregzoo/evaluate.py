@@ -15,7 +15,7 @@ import torch
 from iregzoo import __version__
 from iregzoo.errors import InputError
 from iregzoo.metrics import mean_of, surface_scores, tre
-from iregzoo.register import Result, choose_controller, figures, labels_of, read_scans, register
+from iregzoo.register import Result, choose_controller, compare, figures, labels_of, read_scans, register
 from iregzoo.space.points import move_points, read_points
 from iregzoo.zoo import Method
 
@@ -138,7 +138,7 @@ def _measure(case: Case, method: Method, init: str, controller: Any) -> Row:
     begin = time.perf_counter()
     result = register(scans, method, init=init, controller=controller)
     seconds = time.perf_counter() - begin
-    found = figures(result)
+    found = figures(result, compare(result))
     row: Row = {"fixed": case.fixed, "moving": case.moving}
     row |= _overlap(result, found)
     if case.fixed_points and case.moving_points:
@@ -148,7 +148,7 @@ def _measure(case: Case, method: Method, init: str, controller: Any) -> Row:
             raise InputError(f"{case.fixed_points}: {len(moved)} points, but {case.moving_points}: {len(expected)}")
         row["tre_mm"] = float(tre(moved, expected).mean())
     for name in ("folding_percent", "sdlogj", "ncc_before", "ncc_after"):
-        row[name] = found[name]
+        row[name] = found.get(name, math.nan)
     return row | {
         "mse": found["mse_after"],
         "iterations": " ".join(map(str, found["iterations"])),

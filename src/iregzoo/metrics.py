@@ -17,6 +17,7 @@ from iregzoo.fields import jacobian_determinant
 
 _LEARN2REG_CROP = 2
 _LEARN2REG_OFFSET = 3.0
+SMALLEST_AXIS = 2 * _LEARN2REG_CROP + 1
 
 
 def _label_map(labels: Tensor, name: str) -> Tensor:
@@ -168,7 +169,12 @@ def folding_percent(displacement: Tensor) -> Tensor:
     Raises:
         ValueError: where it is not a field, or an axis has fewer than two voxels.
     """
-    determinant = jacobian_determinant(displacement).flatten(1)
+    return folding_of(jacobian_determinant(displacement))
+
+
+def folding_of(determinant: Tensor) -> Tensor:
+    """``folding_percent`` of a Jacobian determinant (B, X, Y, Z): (B,)."""
+    determinant = determinant.flatten(1)
     percent = (determinant <= 0).sum(1) * (100.0 / determinant.shape[1])
     return percent.masked_fill(determinant.isnan().any(1), math.nan)
 
@@ -187,13 +193,16 @@ def std_log_jacobian(displacement: Tensor) -> Tensor:
     Raises:
         ValueError: where it is not a field, or nothing is left inside the crop.
     """
-    smallest = 2 * _LEARN2REG_CROP + 1
-    if min(displacement.shape[2:], default=0) < smallest:
+    if min(displacement.shape[2:], default=0) < SMALLEST_AXIS:
         raise ValueError(
             f"displacement has shape {tuple(displacement.shape)}; two voxels are cropped at each face, "
-            f"so every axis needs at least {smallest}"
+            f"so every axis needs at least {SMALLEST_AXIS}"
         )
-    determinant = jacobian_determinant(displacement)
+    return std_log_of(jacobian_determinant(displacement))
+
+
+def std_log_of(determinant: Tensor) -> Tensor:
+    """``std_log_jacobian`` of a determinant (B, X, Y, Z) with at least ``SMALLEST_AXIS`` voxels an axis: (B,)."""
     for axis in range(1, determinant.dim()):
         determinant = determinant.narrow(axis, _LEARN2REG_CROP, determinant.shape[axis] - 2 * _LEARN2REG_CROP)
     shifted = (determinant.flatten(1) + _LEARN2REG_OFFSET).clamp(1e-9, 1e9)

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iregzoo.errors import InputError
@@ -26,12 +26,14 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str]) -> It
         InputError: where ``target`` is a file, cannot be written, or is not empty.
     """
     target = target.absolute()
+    missing: list[Path] = []
     try:
-        _check(target, overwrite)
+        check_target(target, overwrite=overwrite, owned=owned)
         missing = _missing_parents(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
+        _remove(missing)
         raise InputError(f"{target}: cannot be written ({error.strerror}); choose another --output") from None
     try:
         yield staging
@@ -43,11 +45,16 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str]) -> It
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        for folder in missing:
-            folder.rmdir()
+        _remove(missing)
 
 
-def _check(target: Path, overwrite: bool) -> None:
+def check_target(target: str | Path, *, overwrite: bool = False, owned: Collection[str] = ()) -> None:
+    """Refuse, before any work, a folder that ``whole_folder`` would refuse.
+
+    Raises:
+        InputError: where ``target`` is a file, is not writable, or is not empty.
+    """
+    target = Path(target)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, not a folder; choose another --output")
     if target.is_dir():
@@ -55,11 +62,20 @@ def _check(target: Path, overwrite: bool) -> None:
             raise InputError(f"{target}: is not writable; choose another --output")
         if any(target.iterdir()) and not overwrite:
             raise InputError(f"{target}: is not empty; choose another --output or add --overwrite")
+    for name in owned:
+        if (target / name).is_dir():
+            raise InputError(f"{target / name}: is a folder, where a file would go; move it or choose another --output")
 
 
 def _missing_parents(target: Path) -> list[Path]:
     """Parents that do not exist yet, the deepest first."""
     return [folder for folder in target.parents if not folder.exists()]
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # not made yet, or somebody put something there meanwhile
+            folder.rmdir()
 
 
 def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:

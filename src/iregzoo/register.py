@@ -13,9 +13,9 @@ from torch import Tensor
 
 from iregzoo import __version__
 from iregzoo.errors import InputError
-from iregzoo.fields import inverse_error, invert
+from iregzoo.fields import inverse_error, invert, jacobian_determinant
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
-from iregzoo.metrics import dice, folding_percent, mean_of, std_log_jacobian
+from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
 from iregzoo.registration import Registration
 from iregzoo.similarity import mse, ncc
 from iregzoo.space.files import write_displacement, write_image, write_transform
@@ -195,33 +195,63 @@ def finish(
     )
 
 
-def figures(result: Result) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Comparison:
+    """A result's images on the fixed grid, intensities in [0, 1], each (1, 1, *fixed.shape), and its Jacobian.
+
+    Attributes:
+        fixed: the fixed scan.
+        before: the moving scan where the headers put it.
+        start: the moving scan after the affine start.
+        after: the moving scan in the end.
+        determinant: of the Jacobian of the deformation without the affine, (1, *fixed.shape).
+    """
+
+    fixed: Tensor
+    before: Tensor
+    start: Tensor
+    after: Tensor
+    determinant: Tensor
+
+
+def compare(result: Result) -> Comparison:
+    """Make what both the figures and the picture of a result show."""
+    scans, frame = result.scans, result.frame
+    limits = intensity_range(scans.moving)
+    still = torch.zeros_like(result.displacement)
+    return Comparison(
+        fixed=scale(scans.fixed.data, intensity_range(scans.fixed)),
+        before=scale(warp_scan(scans.moving, still, frame.fixed), limits),
+        start=scale(warp_scan(scans.moving, affine_displacement(frame.start, frame.fixed), frame.fixed), limits),
+        after=scale(result.warped, limits),
+        determinant=jacobian_determinant(frame.in_voxels(result.deformation).float()),
+    )
+
+
+def figures(result: Result, images: Comparison) -> dict[str, Any]:
     """What tells whether to trust a result: similarity, overlap, regularity, iterations.
 
     ``before`` is the moving scan where the headers put it, ``start`` after the affine start, ``after`` in the end.
+    ``sdlogj`` needs a grid of at least 5 voxels an axis.
     """
-    scans, frame = result.scans, result.frame
-    fixed = scale(scans.fixed.data, intensity_range(scans.fixed))
-    limits = intensity_range(scans.moving)
-    states = {"before": torch.zeros_like(result.displacement), "start": affine_displacement(frame.start, frame.fixed)}
-    images = {name: warp_scan(scans.moving, moved, frame.fixed) for name, moved in states.items()}
-    images["after"] = result.warped
-    images = {name: scale(image, limits) for name, image in images.items()}
-    in_voxels = frame.in_voxels(result.deformation)
-    found: dict[str, Any] = {f"ncc_{name}": float(ncc(fixed, image)) for name, image in images.items()}
-    found |= {f"mse_{name}": float(mse(fixed, image)) for name, image in images.items()}
+    length = torch.linalg.vector_norm(result.deformation, dim=1)
+    found: dict[str, Any] = {}
+    for name in ("before", "start", "after"):
+        image = getattr(images, name)
+        found |= {f"ncc_{name}": float(ncc(images.fixed, image)), f"mse_{name}": float(mse(images.fixed, image))}
+    found["folding_percent"] = float(folding_of(images.determinant))
+    if min(result.frame.fixed.shape) >= SMALLEST_AXIS:
+        found["sdlogj"] = float(std_log_of(images.determinant))
     found |= {
-        "folding_percent": float(folding_percent(in_voxels)),
-        "sdlogj": float(std_log_jacobian(in_voxels)),
-        "displacement_mean_mm": float(result.deformation.norm(dim=1).mean()),
-        "displacement_max_mm": float(result.deformation.norm(dim=1).max()),
+        "displacement_mean_mm": float(length.mean()),
+        "displacement_max_mm": float(length.max()),
         "iterations": [int(count[0]) for count in result.registration.iterations],
         "scores": [[round(float(s), 6) for s in level[:, 0] if s == s] for level in result.registration.scores],
     }
-    return found | _overlap(result, states["before"])
+    return found | _overlap(result)
 
 
-def _overlap(result: Result, unmoved: Tensor) -> dict[str, Any]:
+def _overlap(result: Result) -> dict[str, Any]:
     """Dice per label, before and after, where both scans have labels."""
     fixed, moving, warped = result.scans.fixed_labels, result.scans.moving_labels, result.warped_labels
     if fixed is None or moving is None or warped is None:
@@ -229,7 +259,8 @@ def _overlap(result: Result, unmoved: Tensor) -> dict[str, Any]:
     labels = labels_of(fixed.data, moving.data)
     if not labels:
         return {}
-    before = dice(warp_scan(moving, unmoved, result.frame.fixed, mode="nearest"), fixed.data, labels)
+    unmoved = warp_scan(moving, torch.zeros_like(result.displacement), result.frame.fixed, mode="nearest")
+    before = dice(unmoved, fixed.data, labels)
     after = dice(warped, fixed.data, labels)
     found = {"dice_before_mean": mean_of(before), "dice_mean": mean_of(after), "dice_before": before, "dice": after}
     # A label of the moving scan alone may lie outside the fixed field of view: no number, and JSON has no NaN.
@@ -280,8 +311,9 @@ def write(
         with timed("inverse", seconds, progress):
             extra = _write_inverse(result, folder)
     with timed("report", seconds, progress):
-        found = figures(result) | extra
-        picture(result, found, folder / "report.png")
+        images = compare(result)
+        found = figures(result, images) | extra
+        picture(result, images, found, folder / "report.png")
     report = {**provenance, **_geometry(result), **found, "seconds": seconds}
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
@@ -316,7 +348,7 @@ def _write_inverse(result: Result, folder: Path) -> dict[str, Any]:
     scans, frame = result.scans, result.frame
     predicted, inverse = result.registration.displacement, result.registration.inverse
     if inverse is None:
-        inverse = invert(predicted)
+        inverse = invert(predicted, iterations=25, tolerance=0.01)
     backward = frame.backward(inverse)
     write_displacement(folder / "inverse_displacement.nii.gz", backward, frame.moving)
     write_transform(folder / "inverse_transform.h5", backward, frame.moving)

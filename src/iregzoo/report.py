@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.fields import jacobian_determinant
-from iregzoo.space.frame import affine_displacement, warp_scan
 from iregzoo.space.grid import canonical_axes
-from iregzoo.space.scan import intensity_range, scale
 
 if TYPE_CHECKING:
-    from iregzoo.register import Result
+    from iregzoo.register import Comparison, Result
 
 PLANES = ("sagittal", "coronal", "axial")
 COLUMNS = (
@@ -37,7 +34,7 @@ GRID_LINES = 22
 Volume = NDArray[np.float32]
 
 
-def picture(result: "Result", figures: Mapping[str, Any], path: Path) -> None:
+def picture(result: "Result", images: "Comparison", figures: Mapping[str, Any], path: Path) -> None:
     """Draw three planes of fixed, moving, warped, their differences, the deformed grid and the Jacobian determinant.
 
     The moving image is shown where the affine start puts it. Folds (det J at or below 0) are marked in magenta.
@@ -45,7 +42,7 @@ def picture(result: "Result", figures: Mapping[str, Any], path: Path) -> None:
     Raises:
         InputError: where the file cannot be written.
     """
-    volumes, positions, spacing = _canonical_volumes(result)
+    volumes, positions, spacing = _canonical_volumes(result, images)
     middle = _middle(volumes["fixed"])
     figure = Figure(figsize=(2.4 * len(COLUMNS) + 0.6, 8.0), layout="constrained")
     FigureCanvasAgg(figure)
@@ -79,29 +76,25 @@ def headline(result: "Result", figures: Mapping[str, Any]) -> str:
     return f"{first}\n{'   ·   '.join(parts)}"
 
 
-def _canonical_volumes(result: "Result") -> tuple[dict[str, Volume], list[Volume], list[float]]:
+def _canonical_volumes(result: "Result", images: "Comparison") -> tuple[dict[str, Volume], list[Volume], list[float]]:
     """Everything that is drawn, with axes running right, anterior, superior: volumes, grid positions, spacing."""
-    scans, frame = result.scans, result.frame
+    frame = result.frame
     order, signs = canonical_axes(frame.fixed)
 
     def canonical(volume: Tensor) -> Volume:
-        turned = volume.permute(order).flip([axis for axis, sign in enumerate(signs) if sign < 0])
-        return turned.float().numpy()
+        turned: Volume = volume.permute(order).flip([axis for axis, sign in enumerate(signs) if sign < 0]).numpy()
+        return turned
 
-    fixed = scale(scans.fixed.data, intensity_range(scans.fixed))
-    limits = intensity_range(scans.moving)
-    start = scale(warp_scan(scans.moving, affine_displacement(frame.start, frame.fixed), frame.fixed), limits)
-    warped = scale(result.warped, limits)
-    in_voxels = frame.in_voxels(result.deformation)
     volumes = {
-        "fixed": fixed,
-        "start": start,
-        "warped": warped,
-        "before": start - fixed,
-        "after": warped - fixed,
-        "jacobian": jacobian_determinant(in_voxels)[:, None],
+        "fixed": images.fixed,
+        "start": images.start,
+        "warped": images.after,
+        "before": images.start - images.fixed,
+        "after": images.after - images.fixed,
+        "jacobian": images.determinant[:, None],
     }
     turned = {name: canonical(volume[0, 0]) for name, volume in volumes.items()}
+    in_voxels = frame.in_voxels(result.deformation).float()
     positions = []
     for axis, (source, sign) in enumerate(zip(order, signs, strict=True)):
         moved = sign * canonical(in_voxels[0, source])

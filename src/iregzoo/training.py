@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -206,7 +207,44 @@ class WarpLabels(Transform):
         return {**data, "pred": one_hot(warped, self.labels)[0], "label": one_hot(maps[:, 1:], self.labels)[0]}
 
 
+class SaveBest:
+    """Handler of validation: keeps the weights with the best key metric in a file.
+
+    MONAI's ``CheckpointSaver`` forgets, when a training resumes, how good its best was, and overwrites it; the state of
+    this one goes into the training's checkpoint.
+
+    Args:
+        network: whose state_dict is written.
+        path: of the file.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+        self.network, self.path = network, Path(path)
+        self.best = float("-inf")
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        value = float(engine.state.metrics[engine.state.key_metric_name])
+        if value > self.best:
+            self.best = value
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            torch.save(self.network.state_dict(), partial)
+            partial.replace(self.path)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.best = state["best"]
+
+
 def latest_checkpoint(folder: str | Path) -> str | None:
-    """The training checkpoint with the most epochs in a folder, None where there is none."""
-    found = {int(path.stem.split("=")[1]): path for path in Path(folder).glob("*checkpoint_epoch=*.pt")}
+    """The training checkpoint with the most epochs in a folder, None where there is none.
+
+    One that an interruption cut off while it was written (no longer a whole archive) does not count.
+    """
+    whole = filter(is_zipfile, Path(folder).glob("*checkpoint_epoch=*.pt"))
+    found = {int(path.stem.split("=")[1]): path for path in whole}
     return str(found[max(found)]) if found else None

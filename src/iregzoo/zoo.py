@@ -58,6 +58,16 @@ class Bundle:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """A weights file that is there and whose hash is right."""
+
+    name: str
+    card: WeightsCard
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Method:
     """A bundle with weights, ready to register."""
 
@@ -84,8 +94,25 @@ def bundles() -> list[Bundle]:
     for root in _roots():
         for metadata in sorted(root.glob("*/configs/metadata.json")):
             path = metadata.parents[1]
-            found.setdefault(path.name, Bundle(path, json.loads(metadata.read_text())))
+            if path.name not in found:
+                found[path.name] = read_bundle(path)
     return [found[name] for name in sorted(found)]
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """The bundle in a folder.
+
+    Raises:
+        InputError: where its metadata is missing or no JSON object.
+    """
+    file = Path(path).resolve() / "configs" / "metadata.json"
+    try:
+        metadata = json.loads(file.read_text())
+        if not isinstance(metadata, dict):
+            raise TypeError("not an object")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{file}: is no readable metadata ({error}); install the bundle again") from None
+    return Bundle(file.parents[1], metadata)
 
 
 def find(name: str) -> Bundle:
@@ -130,35 +157,41 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
     bundle = find(name)
     definition = json.loads((bundle.path / "configs" / "inference.json").read_text())["network_def"]
     network: PairNetwork = build(definition)
-    weights, card, path = _weights_file(bundle, weights)
-    digest = sha256(path)
-    if card.sha256 and digest != card.sha256:
-        raise InputError(
-            f"{path}: sha256 is {digest[:12]}…, expected {card.sha256[:12]}…: the file is damaged; get it again"
-        )
-    load_strictly(network, read_state(path), path)
+    found = find_weights(bundle, weights)
+    load_strictly(network, read_state(found.path), found.path)
     network.eval().requires_grad_(False)
     # Channels last is the faster layout of 3-D convolutions on the CPU; torch's stubs do not know the argument.
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return Method(bundle, weights, card, digest, network.to(device))
+    return Method(bundle, found.name, found.card, found.sha256, network.to(device))
 
 
-def _weights_file(bundle: Bundle, weights: str | None) -> tuple[str, WeightsCard, Path]:
+def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
+    """The weights of a name in the bundle's metadata (default: its first), or a file, with its hash checked.
+
+    Raises:
+        InputError: unknown weights, or a file that is missing or has changed.
+    """
     cards = bundle.weights
     if weights is None:
         if not cards:
             raise InputError(f"bundle {bundle.name} has no weights; give a file with --weights FILE")
         weights = next(iter(cards))
-    if weights in cards:
-        path = bundle.path / cards[weights].file
+    if weights not in cards:
+        path = Path(weights)
         if not path.is_file():
-            raise InputError(f"{path}: the weights {weights!r} of {bundle.name} are missing; install the bundle again")
-        return weights, cards[weights], path
-    path = Path(weights)
+            names = ", ".join(cards) or "none"
+            raise InputError(f"weights {weights!r} are neither one of {bundle.name}'s ({names}) nor a file")
+        return Weights(path.name, WeightsCard(file=str(path)), path, sha256(path))
+    card = cards[weights]
+    path = bundle.path / card.file
     if not path.is_file():
-        names = ", ".join(cards) or "none"
-        raise InputError(f"weights {weights!r} are neither one of {bundle.name}'s ({names}) nor a file")
-    return path.name, WeightsCard(file=str(path)), path
+        raise InputError(f"{path}: the weights {weights!r} of {bundle.name} are missing; install the bundle again")
+    digest = sha256(path)
+    if card.sha256 and digest != card.sha256:
+        raise InputError(
+            f"{path}: sha256 is {digest[:12]}…, expected {card.sha256[:12]}…: the file is damaged; get it again"
+        )
+    return Weights(weights, card, path, digest)
 
 
 def sha256(path: Path) -> str:
@@ -186,18 +219,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: is no readable weights file ({reason or type(error).__name__}); get it again"
         ) from None
     state = content.get("model_state", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    ):
         raise InputError(f"{path}: holds no state_dict, itself or as model_state; it is no weights file")
     return state
 
 
-def load_strictly(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights whose names, shapes and values all fit.
+def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path) -> None:
+    """Check that names and shapes of tensors are the expected ones, and their values finite.
 
     Raises:
         InputError: naming the first tensor that is missing, foreign, of another shape, or not finite.
     """
-    expected = network.state_dict()
     for name, tensor in expected.items():
         if name not in state:
             raise InputError(f"{source}: has no tensor {name!r}; the weights are of another network")
@@ -209,6 +245,15 @@ def load_strictly(network: torch.nn.Module, state: Mapping[str, Tensor], source:
     foreign = [name for name in state if name not in expected]
     if foreign:
         raise InputError(f"{source}: has the foreign tensor {foreign[0]!r}; the weights are of another network")
+
+
+def load_strictly(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights whose names, shapes and values all fit.
+
+    Raises:
+        InputError: see ``check_state``.
+    """
+    check_state(network.state_dict(), state, source)
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
@@ -230,32 +275,37 @@ def import_checkpoint(bundle: str, checkpoint: str | Path, output: str | Path) -
         raise InputError(f"{source}: no such file; check the path")
     if target.exists():
         raise InputError(f"{target}: exists already; choose another --output")
-    state = rename(read_state(source), json.loads(rules_file.read_text()), source)
+    rules = json.loads(rules_file.read_text())
+    published = {
+        name: tensor
+        for name, tensor in read_state(source).items()
+        if not any(fnmatch(name, pattern) for pattern in rules["ignored"])
+    }
     network: PairNetwork = build(json.loads((found.path / "configs" / "inference.json").read_text())["network_def"])
-    load_strictly(network, state, source)
+    ours = {new: old for old, new in rules["names"].items()}
+    check_state(rename(network.state_dict(), ours), published, source)
+    _save_whole({name: tensor.float() for name, tensor in rename(published, rules["names"]).items()}, target)
+
+
+def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """The same tensors under other names: ``prefixes`` maps what stands before a dot."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        prefix = next((old for old in prefixes if name.startswith(f"{old}.")), None)
+        renamed[name if prefix is None else prefixes[prefix] + name[len(prefix) :]] = tensor
+    return renamed
+
+
+def _save_whole(state: Mapping[str, Tensor], target: Path) -> None:
+    """Write a state_dict that appears whole or not at all."""
     partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: tensor.float() for name, tensor in state.items()}, partial)
-        partial.replace(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another --output") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def rename(state: Mapping[str, Tensor], rules: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
-    """Published tensor names to ours.
-
-    Raises:
-        InputError: for a tensor that no rule names.
-    """
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if any(fnmatch(name, pattern) for pattern in rules["ignored"]):
-            continue
-        prefix = next((old for old in rules["names"] if name.startswith(f"{old}.")), None)
-        if prefix is None:
-            raise InputError(f"{source}: has the foreign tensor {name!r}; is it a checkpoint of this method?")
-        renamed[rules["names"][prefix] + name[len(prefix) :]] = tensor
-    return renamed
+        try:
+            torch.save(dict(state), partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # PyTorch reports a full disk or a read-only folder as RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0][:100]
+        raise InputError(f"{target}: cannot be written ({reason}); choose another --output") from None

@@ -22,6 +22,7 @@ from iregzoo.registration import PairNetwork
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path for path in (HERE.parents[1] / "bundles").iterdir() if path.is_dir())
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 EACH_BUNDLE = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
 SCHEMA = json.loads((HERE / "metadata.schema.json").read_text())
 CONFIGS = ("metadata.json", "inference.json", "train.json", "evaluate.json")

@@ -18,6 +18,7 @@ from iregzoo.errors import InputError
 
 from .conftest import Pair
 
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [path.name for path in sorted((ROOT / "bundles").iterdir()) if path.is_dir()]
 EACH_BUNDLE = pytest.mark.parametrize("name", NAMES)

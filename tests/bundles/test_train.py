@@ -15,6 +15,7 @@ from torch import Tensor
 from iregzoo import zoo
 from iregzoo.training import find_scans, latest_checkpoint
 
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 ROOT = Path(__file__).resolve().parents[2]
 IIRP = ROOT / "bundles" / "iirp"
 SMALL = {
@@ -53,10 +54,13 @@ def weights_of(output: Path, epoch: int) -> dict[str, Tensor]:
     return state
 
 
+def events_of(output: Path) -> EventAccumulator:
+    return EventAccumulator(str(output / "tensorboard")).Reload()
+
+
 def logged(output: Path) -> dict[str, list[int]]:
     """Steps at which TensorBoard has a number, by its name."""
-    events = EventAccumulator(str(output / "tensorboard"))
-    events.Reload()
+    events = events_of(output)
     return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
@@ -71,7 +75,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_writes_checkpoints_and_the_best_weights(trained: Path) -> None:
     assert {path.name for path in trained.glob("*.pt")} == {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt", "best.pt"}
     checkpoint = torch.load(trained / "checkpoint_epoch=2.pt", weights_only=True)
-    assert set(checkpoint) == {"network", "optimizer", "scheduler", "trainer"}
+    assert set(checkpoint) == {"network", "optimizer", "scheduler", "trainer", "best"}
     first, last = weights_of(trained, 1), weights_of(trained, 2)
     assert all(not torch.equal(first[name], last[name]) for name in first)
 
@@ -106,22 +110,37 @@ def test_same_seed_gives_the_same_weights_and_another_does_not(trained: Path, da
     assert any(not torch.equal(other[name], expected[name]) for name in expected)
 
 
+def train_interrupted(dataset: Path, output: Path, **options: Any) -> list[int]:
+    """Four epochs, stopped early in the third and started again; gives back the epochs of the second run."""
+    interrupted = workflow(dataset, output, **options)
+    interrupted.trainer.add_event_handler(Events.EPOCH_STARTED(once=3), lambda engine: engine.terminate())
+    interrupted.run()
+    assert latest_checkpoint(output) == str(output / "checkpoint_epoch=2.pt")
+
+    resumed = workflow(dataset, output, **options)
+    epochs: list[int] = []
+    resumed.trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: epochs.append(engine.state.epoch))
+    resumed.run()
+    return epochs
+
+
 def test_interrupted_training_resumes_to_the_same_weights(dataset: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"steps": 8, "overlap": 1.0, "mirror": 0.5, "passes": [1, 2]}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(dataset, whole, **options)
-
-    interrupted = workflow(dataset, parts, **options)
-    interrupted.trainer.add_event_handler(Events.EPOCH_STARTED(once=3), lambda engine: engine.terminate())
-    interrupted.run()
-    assert latest_checkpoint(parts) == str(parts / "checkpoint_epoch=2.pt")
-
-    resumed = workflow(dataset, parts, **options)
-    epochs: list[int] = []
-    resumed.trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: epochs.append(engine.state.epoch))
-    resumed.run()
-    assert epochs == [3, 4]
+    assert train_interrupted(dataset, parts, **options) == [3, 4]
     expected, found = weights_of(whole, 4), weights_of(parts, 4)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_resumed_training_keeps_the_best_weights_of_before(dataset: Path, tmp_path: Path) -> None:
+    # A similarity of negative weight makes the second half of this training worse.
+    train_interrupted(dataset, tmp_path, steps=8, similarity=-1.0, learning_rate=0.01)
+    dice = events_of(tmp_path).Scalars("val_dice")
+    assert [event.step for event in dice] == [1, 2, 3, 4]
+    best = max(dice, key=lambda event: event.value)
+    assert best.step <= 2
+    found, expected = torch.load(tmp_path / "best.pt", weights_only=True), weights_of(tmp_path, best.step)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

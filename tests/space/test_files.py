@@ -1,0 +1,76 @@
+"""Written files, read back by SimpleITK alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from geometry import GRIDS, Array, apply_world, field_transform, from_image, make_grid, move_all, noise_image, waves
+from iregzoo.space.files import write_displacement, write_image, write_transform
+from iregzoo.space.grid import Grid
+
+EACH_GRID = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+AFFINE = np.array([[1.05, 0.1, 0, 5], [-0.1, 0.95, 0.05, -30], [0.02, 0, 1.1, 8], [0, 0, 0, 1.0]])
+
+
+def inside(grid: Grid, number: int = 200) -> Array:
+    """Places in the world within a grid, between its voxels."""
+    index = np.random.default_rng(0).uniform(0, np.array(grid.shape) - 1, (number, 3))
+    return apply_world(grid.affine, index)
+
+
+@EACH_GRID
+def test_image_is_what_itk_reads(tmp_path: Path, grid: Grid) -> None:
+    data = noise_image(grid.shape)
+    write_image(tmp_path / "image.nii.gz", data, grid)
+    image = sitk.ReadImage(str(tmp_path / "image.nii.gz"))
+    assert torch.equal(from_image(image), data)
+    np.testing.assert_allclose(Grid.of(image).affine, grid.affine, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "pixel"),
+    [
+        (0, 255, sitk.sitkUInt8),
+        (0, 256, sitk.sitkInt16),
+        (-1, 3, sitk.sitkInt16),
+        (0, 32_767, sitk.sitkInt16),
+        (0, 32_768, sitk.sitkInt32),
+        (-40_000, 2**31 - 1, sitk.sitkInt32),
+    ],
+)
+def test_labels_take_the_smallest_integer_type_that_holds_them(tmp_path: Path, low: int, high: int, pixel: int) -> None:
+    data = torch.full((1, 1, 4, 5, 6), low, dtype=torch.int32)
+    data[..., 3] = high
+    write_image(tmp_path / "labels.nii.gz", data, make_grid((4, 5, 6)))
+    image = sitk.ReadImage(str(tmp_path / "labels.nii.gz"))
+    assert image.GetPixelID() == pixel
+    assert torch.equal(from_image(image).long(), data.long())
+
+
+@EACH_GRID
+def test_displacement_moves_points_as_given(tmp_path: Path, grid: Grid) -> None:
+    displacement = waves(grid)
+    write_displacement(tmp_path / "displacement.nii.gz", displacement, grid)
+    image = sitk.ReadImage(str(tmp_path / "displacement.nii.gz"))
+    assert image.GetPixelID() == sitk.sitkVectorFloat32
+    points = inside(grid)
+    found = move_all(sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64)), points)
+    # NIfTI holds float32, vectors and geometry.
+    np.testing.assert_allclose(found, move_all(field_transform(displacement, grid), points), atol=2e-5)
+
+
+@EACH_GRID
+@pytest.mark.parametrize("affine", [None, AFFINE], ids=["deformation", "and affine"])
+def test_transform_deforms_and_then_moves_by_the_affine(tmp_path: Path, grid: Grid, affine: Array | None) -> None:
+    deformation = waves(grid)
+    write_transform(tmp_path / "transform.h5", deformation, grid, affine)
+    points = inside(grid)
+    deformed = move_all(field_transform(deformation, grid), points)
+    expected = deformed if affine is None else apply_world(affine, deformed)
+    np.testing.assert_allclose(
+        move_all(sitk.ReadTransform(str(tmp_path / "transform.h5")), points), expected, atol=1e-9
+    )
+    assert np.abs(deformed - points).max() > 1

@@ -1,0 +1,173 @@
+"""A folder of results appears whole or not at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from iregzoo.errors import InputError
+from iregzoo.outputs import whole_folder
+
+OWNED = ("warped.txt", "labels.txt", "report.txt")
+
+
+def fill(target: Path, names: tuple[str, ...] = OWNED, *, overwrite: bool = False, text: str = "new") -> None:
+    with whole_folder(target, overwrite=overwrite, owned=OWNED) as folder:
+        for name in names:
+            (folder / name).write_text(text)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder, hidden ones too; an empty folder stands for itself."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_text()
+        elif not any(path.iterdir()):
+            found[str(path.relative_to(folder))] = "empty folder"
+    return found
+
+
+@pytest.mark.parametrize("target", ["results", "a/b/results"])
+def test_folder_is_made_with_its_parents(tmp_path: Path, target: str) -> None:
+    fill(tmp_path / target)
+    assert contents(tmp_path) == {f"{target}/{name}": "new" for name in sorted(OWNED)}
+
+
+def test_relative_target_is_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(Path("results"))
+    assert set(contents(tmp_path)) == {f"results/{name}" for name in OWNED}
+
+
+def test_folder_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    fill(tmp_path / "results")
+    (tmp_path / "other").mkdir()
+    assert (tmp_path / "results").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    fill(tmp_path / "results")
+    assert len(contents(tmp_path)) == len(OWNED)
+
+
+def test_nothing_is_in_the_target_before_the_end(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "results", overwrite=False, owned=OWNED) as folder:
+        (folder / "warped.txt").write_text("new")
+        assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, InputError, SystemExit])
+@pytest.mark.parametrize("target", ["results", "a/b/results"])
+def test_whatever_ends_it_early_leaves_nothing(tmp_path: Path, stop: type[BaseException], target: str) -> None:
+    def interrupted() -> None:
+        with whole_folder(tmp_path / target, overwrite=False, owned=OWNED) as folder:
+            (folder / "warped.txt").write_text("half")
+            raise stop("stopped")
+
+    with pytest.raises(stop, match="stopped"):
+        interrupted()
+    assert contents(tmp_path) == {}
+
+
+def test_whatever_ends_it_early_leaves_an_earlier_run_as_it_was(tmp_path: Path) -> None:
+    fill(tmp_path / "results", text="old")
+
+    def interrupted() -> None:
+        with whole_folder(tmp_path / "results", overwrite=True, owned=OWNED) as folder:
+            (folder / "warped.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert contents(tmp_path) == {f"results/{name}": "old" for name in sorted(OWNED)}
+
+
+def test_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"is not empty; choose another --output or add --overwrite"):
+        fill(tmp_path)
+    assert contents(tmp_path) == {"notes.txt": "mine"}
+
+
+def test_overwrite_keeps_what_is_not_its_own_and_removes_what_is_stale(tmp_path: Path) -> None:
+    fill(tmp_path / "results", text="old")
+    (tmp_path / "results" / "notes.txt").write_text("mine")
+    fill(tmp_path / "results", ("warped.txt", "report.txt"), overwrite=True)
+    assert contents(tmp_path) == {
+        "results/notes.txt": "mine",
+        "results/report.txt": "new",
+        "results/warped.txt": "new",
+    }
+
+
+def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("mine")
+    with pytest.raises(InputError, match=r"results: is a file, not a folder; choose another --output"):
+        fill(tmp_path / "results", overwrite=True)
+    assert contents(tmp_path) == {"results": "mine"}
+
+
+@pytest.mark.parametrize("target", ["notes/results", "notes/a/results"])
+def test_file_in_the_place_of_a_parent_is_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match=r"results: cannot be written .*; choose another --output"):
+        fill(tmp_path / target)
+    assert contents(tmp_path) == {"notes": "mine"}
+
+
+def test_parent_that_cannot_be_made_leaves_none_of_the_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be written .*; choose another --output"):
+        fill(tmp_path / "a" / "b" / ("x" * 300) / "results")
+    assert contents(tmp_path) == {}
+
+
+def test_folder_in_the_place_of_a_file_leaves_an_earlier_run_as_it_was(tmp_path: Path) -> None:
+    fill(tmp_path / "results", ("labels.txt", "report.txt"), text="old")
+    (tmp_path / "results" / "warped.txt").mkdir()
+    (tmp_path / "results" / "warped.txt" / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"warped.txt.*is a folder"):
+        fill(tmp_path / "results", overwrite=True)
+    assert contents(tmp_path) == before
+
+
+# Each line of a full disk: files may grow to a limit, and no further, as on a disk that has so much room left.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from iregzoo.errors import InputError
+from iregzoo.outputs import whole_folder
+from iregzoo.space.files import write_displacement, write_image, write_transform
+from iregzoo.space.grid import Grid
+import numpy as np
+
+grid = Grid((40, 40, 40), np.eye(4))
+noise = torch.rand(1, 3, 40, 40, 40)
+writers = {
+    "image": lambda folder: write_image(folder / "warped.nii.gz", noise[:, :1], grid),
+    "displacement": lambda folder: write_displacement(folder / "displacement.nii.gz", noise, grid),
+    "transform": lambda folder: write_transform(folder / "transform.h5", noise, grid, np.eye(4)),
+    "text": lambda folder: (folder / "report.json").write_text("x" * 300_000),
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for name, write in writers.items():
+    try:
+        with whole_folder(Path(sys.argv[1]) / "new" / "results", overwrite=False, owned=()) as folder:
+            write(folder)
+    except InputError as error:
+        print(f"{name}: {error}")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
+def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["image", "displacement", "transform", "text"]
+    assert all("File too large" in line and "room" in line for line in lines), run.stdout
+    assert contents(tmp_path) == {}

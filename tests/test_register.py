@@ -1,0 +1,363 @@
+"""Scans in, files out: what is written, read by SimpleITK alone, gives back what was promised."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.spatial.transform import Rotation
+
+from geometry import GRIDS, apply_world, draw_head, from_image, move_all, to_image, world_points
+from iregzoo.errors import InputError
+from iregzoo.iteration import TCI, FixedIterations, IterStop
+from iregzoo.networks import IIRPNet
+from iregzoo.register import (
+    FILES,
+    Result,
+    Scans,
+    choose_controller,
+    compare,
+    figures,
+    labels_of,
+    provenance,
+    read_scans,
+    register,
+    write,
+)
+from iregzoo.registration import PairNetwork
+from iregzoo.space.grid import Grid, Matrix
+from iregzoo.space.scan import Scan
+from iregzoo.zoo import Bundle, Method, WeightsCard
+
+SIZE = 0.16  # of the phantom's head, to fit 24×32×28 mm
+MOVED = np.eye(4)
+MOVED[:3, :3] = Rotation.from_euler("xyz", (6, -4, 8), degrees=True).as_matrix() * 1.04
+MOVED[:3, 3] = (2.0, -1.5, 1.0)
+RANGE_TOLERANCE = 1e-4  # of the intensity range
+
+
+@cache
+def method(spacing: float = 1.0) -> Method:
+    """A small network of random weights whose coarse levels move by some voxels: a smooth field that is not zero."""
+    torch.manual_seed(0)
+    network = IIRPNet(channels=(4, 8, 8), widths=(8, 8, 8), controller=FixedIterations(2))
+    with torch.no_grad():
+        for level, factor in enumerate((0.0, 3.0, 6.0)):
+            for parameter in network.estimators[level][-1].parameters():
+                parameter.mul_(factor)
+    network.eval().requires_grad_(False)
+    card = WeightsCard(file="", init="none", spacing=(spacing,) * 3)
+    return Method(Bundle(Path("random"), {"version": "0"}), "random", card, "", PairNetwork(network))
+
+
+def labels_on(grid: Grid, to_head: Matrix | None = None) -> torch.Tensor:
+    image = draw_head(grid, to_head, size=SIZE)
+    return (image > 300).int() + (image > 700).int()
+
+
+def store(folder: Path, name: str, grid: Grid, to_head: Matrix | None = None) -> None:
+    sitk.WriteImage(to_image(draw_head(grid, to_head, size=SIZE), grid), str(folder / f"{name}.nii.gz"))
+    sitk.WriteImage(to_image(labels_on(grid, to_head), grid), str(folder / f"{name}_labels.nii.gz"))
+
+
+@dataclass(frozen=True)
+class Run:
+    scans: Scans
+    result: Result
+    report: dict[str, Any]
+    folder: Path
+
+    def image(self, name: str) -> sitk.Image:
+        return sitk.ReadImage(str(self.folder / name))
+
+    def transform(self, name: str) -> sitk.Transform:
+        return sitk.ReadTransform(str(self.folder / name))
+
+    def field(self, name: str) -> sitk.Transform:
+        return sitk.DisplacementFieldTransform(sitk.Cast(self.image(name), sitk.sitkVectorFloat64))
+
+
+def run(folder: Path, fixed: Grid, moving: Grid, init: str, *, spacing: float = 1.0, inverse: bool = False) -> Run:
+    """Write a pair, register it and write the results, by files alone."""
+    store(folder, "fixed", fixed)
+    store(folder, "moving", moving, np.linalg.inv(MOVED))
+    scans = read_scans(*(folder / f"{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")))
+    chosen = method(spacing)
+    result = register(scans, chosen, init=init)
+    (folder / "out").mkdir()
+    report = write(result, folder / "out", provenance(chosen), inverse=inverse)
+    return Run(scans, result, report, folder / "out")
+
+
+def around(grid: Grid, place: tuple[float, float, float] = (0, 0, 0)) -> Grid:
+    affine = grid.affine.copy()
+    affine[:3, 3] += np.array(place) - grid.centre
+    return replace(grid, affine=affine)
+
+
+def resampled(
+    scan: Scan, reference: sitk.Image, transform: sitk.Transform, mode: int = sitk.sitkLinear
+) -> torch.Tensor:
+    image = sitk.ReadImage(str(scan.path))
+    return from_image(sitk.Resample(image, reference, transform, mode, scan.outside))
+
+
+def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max()) / float(expected.max() - expected.min())
+
+
+PAIRS = [
+    ("plain", "plain", "none"),
+    ("oblique", "anisotropic", "center"),
+    ("anisotropic", "flipped", "affine"),
+    ("flipped", "oblique", "none"),
+    ("everything", "everything", "center"),
+    ("oblique", "everything", "affine"),
+]
+
+
+@pytest.mark.parametrize(("fixed", "moving", "init"), PAIRS)
+def test_itk_gets_the_warped_scan_from_the_transform_alone(tmp_path: Path, fixed: str, moving: str, init: str) -> None:
+    # Fields of view that do not agree: with none of the starts is everything inside the other image.
+    done = run(tmp_path, around(GRIDS[fixed]), around(GRIDS[moving], (4, -3, 2)), init)
+    moved = done.result.deformation.norm(dim=1)
+    assert float(moved.median()) > 0.3
+    warped = done.image("warped.nii.gz")
+    assert done.scans.fixed.grid.matches(Grid.of(warped))
+    for name, transform in (
+        ("transform.h5", done.transform("transform.h5")),
+        ("displacement.nii.gz", done.field("displacement.nii.gz")),
+    ):
+        difference = largest_difference(resampled(done.scans.moving, warped, transform), from_image(warped))
+        print(f"{fixed} <- {moving}, {init}: {name} and warped.nii.gz differ by at most {difference:.1e} of the range")
+        assert difference < RANGE_TOLERANCE
+        assert done.scans.moving_labels is not None
+        labels = resampled(done.scans.moving_labels, warped, transform, sitk.sitkNearestNeighbor)
+        assert len(labels.unique()) == 3
+        assert (labels != from_image(done.image("warped_labels.nii.gz"))).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving", "init"), [("oblique", "everything", "affine"), ("flipped", "plain", "none")]
+)
+def test_inverse_files_go_the_other_way(tmp_path: Path, fixed: str, moving: str, init: str) -> None:
+    done = run(tmp_path, around(GRIDS[fixed]), around(GRIDS[moving], (2, -1, 2)), init, inverse=True)
+    warped = done.image("inverse_warped.nii.gz")
+    assert done.scans.moving.grid.matches(Grid.of(warped))
+    backward = done.transform("inverse_transform.h5")
+    for transform in (backward, done.field("inverse_displacement.nii.gz")):
+        difference = largest_difference(resampled(done.scans.fixed, warped, transform), from_image(warped))
+        print(f"{fixed} -> {moving}, {init}: inverse differs by at most {difference:.1e} of the range")
+        assert difference < RANGE_TOLERANCE
+    assert done.scans.fixed_labels is not None
+    labels = resampled(done.scans.fixed_labels, warped, backward, sitk.sitkNearestNeighbor)
+    assert (labels != from_image(done.image("inverse_warped_labels.nii.gz"))).float().mean() < 1e-3
+    # There and back again, for places of the head, well inside both fields of view.
+    places = apply_world(MOVED, np.random.default_rng(0).uniform(-6, 6, (300, 3)))
+    again = move_all(done.transform("transform.h5"), move_all(backward, places))
+    error = np.linalg.norm(again - places, axis=1)
+    print(f"forward after backward: {error.mean():.4f} mm on average, at most {error.max():.4f} mm")
+    assert error.mean() < 0.05
+    assert done.report["inverse_error_mean_mm"] < 0.1
+
+
+STORED = {
+    "permuted": {"axes": (2, 0, 1), "signs": (1, 1, 1)},
+    "flipped": {"axes": (0, 1, 2), "signs": (-1, 1, -1)},
+    "both": {"axes": (1, 2, 0), "signs": (-1, -1, -1)},
+}
+
+
+def stored_otherwise(scan: Scan, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Scan:
+    """The same scan, its voxels in the same places, with its array's axes in another order and direction."""
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for axis, (source, sign) in enumerate(zip(axes, signs, strict=True)):
+        matrix[source, axis] = sign
+        matrix[source, 3] = 0 if sign > 0 else scan.grid.shape[source] - 1
+    data = scan.data[0, 0].permute(axes).flip([axis for axis in range(3) if signs[axis] < 0])
+    x, y, z = data.shape
+    return Scan(data[None, None].contiguous(), Grid((x, y, z), scan.grid.affine @ matrix), scan.path)
+
+
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+@pytest.mark.parametrize("init", ["none", "center"])
+def test_order_and_direction_of_stored_axes_change_nothing(stored: dict[str, Any], init: str) -> None:
+    fixed_grid, moving_grid = around(GRIDS["oblique"]), around(GRIDS["anisotropic"], (1, 2, -1))
+    fixed = Scan(draw_head(fixed_grid, size=SIZE), fixed_grid, Path("fixed"))
+    moving = Scan(draw_head(moving_grid, np.linalg.inv(MOVED), size=SIZE), moving_grid, Path("moving"))
+    expected = register(Scans(fixed, moving), method(), init=init)
+    turned_fixed, turned_moving = stored_otherwise(fixed, **stored), stored_otherwise(moving, **stored)
+    # The same places have the same values, to begin with.
+    place = world_points(turned_fixed.grid)[1, 2, 3]
+    index = np.rint(np.linalg.inv(fixed_grid.affine)[:3] @ [*place, 1]).astype(int)
+    assert turned_fixed.data[0, 0, 1, 2, 3] == fixed.data[0, 0, index[0], index[1], index[2]]
+    for pair in (Scans(turned_fixed, moving), Scans(fixed, turned_moving), Scans(turned_fixed, turned_moving)):
+        found = register(pair, method(), init=init)
+        warped, displacement = found.warped, found.displacement
+        if pair.fixed is turned_fixed:
+            reference = stored_otherwise(Scan(expected.warped, fixed_grid, Path()), **stored).data
+            vectors = [
+                stored_otherwise(Scan(expected.displacement[:, i : i + 1], fixed_grid, Path()), **stored).data
+                for i in range(3)
+            ]
+            expected_displacement = torch.cat(vectors, dim=1)
+        else:
+            reference, expected_displacement = expected.warped, expected.displacement
+        assert largest_difference(warped, reference) < 1e-3
+        torch.testing.assert_close(displacement, expected_displacement, rtol=0, atol=2e-3)
+
+
+REPORTED = {
+    *("iregzoo", "bundle", "bundle_version", "weights", "weights_sha256", "device", "fixed", "moving", "init"),
+    *("affine_lps_mm", "network_shape", "network_spacing_mm", "seconds", "iterations", "scores"),
+    *("ncc_before", "ncc_start", "ncc_after", "mse_before", "mse_start", "mse_after"),
+    *("folding_percent", "sdlogj", "displacement_mean_mm", "displacement_max_mm"),
+    *("dice_before", "dice_before_mean", "dice", "dice_mean", "inverse_error_mean_mm", "inverse_error_max_mm"),
+}
+
+
+def test_folder_holds_every_file_and_the_report_every_figure(tmp_path: Path) -> None:
+    done = run(tmp_path, GRIDS["plain"], GRIDS["plain"], "affine", inverse=True)
+    assert {path.name for path in done.folder.iterdir()} == set(FILES)
+    assert (done.folder / "report.png").read_bytes().startswith(b"\x89PNG")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    report = json.loads((done.folder / "report.json").read_text(), parse_constant=refuse)
+    assert report == json.loads(json.dumps(done.report))
+    assert set(report) == REPORTED
+    assert set(report["seconds"]) == {"start", "network", "warp", "write", "inverse", "report"}
+    assert set(report["dice"]) == {"1", "2"}
+    assert report["iterations"] == [2, 2, 2]
+    assert report["init"] == "affine"
+    np.testing.assert_allclose(report["affine_lps_mm"], done.result.frame.start)
+    assert report["ncc_start"] > report["ncc_before"]
+    values = [value for value in report.values() if isinstance(value, float)]
+    assert len(values) > 10
+    assert all(math.isfinite(value) for value in values)
+
+
+def test_what_was_not_asked_for_is_not_written(tmp_path: Path) -> None:
+    for name, grid in (("fixed", GRIDS["plain"]), ("moving", GRIDS["oblique"])):
+        store(tmp_path, name, around(grid))
+    scans = read_scans(tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz")
+    (tmp_path / "out").mkdir()
+    report = write(register(scans, method()), tmp_path / "out", provenance(method()))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("warped.nii.gz", "displacement.nii.gz", "transform.h5", "report.json", "report.png")
+    }
+    assert not [key for key in report if key.startswith(("dice", "inverse"))]
+
+
+def pair(fixed_labels: torch.Tensor | None = None, moving_labels: torch.Tensor | None = None) -> Scans:
+    grid = GRIDS["plain"]
+    fixed = Scan(draw_head(grid, size=SIZE), grid, Path("fixed"))
+    moving = Scan(draw_head(grid, np.linalg.inv(MOVED), size=SIZE), grid, Path("moving"))
+    maps = [None if data is None else Scan(data, grid, Path("labels")) for data in (fixed_labels, moving_labels)]
+    return Scans(fixed, moving, *maps)
+
+
+def test_empty_and_foreign_label_maps_give_figures_without_nan() -> None:
+    drawn = labels_on(GRIDS["plain"])
+    empty = torch.zeros_like(drawn)
+    corner = empty.clone()
+    corner[0, 0, 0, 0, 0] = 9  # moves out of the field of view
+    result = register(pair(drawn, drawn), method())
+    images = compare(result)
+    for fixed, moving in ((empty, empty), (empty, drawn), (drawn, empty), (drawn, drawn + corner), (empty, corner)):
+        scans = pair(fixed, moving)
+        assert scans.moving_labels is not None
+        warped = result.warped_labels if moving is drawn else torch.zeros_like(moving)
+        found = figures(replace(result, scans=scans, warped_labels=warped), images)
+        json.dumps(found, allow_nan=False)
+        assert ("dice" in found) == bool(fixed.any() or moving.any())
+
+
+def test_dice_is_that_of_the_warped_labels() -> None:
+    drawn = labels_on(GRIDS["plain"])
+    result = register(pair(drawn, labels_on(GRIDS["plain"], np.linalg.inv(MOVED))), method())
+    found = figures(result, compare(result))
+    assert result.warped_labels is not None
+    for label in (1, 2):
+        ours, theirs = result.warped_labels == label, drawn == label
+        expected = 2 * float((ours & theirs).sum()) / float(ours.sum() + theirs.sum())
+        assert found["dice"][label] == pytest.approx(expected, abs=1e-6)
+    assert found["dice_mean"] == pytest.approx((found["dice"][1] + found["dice"][2]) / 2)
+
+
+def test_labels_are_those_of_any_map_without_background() -> None:
+    assert labels_of(torch.tensor([0, 3, 3]), torch.tensor([7, 0, -1])) == [-1, 3, 7]
+
+
+def test_identical_scans_differ_by_nothing_before() -> None:
+    scan = pair().fixed
+    result = register(Scans(scan, scan), method())
+    found = figures(result, compare(result))
+    assert found["ncc_before"] == pytest.approx(1, abs=1e-3)
+    assert found["mse_before"] == pytest.approx(0, abs=1e-10)
+    assert found["ncc_after"] < 0.99
+
+
+def test_stages_are_announced_and_timed() -> None:
+    told: list[str] = []
+    result = register(pair(), method(), progress=told.append)
+    assert told == list(result.seconds) == ["start", "network", "warp"]
+
+
+def test_init_auto_is_what_the_weights_card_says() -> None:
+    chosen = replace(method(), card=replace(method().card, init="center"))
+    scans = pair()
+    elsewhere = replace(scans.moving, grid=around(scans.moving.grid, (50, 0, 0)))
+    result = register(replace(scans, moving=elsewhere), chosen)
+    assert result.init == "center"
+    np.testing.assert_allclose(result.frame.start[:3, 3], (50, 0, 0), atol=1e-9)
+
+
+def test_damaged_weights_are_named() -> None:
+    damaged = IIRPNet(channels=(4, 8), widths=(8, 8), controller=FixedIterations())
+    with torch.no_grad():
+        damaged.estimators[0][-1].bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="displacement that is not finite"):
+        register(pair(), replace(method(), network=PairNetwork(damaged.eval())))
+
+
+def test_controller_is_the_one_that_was_asked_for() -> None:
+    own = TCI(window=7, max_iterations=11)
+    assert choose_controller("auto", None, own) is own
+    assert choose_controller("auto", 3, own) == replace(own, max_iterations=3)
+    assert isinstance(choose_controller("iterstop", None, own), IterStop)
+    assert choose_controller("fixed", 4, own) == FixedIterations(4)
+    with pytest.raises(InputError, match=r"controller 'never' is unknown; choose auto, tci, iterstop, fixed"):
+        choose_controller("never", None, own)
+    for cap in (0, -1, 2.5, True, "3"):
+        with pytest.raises(InputError, match=rf"max-iterations {cap!r}: give a whole number of at least 1"):
+            choose_controller("tci", cap, own)
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_real_scans_make_the_round_trip(tmp_path: Path, test_data: Path, way: int) -> None:
+    paths = []
+    for name in ("t1_brain_a", "t1_brain_b"):
+        image = sitk.ReadImage(str(test_data / "scans" / f"{name}.nii.gz"), sitk.sitkFloat32)
+        paths.append(tmp_path / f"{name}.nii.gz")
+        sitk.WriteImage(sitk.BinShrink(image, [4, 4, 4]), str(paths[-1]))
+    scans = read_scans(*paths[::way])
+    chosen = method(4.0)
+    result = register(scans, chosen, init="affine")
+    (tmp_path / "out").mkdir()
+    report = write(result, tmp_path / "out", provenance(chosen), inverse=True)
+    assert report["ncc_start"] > 0.8
+    for name, scan in (("", scans.moving), ("inverse_", scans.fixed)):
+        warped = sitk.ReadImage(str(tmp_path / "out" / f"{name}warped.nii.gz"))
+        transform = sitk.ReadTransform(str(tmp_path / "out" / f"{name}transform.h5"))
+        difference = largest_difference(resampled(scan, warped, transform), from_image(warped))
+        print(f"{name}transform.h5 and {name}warped.nii.gz differ by at most {difference:.1e} of the range")
+        assert difference < RANGE_TOLERANCE
