@@ -361,3 +361,15 @@ def test_real_scans_make_the_round_trip(tmp_path: Path, test_data: Path, way: in
         difference = largest_difference(resampled(scan, warped, transform), from_image(warped))
         print(f"{name}transform.h5 and {name}warped.nii.gz differ by at most {difference:.1e} of the range")
         assert difference < RANGE_TOLERANCE
+
+
+@pytest.mark.parametrize("swapped", ["fixed", "moving"])
+def test_label_map_in_the_place_of_a_scan_is_refused(tmp_path: Path, swapped: str) -> None:
+    for name in ("fixed", "moving"):
+        store(tmp_path, name, around(GRIDS["oblique"]))
+    paths = {name: tmp_path / f"{name}{'_labels' * (name == swapped)}.nii.gz" for name in ("fixed", "moving")}
+    with pytest.raises(InputError, match=rf"{swapped}_labels.nii.gz: looks like a label map"):
+        read_scans(**paths)
+    # Two maps of tissue may be registered to each other.
+    both = read_scans(tmp_path / "fixed_labels.nii.gz", tmp_path / "moving_labels.nii.gz")
+    assert both.fixed.data.unique().tolist() == [0, 1, 2]
