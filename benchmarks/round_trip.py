@@ -1,0 +1,36 @@
+"""Check a result of ``iregzoo register`` with SimpleITK alone: do its transforms warp the moving scan to what it holds?
+
+    python benchmarks/round_trip.py --fixed F --moving M --result DIR
+
+Prints the largest difference between warped.nii.gz and the moving scan resampled through transform.h5, and through
+displacement.nii.gz, as a part of the warped image's range of intensities.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name in ("fixed", "moving", "result"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    arguments = parser.parse_args()
+    fixed = sitk.ReadImage(str(arguments.fixed))
+    moving = sitk.ReadImage(str(arguments.moving), sitk.sitkFloat64)
+    warped = sitk.GetArrayFromImage(sitk.ReadImage(str(arguments.result / "warped.nii.gz")))
+    displacement = sitk.ReadImage(str(arguments.result / "displacement.nii.gz"), sitk.sitkVectorFloat64)
+    transforms = {
+        "transform.h5": sitk.ReadTransform(str(arguments.result / "transform.h5")),
+        "displacement.nii.gz": sitk.DisplacementFieldTransform(displacement),
+    }
+    for name, transform in transforms.items():
+        resampled = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0))
+        largest = float(np.abs(resampled - warped).max()) / float(np.ptp(warped))
+        print(f"{name}: largest difference {largest:.1e} of the range, over {warped.size} voxels")
+
+
+if __name__ == "__main__":
+    main()
