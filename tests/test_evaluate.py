@@ -78,7 +78,8 @@ def test_the_table_holds_the_figures_of_each_pair_and_controller(folder: Path, m
 
 def test_dice_of_the_table_is_that_of_the_labels_that_itk_warps(folder: Path, method: Method, tmp_path: Path) -> None:
     """The table's Dice again, from the files of ``register`` and SimpleITK alone."""
-    from iregzoo.register import provenance, read_scans, register, write
+    from iregzoo.register import read_scans, register
+    from iregzoo.results import provenance, write
 
     scans = read_scans(*(folder / f"{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")))
     write(register(scans, method, init="none"), tmp_path, provenance(method))

@@ -16,7 +16,7 @@ FLOORS = {
     0: ("__init__", "errors", "fields", "similarity", "iteration", "attention", "registration"),
     1: ("losses", "metrics", "networks", "synthesis"),
     2: ("space", "training"),
-    3: ("bundle", "zoo", "register", "outputs", "report", "evaluate", "batch", "phantom"),
+    3: ("bundle", "zoo", "register", "quality", "outputs", "report", "results", "evaluate", "batch", "phantom"),
     4: ("label", "cli", "__main__"),
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}

@@ -17,20 +17,10 @@ from geometry import GRIDS, apply_world, draw_head, from_image, move_all, to_ima
 from iregzoo.errors import InputError
 from iregzoo.iteration import TCI, FixedIterations, IterStop
 from iregzoo.networks import IIRPNet
-from iregzoo.register import (
-    FILES,
-    Result,
-    Scans,
-    choose_controller,
-    compare,
-    figures,
-    labels_of,
-    provenance,
-    read_scans,
-    register,
-    write,
-)
+from iregzoo.quality import compare, figures, labels_of
+from iregzoo.register import Result, Scans, choose_controller, read_scans, register
 from iregzoo.registration import PairNetwork
+from iregzoo.results import FILES, provenance, write
 from iregzoo.space.grid import Grid, Matrix
 from iregzoo.space.scan import Scan
 from iregzoo.zoo import Bundle, Method, WeightsCard

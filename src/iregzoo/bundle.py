@@ -16,8 +16,9 @@ from torch import Tensor
 
 from iregzoo import __version__
 from iregzoo.outputs import check_target, whole_folder
-from iregzoo.register import FILES, Scans, choose_controller, finish, read_scans, write
+from iregzoo.register import Scans, choose_controller, finish, read_scans
 from iregzoo.registration import PairNetwork, Registration
+from iregzoo.results import FILES, write
 from iregzoo.space.frame import Frame, make_frame, network_input
 from iregzoo.space.start import affine_start
 from iregzoo.zoo import WeightsCard, find_weights, read_bundle

@@ -50,8 +50,9 @@ def register(
         overwrite: replace the results of an earlier run in the folder.
     """
     from iregzoo.outputs import whole_folder
-    from iregzoo.register import FILES, choose_controller, provenance, read_scans, write
+    from iregzoo.register import choose_controller, read_scans
     from iregzoo.register import register as register_scans
+    from iregzoo.results import FILES, provenance, write
     from iregzoo.zoo import load
 
     stages = (*STAGES, "inverse") if inverse else STAGES
@@ -177,8 +178,9 @@ def demo(
     from iregzoo.outputs import whole_folder
     from iregzoo.phantom import FILES as PHANTOM_FILES
     from iregzoo.phantom import make_phantom, recovered
-    from iregzoo.register import FILES, provenance, read_scans, write
+    from iregzoo.register import read_scans
     from iregzoo.register import register as register_scans
+    from iregzoo.results import FILES, provenance, write
     from iregzoo.zoo import load
 
     owned = (*FILES, *PHANTOM_FILES)

@@ -15,7 +15,8 @@ import torch
 from iregzoo import __version__
 from iregzoo.errors import InputError
 from iregzoo.metrics import mean_of, surface_scores, tre
-from iregzoo.register import Result, choose_controller, compare, figures, labels_of, read_scans, register
+from iregzoo.quality import compare, figures, labels_of
+from iregzoo.register import Result, choose_controller, read_scans, register
 from iregzoo.space.points import move_points, read_points
 from iregzoo.zoo import Method
 

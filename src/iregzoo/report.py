@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.errors import InputError
+from iregzoo.quality import Comparison
+from iregzoo.register import Result
 from iregzoo.space.grid import canonical_axes
-
-if TYPE_CHECKING:
-    from iregzoo.register import Comparison, Result
 
 PLANES = ("sagittal", "coronal", "axial")
 COLUMNS = (
@@ -34,7 +33,7 @@ GRID_LINES = 22
 Volume = NDArray[np.float32]
 
 
-def picture(result: "Result", images: "Comparison", figures: Mapping[str, Any], path: Path) -> None:
+def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path: Path) -> None:
     """Draw three planes of fixed, moving, warped, their differences, the deformed grid and the Jacobian determinant.
 
     The moving image is shown where the affine start puts it. Folds (det J at or below 0) are marked in magenta.
@@ -63,7 +62,7 @@ def picture(result: "Result", images: "Comparison", figures: Mapping[str, Any], 
         raise InputError(f"{path.name}: cannot be written ({error.strerror}); make room on the disk") from None
 
 
-def headline(result: "Result", figures: Mapping[str, Any]) -> str:
+def headline(result: Result, figures: Mapping[str, Any]) -> str:
     """The figures that matter, in two lines."""
     first = f"{result.scans.moving.path.name}  →  {result.scans.fixed.path.name}   (affine start: {result.init})"
     parts = [
@@ -76,7 +75,7 @@ def headline(result: "Result", figures: Mapping[str, Any]) -> str:
     return f"{first}\n{'   ·   '.join(parts)}"
 
 
-def _canonical_volumes(result: "Result", images: "Comparison") -> tuple[dict[str, Volume], list[Volume], list[float]]:
+def _canonical_volumes(result: Result, images: Comparison) -> tuple[dict[str, Volume], list[Volume], list[float]]:
     """Everything that is drawn, with axes running right, anterior, superior: volumes, grid positions, spacing."""
     frame = result.frame
     order, signs = canonical_axes(frame.fixed)

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from iregzoo import register, zoo
+from iregzoo import register, results, zoo
 from iregzoo.errors import InputError
 
 from .conftest import Pair
@@ -44,7 +44,7 @@ def own(name: str, pair: Pair, output: Path, *, labels: bool = False, inverse: b
     scans = register.read_scans(
         pair.fixed, pair.moving, pair.fixed_labels if labels else None, pair.moving_labels if labels else None
     )
-    register.write(register.register(scans, method, **options), output, {}, inverse=inverse)
+    results.write(register.register(scans, method, **options), output, {}, inverse=inverse)
     return output
 
 

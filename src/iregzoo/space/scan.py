@@ -188,9 +188,8 @@ def resample_to(scan: Scan, grid: Grid, world: Matrix | None = None, *, mode: st
     matrix = to_voxels(grid, world, scan.grid)
     data = scan.data
     if mode == "linear":
-        coarser = np.linalg.norm(
-            matrix[:3, :3], axis=1
-        )  # voxels of the scan per voxel of the grid, along each scan axis
+        # Voxels of the scan per voxel of the grid, along each axis of the scan.
+        coarser = np.linalg.norm(matrix[:3, :3], axis=1)
         data = _smooth(data, 0.5 * np.sqrt(np.maximum(coarser**2 - 1, 0)))
         return pull(data, matrix, grid.shape, outside=scan.outside)
     return pull(data, matrix, grid.shape, mode=mode)

@@ -1,0 +1,310 @@
+"""Neighbourhood attention in volumes: each voxel attends to a small window of voxels around it.
+
+Two forms share one operator, which differs only in how the keys continue beyond the border:
+
+- ``neighbourhood_attention`` shifts a window that would reach over the border back inside, so that every query sees
+  equally many keys (Hassani et al., "Neighborhood Attention Transformer", CVPR 2023; the form of NATTEN's na3d).
+- ``offset_attention`` counts neighbours outside with a zero key, has a learned position bias, and its values are the
+  neighbours' offsets, so that attention weights become displacements (PAN, ISBI 2024).
+
+Both are exact and need memory for their operands alone: the window's keys are views of the padded volume, the weights
+are made for a few planes at a time, and the backward pass makes them again. An unfold would hold window³ copies.
+"""
+
+import importlib
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Elements of a slab's largest temporary: what stays in a CPU's cache, and what keeps a GPU busy.
+_SLAB_CPU, _SLAB_GPU = 2**17, 2**24
+
+
+def neighbourhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    window: int | Sequence[int] = 3,
+    heads: int = 1,
+    scale: float | None = None,
+) -> Tensor:
+    """Attend from each voxel to the window of voxels around it, shifted inside the volume at its borders.
+
+    Where the tensors are on a GPU and natten is installed with its kernels, natten computes it.
+
+    Args:
+        query, key: (B, heads·d, *shape), three spatial axes; channels are head-major. For cross-attention they come
+            from two images.
+        value: (B, heads·e, *shape).
+        window: voxels along every axis, or along each: odd, or the whole axis.
+        heads: number of heads.
+        scale: of the products q·k, d^(−1/2) unless given.
+
+    Returns:
+        (B, heads·e, *shape) in the value's dtype; sums run in float32 or better.
+
+    Raises:
+        ValueError: for grids that differ, channels that the heads do not divide, and an axis smaller than its window.
+    """
+    _check_operands(query, key, heads)
+    if value.shape[:1] + value.shape[2:] != query.shape[:1] + query.shape[2:] or value.shape[1] % heads:
+        raise ValueError(
+            f"value has shape {tuple(value.shape)}; expected the batch and grid of query {tuple(query.shape)} "
+            f"and channels that {heads} heads divide"
+        )
+    sizes = _check_window(window, query.shape[2:])
+    q, k, v = (operand.unflatten(1, (heads, -1)) for operand in (query, key, value))
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    if _natten_takes(q, v, sizes):
+        out = _natten_attention(q, k, v, sizes, scale)
+    else:
+        out = _attend(q, _pad_inside(k, sizes), _pad_inside(v, sizes), None, sizes, scale)
+    return out.flatten(1, 2).to(value.dtype)
+
+
+def offset_attention(query: Tensor, key: Tensor, bias: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Mean offset of the neighbours, weighted by attention: Σ_o o · softmax_o(scale · q(x)·k(x + o) + bias[o]).
+
+    A neighbour outside the volume takes part with k = 0. Of PAN's local attention transformer.
+
+    Args:
+        query, key: (B, heads·d, *shape), three spatial axes; channels are head-major.
+        bias: (heads, *window), one for each neighbour, o running from −window // 2 to window // 2 along each axis.
+        scale: of the products q·k.
+
+    Returns:
+        (B, heads·3, *shape) in voxels, head-major, component i along array axis i; float32 or better.
+
+    Raises:
+        ValueError: for grids that differ, channels that the heads do not divide, and a window that has no centre.
+    """
+    if bias.dim() != 4 or any(size % 2 == 0 for size in bias.shape[1:]):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected (heads, *window) with three odd sizes")
+    heads, sizes = bias.shape[0], tuple(bias.shape[1:])
+    _check_operands(query, key, heads)
+    q, k = (operand.unflatten(1, (heads, -1)) for operand in (query, key))
+    padded = F.pad(k, [size // 2 for size in reversed(sizes) for _ in range(2)])
+    return _attend(q, padded, None, bias.flatten(1), sizes, scale).flatten(1, 2)
+
+
+def _check_operands(query: Tensor, key: Tensor, heads: int) -> None:
+    if query.dim() != 5 or query.shape != key.shape:
+        raise ValueError(
+            f"query {tuple(query.shape)} and key {tuple(key.shape)}; expected one shape (B, heads·d, D, H, W)"
+        )
+    if heads < 1 or query.shape[1] % heads:
+        raise ValueError(f"{query.shape[1]} channels; expected a multiple of the {heads} heads")
+
+
+def _check_window(window: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = (window,) * 3 if isinstance(window, int) else tuple(window)
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"window={window}; expected one positive size, or three")
+    for size, length in zip(sizes, shape, strict=True):
+        if length < size:
+            raise ValueError(f"grid {tuple(shape)} has an axis of {length} voxels; the window of {size} needs {size}")
+        if size % 2 == 0 and size != length:
+            raise ValueError(f"window={window} on grid {tuple(shape)}; expected odd sizes, or the whole axis")
+    return sizes
+
+
+def _pad_inside(volume: Tensor, window: Sequence[int]) -> Tensor:
+    """Pad (B, heads, d, *shape) such that windows centred on every voxel hold what the shifted windows hold.
+
+    Beyond a border the volume is continued with the period of the window: the voxel before the first is the
+    window's last. A window that reaches out by m then finds there the m voxels that the shifted window would gain at
+    its other end. They stand in another order, which attention without a position bias does not see.
+    """
+    for axis, size in enumerate(window, start=3):
+        length = volume.shape[axis]
+        before, after = size // 2, (size - 1) // 2
+        first = volume.narrow(axis, size - before, before)
+        last = volume.narrow(axis, length - size, after)
+        volume = torch.cat((first, volume, last), dim=axis)
+    return volume
+
+
+# --- the operator
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor | None, bias: Tensor | None, window: tuple[int, ...], scale: float
+) -> Tensor:
+    """See ``_WindowAttention``; in float32 or better."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    operands = [None if operand is None else operand.to(dtype) for operand in (query, key, value, bias)]
+    result: Tensor = _WindowAttention.apply(*operands, window, scale)  # type: ignore[no-untyped-call]  # so in torch
+    return result
+
+
+def _offsets(window: Sequence[int], like: Tensor) -> Tensor:
+    """Neighbours' offsets in voxels, row-major: (neighbours, 3, 1, 1, 1)."""
+    axes = [range(-(size // 2), size - size // 2) for size in window]
+    return like.new_tensor(list(itertools.product(*axes))).view(-1, 3, 1, 1, 1)
+
+
+def _neighbours(padded: Tensor, window: Sequence[int]) -> Iterator[Tensor]:
+    """Views of a padded volume (…, *(shape + window − 1)), one for each place in the window, row-major: (…, *shape)."""
+    places = [range(size) for size in window]
+    for place in itertools.product(*places):
+        view = padded
+        for axis, (start, size) in enumerate(zip(place, window, strict=True), start=padded.dim() - 3):
+            view = view.narrow(axis, start, padded.shape[axis] - size + 1)
+        yield view
+
+
+def _slabs(query: Tensor, window: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs of planes along the first spatial axis: start and number."""
+    batch, heads, channels, depth, height, width = query.shape
+    plane = batch * heads * height * width * max(channels, window[0] * window[1] * window[2])
+    planes = max(1, (_SLAB_GPU if query.is_cuda else _SLAB_CPU) // max(plane, 1))
+    for start in range(0, depth, planes):
+        yield start, min(planes, depth - start)
+
+
+def _products(query: Tensor, neighbours: Sequence[Tensor]) -> Tensor:
+    """Sum over channels of q(x) times each neighbour: (neighbours, B, heads, *shape)."""
+    batch, heads, _, *shape = query.shape
+    sums = query.new_empty(len(neighbours), batch, heads, *shape)
+    product = torch.empty_like(query)
+    for total, neighbour in zip(sums, neighbours, strict=True):
+        torch.mul(query, neighbour, out=product)
+        torch.sum(product, 2, out=total)
+    return sums
+
+
+class _Slab(NamedTuple):
+    """The part of the operands that a run of query planes sees, and their weights (neighbours, B, heads, *planes)."""
+
+    query: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    weights: Tensor
+
+
+class _WindowAttention(torch.autograd.Function):
+    """Σ_o a_o v_o with a = softmax_o(scale · q·k_o + bias_o), over the windows of a padded volume.
+
+    For a gradient g of the result,
+        ∂/∂a_o = g·v_o =: b_o,  ∂/∂(logit_o) = a_o (b_o − Σ_p a_p b_p) =: l_o,
+        ∂/∂q = scale Σ_o l_o k_o,  and, at the neighbour o of each query,  ∂/∂k += scale · l_o q  and  ∂/∂v += a_o g.
+    Kept for the backward pass are the operands alone; the weights are made again, slab by slab.
+
+    Query (B, heads, d, *shape), key and value (B, heads, d or e, *(shape + window − 1)), bias (heads, neighbours).
+    Without a value, the values are the neighbours' offsets.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor | None,
+        bias: Tensor | None,
+        window: tuple[int, ...],
+        scale: float,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, bias)
+        ctx.window, ctx.scale = window, scale
+        batch, heads, _, *shape = query.shape
+        out = query.new_zeros(batch, heads, 3 if value is None else value.shape[2], *shape)
+        for start, planes in _slabs(query, window):
+            slab = _read_slab(query, key, value, bias, window, scale, start, planes)
+            part = out.narrow(3, start, planes)
+            for weight, neighbour in zip(slab.weights, slab.values, strict=True):
+                part.addcmul_(weight.unsqueeze(2), neighbour)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias = ctx.saved_tensors
+        window, scale = ctx.window, ctx.scale
+        grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key)
+        grad_value = None if value is None else torch.zeros_like(value)
+        grad_bias = None if bias is None else torch.zeros_like(bias)
+        for start, planes in _slabs(query, window):
+            slab = _read_slab(query, key, value, bias, window, scale, start, planes)
+            grad = grads[0].narrow(3, start, planes)
+            logits = _products(grad, slab.values)
+            logits.sub_((slab.weights * logits).sum(0)).mul_(slab.weights)
+            if grad_bias is not None:
+                grad_bias += logits.sum((1, 3, 4, 5)).t()
+            logits.mul_(scale)
+            part = grad_query.narrow(3, start, planes)
+            for i, neighbour in enumerate(_neighbours(_rows(grad_key, window, start, planes), window)):
+                part.addcmul_(logits[i].unsqueeze(2), slab.keys[i])
+                neighbour.addcmul_(logits[i].unsqueeze(2), slab.query)
+            if grad_value is not None:
+                for i, neighbour in enumerate(_neighbours(_rows(grad_value, window, start, planes), window)):
+                    neighbour.addcmul_(slab.weights[i].unsqueeze(2), grad)
+        return grad_query, grad_key, grad_value, grad_bias, None, None
+
+
+def _rows(padded: Tensor, window: Sequence[int], start: int, planes: int) -> Tensor:
+    """The padded planes that a run of query planes sees."""
+    return padded.narrow(3, start, planes + window[0] - 1)
+
+
+def _read_slab(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    bias: Tensor | None,
+    window: tuple[int, ...],
+    scale: float,
+    start: int,
+    planes: int,
+) -> _Slab:
+    part = query.narrow(3, start, planes)
+    keys = list(_neighbours(_rows(key, window, start, planes), window))
+    logits = _products(part, keys).mul_(scale)
+    if bias is not None:
+        logits += bias.t()[:, None, :, None, None, None]
+    if value is None:
+        values = list(_offsets(window, part).expand(-1, 3, *part.shape[3:]))
+    else:
+        values = list(_neighbours(_rows(value, window, start, planes), window))
+    return _Slab(part, keys, values, logits.softmax(0))
+
+
+# --- NATTEN
+
+
+@cache
+def _natten() -> ModuleType | None:
+    """The natten package where it is installed with its CUDA kernels; without them it would weigh every pair."""
+    try:
+        natten = importlib.import_module("natten")
+    except ImportError:
+        return None
+    return natten if getattr(natten, "HAS_LIBNATTEN", False) else None
+
+
+def _natten_takes(query: Tensor, value: Tensor, window: Sequence[int]) -> bool:
+    """Whether these are operands that natten's kernels take: on a GPU, single or half precision, odd windows."""
+    return (
+        query.is_cuda
+        and query.dtype != torch.float64
+        and query.shape[2] == value.shape[2]
+        and query.shape[2] % 8 == 0
+        and all(size > 1 and size % 2 for size in window)
+        and _natten() is not None
+    )
+
+
+def _natten_attention(query: Tensor, key: Tensor, value: Tensor, window: Sequence[int], scale: float) -> Tensor:
+    """natten's na3d of (B, heads, d, *shape), which it takes as (B, *shape, heads, d) of one dtype."""
+    natten = _natten()
+    assert natten is not None
+    operands = (operand.to(query.dtype).movedim((1, 2), (4, 5)).contiguous() for operand in (query, key, value))
+    out: Tensor = natten.na3d(*operands, kernel_size=tuple(window), scale=scale)
+    return out.movedim((4, 5), (1, 2))

@@ -1,0 +1,98 @@
+"""What tells whether to trust a result: its images side by side, and figures."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iregzoo.fields import jacobian_determinant
+from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
+from iregzoo.register import Result
+from iregzoo.similarity import mse, ncc
+from iregzoo.space.frame import affine_displacement, warp_scan
+from iregzoo.space.scan import intensity_range, scale
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A result's images on the fixed grid, intensities in [0, 1], each (1, 1, *fixed.shape), and its Jacobian.
+
+    Attributes:
+        fixed: the fixed scan.
+        before: the moving scan where the headers put it.
+        start: the moving scan after the affine start.
+        after: the moving scan in the end.
+        determinant: of the Jacobian of the deformation without the affine, (1, *fixed.shape).
+    """
+
+    fixed: Tensor
+    before: Tensor
+    start: Tensor
+    after: Tensor
+    determinant: Tensor
+
+
+def compare(result: Result) -> Comparison:
+    """Make what both the figures and the picture of a result show."""
+    scans, frame = result.scans, result.frame
+    limits = intensity_range(scans.moving)
+    still = torch.zeros_like(result.displacement)
+    return Comparison(
+        fixed=scale(scans.fixed.data, intensity_range(scans.fixed)),
+        before=scale(warp_scan(scans.moving, still, frame.fixed), limits),
+        start=scale(warp_scan(scans.moving, affine_displacement(frame.start, frame.fixed), frame.fixed), limits),
+        after=scale(result.warped, limits),
+        determinant=jacobian_determinant(frame.in_voxels(result.deformation).float()),
+    )
+
+
+def figures(result: Result, images: Comparison) -> dict[str, Any]:
+    """What tells whether to trust a result: similarity, overlap, regularity, iterations.
+
+    ``before`` is the moving scan where the headers put it, ``start`` after the affine start, ``after`` in the end.
+    ``sdlogj`` needs a grid of at least 5 voxels an axis.
+    """
+    length = torch.linalg.vector_norm(result.deformation, dim=1)
+    found: dict[str, Any] = {}
+    for name in ("before", "start", "after"):
+        image = getattr(images, name)
+        found |= {f"ncc_{name}": float(ncc(images.fixed, image)), f"mse_{name}": float(mse(images.fixed, image))}
+    found["folding_percent"] = float(folding_of(images.determinant))
+    if min(result.frame.fixed.shape) >= SMALLEST_AXIS:
+        found["sdlogj"] = float(std_log_of(images.determinant))
+    found |= {
+        "displacement_mean_mm": float(length.mean()),
+        "displacement_max_mm": float(length.max()),
+        "iterations": [int(count[0]) for count in result.registration.iterations],
+        "scores": [[round(float(s), 6) for s in level[:, 0] if s == s] for level in result.registration.scores],
+    }
+    return found | _overlap(result)
+
+
+def _overlap(result: Result) -> dict[str, Any]:
+    """Dice per label, before and after, where both scans have labels."""
+    fixed, moving, warped = result.scans.fixed_labels, result.scans.moving_labels, result.warped_labels
+    if fixed is None or moving is None or warped is None:
+        return {}
+    labels = labels_of(fixed.data, moving.data)
+    if not labels:
+        return {}
+    unmoved = warp_scan(moving, torch.zeros_like(result.displacement), result.frame.fixed, mode="nearest")
+    before = dice(unmoved, fixed.data, labels)
+    after = dice(warped, fixed.data, labels)
+    found = {"dice_before_mean": mean_of(before), "dice_mean": mean_of(after), "dice_before": before, "dice": after}
+    # A label of the moving scan alone may lie outside the fixed field of view: no number, and JSON has no NaN.
+    return {
+        name: {label: number for label, number in value.items() if number == number}
+        if isinstance(value, dict)
+        else value
+        for name, value in found.items()
+        if isinstance(value, dict) or value == value
+    }
+
+
+def labels_of(*maps: Tensor) -> list[int]:
+    """The labels, except the background 0, that any of the maps holds."""
+    values = sorted(set().union(*(torch.unique(labels).tolist() for labels in maps)) - {0})
+    return [int(value) for value in values]

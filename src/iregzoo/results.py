@@ -1,0 +1,107 @@
+"""The files of a registration: scans, transforms, and the report on them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from iregzoo import __version__
+from iregzoo.fields import inverse_error, invert
+from iregzoo.quality import compare, figures
+from iregzoo.register import Progress, Result, timed
+from iregzoo.report import picture
+from iregzoo.space.files import write_displacement, write_image, write_transform
+from iregzoo.space.frame import warp_scan
+from iregzoo.zoo import Method
+
+FILES = (
+    "warped.nii.gz",
+    "warped_labels.nii.gz",
+    "displacement.nii.gz",
+    "transform.h5",
+    "inverse_warped.nii.gz",
+    "inverse_warped_labels.nii.gz",
+    "inverse_displacement.nii.gz",
+    "inverse_transform.h5",
+    "report.json",
+    "report.png",
+)
+
+
+def write(
+    result: Result,
+    folder: Path,
+    provenance: Mapping[str, Any],
+    *,
+    inverse: bool = False,
+    progress: Progress = lambda stage: None,
+) -> dict[str, Any]:
+    """Write every file of a result into a folder, and give back what ``report.json`` holds.
+
+    Args:
+        result: from ``register`` or ``finish``.
+        folder: an existing folder.
+        provenance: what made the result; stands at the top of the report.
+        inverse: also write the other way, fixed to moving.
+        progress: told the name of each stage as it begins.
+    """
+    seconds = dict(result.seconds)
+    grid = result.frame.fixed
+    with timed("write", seconds, progress):
+        write_image(folder / "warped.nii.gz", result.warped, grid)
+        if result.warped_labels is not None:
+            write_image(folder / "warped_labels.nii.gz", result.warped_labels, grid)
+        write_displacement(folder / "displacement.nii.gz", result.displacement, grid)
+        write_transform(folder / "transform.h5", result.deformation, grid, result.frame.start)
+    extra: dict[str, Any] = {}
+    if inverse:
+        with timed("inverse", seconds, progress):
+            extra = _write_inverse(result, folder)
+    with timed("report", seconds, progress):
+        images = compare(result)
+        found = figures(result, images) | extra
+        picture(result, images, found, folder / "report.png")
+    report = {**provenance, **_geometry(result), **found, "seconds": seconds}
+    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return report
+
+
+def provenance(method: Method) -> dict[str, Any]:
+    """What made a result: versions, bundle, weights and device."""
+    return {
+        "iregzoo": __version__,
+        "bundle": method.bundle.name,
+        "bundle_version": method.bundle.metadata.get("version", ""),
+        "weights": method.weights,
+        "weights_sha256": method.sha256,
+        "device": str(next(method.network.parameters()).device),
+    }
+
+
+def _geometry(result: Result) -> dict[str, Any]:
+    frame = result.frame
+    return {
+        "fixed": str(result.scans.fixed.path),
+        "moving": str(result.scans.moving.path),
+        "init": result.init,
+        "affine_lps_mm": frame.start.tolist(),
+        "network_shape": list(frame.network.shape),
+        "network_spacing_mm": frame.network.spacing.tolist(),
+    }
+
+
+def _write_inverse(result: Result, folder: Path) -> dict[str, Any]:
+    """The other way: the fixed scan on the moving grid, and how well the inversion went."""
+    scans, frame = result.scans, result.frame
+    predicted, inverse = result.registration.displacement, result.registration.inverse
+    if inverse is None:
+        inverse = invert(predicted, iterations=25, tolerance=0.01)
+    backward = frame.backward(inverse)
+    write_displacement(folder / "inverse_displacement.nii.gz", backward, frame.moving)
+    write_transform(folder / "inverse_transform.h5", backward, frame.moving)
+    write_image(folder / "inverse_warped.nii.gz", warp_scan(scans.fixed, backward, frame.moving), frame.moving)
+    if scans.fixed_labels is not None:
+        labels = warp_scan(scans.fixed_labels, backward, frame.moving, mode="nearest")
+        write_image(folder / "inverse_warped_labels.nii.gz", labels, frame.moving)
+    error = inverse_error(predicted, inverse) * float(frame.network.spacing.max())
+    return {"inverse_error_mean_mm": float(error.mean()), "inverse_error_max_mm": float(error.max())}
