@@ -179,7 +179,8 @@ def test_missing_arguments_end_with_two(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "moving" in capsys.readouterr().err
 
 
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, interrupt: signal.Signals) -> None:
     shape = (96, 96, 96)
     fixed, moving = (write_scan(tmp_path / f"{seed}.nii.gz", seed, shape) for seed in (1, 2))
     output = tmp_path / "made" / "result"
@@ -191,7 +192,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     while not output.parent.exists() and time.monotonic() - begin < 60:  # the work has begun once its folder is there
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(interrupt)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2, error
     assert error.strip().splitlines()[-1].startswith("iregzoo: interrupted")

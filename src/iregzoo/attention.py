@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Elements of a slab's largest temporary: what stays in a CPU's cache, and what keeps a GPU busy.
-_SLAB_CPU, _SLAB_GPU = 2**17, 2**24
+_SLAB_CPU, _SLAB_GPU = 2**18, 2**24
 
 
 def neighbourhood_attention(

@@ -1,9 +1,11 @@
 """The command line. Every command's help is its docstring; bad input ends with one line and exit code 2."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from iregzoo.errors import InputError
@@ -321,10 +323,15 @@ def check_options(arguments: Sequence[str]) -> None:
             raise InputError(f"{argument.split('=')[0]} is no option of {arguments[0]}; it has {known}")
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of ``iregzoo``."""
     import fire
 
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way of Ctrl-C
     try:
         check_options(sys.argv[1:])
         fire.Fire(COMMANDS, name="iregzoo")

@@ -1,0 +1,102 @@
+"""What several methods share: convolution blocks, the encoder's pyramid, and the coarse-to-fine loop over its levels."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from iregzoo.fields import compose, resize, warp
+from iregzoo.iteration import Controller, refine
+from iregzoo.registration import Registration
+
+
+def conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
+    """Conv3d 3×3×3 and LeakyReLU(0.1)."""
+    return nn.Sequential(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1))
+
+
+class ResBlock(nn.Module):
+    """LeakyReLU(conv(x) + x), (B, C, *shape) to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+        self.activation = nn.LeakyReLU(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.conv(x) + x)
+        return out
+
+
+class Encoder(nn.Module):
+    """Feature pyramid of one image: (B, 1, *shape) to levels at 1, 1/2, 1/4 … of the shape, one for each block.
+
+    Args:
+        blocks: full resolution first, each taking the average-pooled features of the one before.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.pool = nn.AvgPool3d(2)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features: list[Tensor] = []
+        for block in self.blocks:
+            image = block(self.pool(features[-1]) if features else image)
+            features.append(image)
+        return features
+
+
+def register_pyramid(
+    encoder: nn.Module, estimators: Sequence[nn.Module], moving: Tensor, fixed: Tensor, controller: Controller
+) -> Registration:
+    """Refine a displacement level by level, coarse to fine; the first estimate of the coarsest level stands alone.
+
+    Args:
+        encoder: (2B, 1, *shape) to a list of features, full resolution first.
+        estimators: in the same order; each makes of the concatenated features (B, 2C, *level_shape), warped moving then
+            fixed, a residual displacement (B, 3, *level_shape) in voxels.
+        moving, fixed: (B, 1, *shape).
+        controller: steers the iterations of every level by the similarity at full resolution.
+    """
+    # One pass over both images: the encoder is shared.
+    features = [level.chunk(2) for level in encoder(torch.cat((moving, fixed)))]
+
+    def similarity(displacement: Tensor) -> Tensor:
+        return controller.score(warp(moving, resize(displacement, moving.shape[2:])), fixed)
+
+    displacement = moving.new_zeros(
+        moving.shape[0], 3, *features[-1][0].shape[2:], dtype=torch.promote_types(moving.dtype, torch.float32)
+    )
+    pyramid: list[Tensor] = []
+    iterations: list[Tensor] = []
+    scores: list[Tensor] = []
+    for estimator, (moving_features, fixed_features) in zip(reversed(estimators), reversed(features), strict=True):
+
+        def propose(
+            current: Tensor,
+            estimator: nn.Module = estimator,
+            moving_features: Tensor = moving_features,
+            fixed_features: Tensor = fixed_features,
+        ) -> Tensor:
+            residual = estimator(torch.cat((warp(moving_features, current), fixed_features), dim=1))
+            return compose(current, residual.to(current.dtype), padding="zeros")
+
+        displacement = resize(displacement, fixed_features.shape[2:])  # nothing to do at the coarsest level
+        level = refine(displacement, propose, similarity, controller, coarsest=not pyramid)
+        displacement = level.displacement
+        pyramid.append(displacement)
+        iterations.append(level.iterations)
+        scores.append(level.scores)
+    return Registration(displacement, None, tuple(pyramid), tuple(iterations), tuple(scores))
+
+
+def check_pair(moving: Tensor, fixed: Tensor, stride: int) -> None:
+    """Raise ValueError unless both are (B, 1, D, H, W) of one shape that ``stride`` divides."""
+    if moving.shape != fixed.shape:
+        raise ValueError(f"moving {tuple(moving.shape)} and fixed {tuple(fixed.shape)} differ in shape")
+    if moving.dim() != 5 or moving.shape[1] != 1 or any(size % stride or size == 0 for size in moving.shape[2:]):
+        raise ValueError(
+            f"images have shape {tuple(moving.shape)}; expected (B, 1, D, H, W) with D, H, W multiples of {stride}"
+        )

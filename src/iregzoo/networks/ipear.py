@@ -1,0 +1,134 @@
+"""iPEAR: iterative pyramid estimation with attention and residuals (Wu et al., 2025).
+
+Paper: "iPEAR: Iterative Pyramid Estimation with Attention and Residuals for Deformable Medical Image Registration".
+This file is written from the paper.
+
+A pyramid like IIRP-Net's, whose encoder has neighbourhood attention, whose levels decode with a Fused
+Attention-Residual Module (FARM), and which is steered by Threshold-Controlled Iteration (``iteration.TCI``).
+
+Readings of the paper, each at its place below: channels and the encoder's attention block are not printed; the slope of
+LeakyReLU is IIRP-Net's; SAB pools over channels and ends in a sigmoid.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from iregzoo.attention import neighbourhood_attention
+from iregzoo.iteration import TCI, Controller, FixedIterations
+from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, register_pyramid
+from iregzoo.registration import Registration
+
+
+class NeighbourhoodAttention(nn.Module):
+    """x + attention(norm(x)) over the 3×3×3 neighbourhood, (B, C, *shape) to the same.
+
+    The paper names the operator alone. The residual and the norm before it are a transformer's usual ones; there is no
+    projection of the result, which meets the printed number of parameters; one head, as its authors (Hassani et al.,
+    CVPR 2023) give a head 32 channels. A grid of fewer than 3 voxels along an axis, as a small image has at the
+    coarsest level, is attended to as a whole along that axis.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.project = nn.Linear(channels, 3 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.project(self.norm(x.movedim(1, -1))).movedim(-1, 1).chunk(3, dim=1)
+        window = [min(3, size) for size in x.shape[2:]]
+        return x + neighbourhood_attention(query, key, value, window=window)
+
+
+def encoder_block(channels_in: int, channels_out: int, attention: bool) -> nn.Sequential:
+    """Convolution and LeakyReLU, and neighbourhood attention in all but the first block."""
+    block = conv_block(channels_in, channels_out)
+    return block.append(NeighbourhoodAttention(channels_out)) if attention else block
+
+
+class SqueezeExcitation(nn.Module):
+    """SEB: scale each of the channels C by a weight made of all their means, (3) to (5); (B, C, *shape) to the same."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
+        self.activation = nn.LeakyReLU(0.1)
+        self.excite = nn.Linear(channels // reduction, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.excite(self.activation(self.squeeze(x.mean((2, 3, 4))))).sigmoid()
+        return x * weights[:, :, None, None, None]
+
+
+class SpatialAttention(nn.Module):
+    """SAB: scale each voxel by a weight made of the channels' mean and maximum around it, (6) and (9).
+
+    Equations (7) and (8) pool over space, as SEB's (3), which would leave nothing spatial. The text ("salient spatial
+    regions") and the heat maps of Figure B mean the usual form: pooling over channels, and a sigmoid.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)
+        return x * self.conv(pooled).sigmoid()
+
+
+class FARM(nn.Module):
+    """Fused Attention-Residual Module: concatenated features (B, 2C, *shape) to a displacement (B, 3, *shape), (12).
+
+    Args:
+        channels: C, of one image's features.
+        reduction: r of SEB.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(SqueezeExcitation(2 * channels, reduction), SpatialAttention())
+        self.residual = nn.Sequential(
+            conv_block(2 * channels, channels),
+            ResBlock(channels),
+            ResBlock(channels),
+            nn.Conv3d(channels, channels // 2, 3, padding=1),
+        )
+        self.flow = nn.Conv3d(2 * channels + channels // 2, 3, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        flow: Tensor = self.flow(torch.cat((self.attention(features), self.residual(features)), dim=1))
+        return flow
+
+
+class IPEARNet(nn.Module):
+    """iPEAR's network with a controller of its iterations.
+
+    Args:
+        channels: of the levels, full resolution first. The paper prints none; these meet its 508.7K parameters.
+        reduction: of the channels in each squeeze-and-excitation block.
+        controller: used when not training. Training always does one pass a level.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int] = (16, 32, 32, 32),
+        reduction: int = 16,
+        controller: Controller | None = None,
+    ) -> None:
+        super().__init__()
+        if any(2 * count < reduction or count < 2 for count in channels):
+            raise ValueError(f"channels={tuple(channels)}; expected at least 2 and half of reduction={reduction}")
+        self.controller: Controller = TCI() if controller is None else controller
+        self.stride = 2 ** (len(channels) - 1)
+        attention = [level > 0 for level in range(len(channels))]
+        self.encoder = Encoder(map(encoder_block, (1, *channels), channels, attention))
+        self.estimators = nn.ModuleList(FARM(count, reduction) for count in channels)
+
+    def forward(self, moving: Tensor, fixed: Tensor, controller: Controller | None = None) -> Registration:
+        """Register (B, 1, D, H, W) images in [0, 1] of a shape divisible by ``stride``; see ``Registration``."""
+        check_pair(moving, fixed, self.stride)
+        if controller is None:
+            controller = FixedIterations() if self.training else self.controller
+        return register_pyramid(self.encoder, tuple(self.estimators), moving, fixed, controller)
