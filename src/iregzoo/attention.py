@@ -13,6 +13,7 @@ are made for a few planes at a time, and the backward pass makes them again. An 
 
 import importlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from types import ModuleType
@@ -55,13 +56,9 @@ def neighbourhood_attention(
         ValueError: for grids that differ, channels that the heads do not divide, and an axis smaller than its window.
     """
     _check_operands(query, key, heads)
-    if value.shape[:1] + value.shape[2:] != query.shape[:1] + query.shape[2:] or value.shape[1] % heads:
-        raise ValueError(
-            f"value has shape {tuple(value.shape)}; expected the batch and grid of query {tuple(query.shape)} "
-            f"and channels that {heads} heads divide"
-        )
+    _check_value(value, query, heads)
     sizes = _check_window(window, query.shape[2:])
-    q, k, v = (operand.unflatten(1, (heads, -1)) for operand in (query, key, value))
+    q, k, v = (_split(operand, heads) for operand in (query, key, value))
     scale = q.shape[2] ** -0.5 if scale is None else scale
     if _natten_takes(q, v, sizes):
         out = _natten_attention(q, k, v, sizes, scale)
@@ -90,9 +87,14 @@ def offset_attention(query: Tensor, key: Tensor, bias: Tensor, *, scale: float =
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected (heads, *window) with three odd sizes")
     heads, sizes = bias.shape[0], tuple(bias.shape[1:])
     _check_operands(query, key, heads)
-    q, k = (operand.unflatten(1, (heads, -1)) for operand in (query, key))
+    q, k = (_split(operand, heads) for operand in (query, key))
     padded = F.pad(k, [size // 2 for size in reversed(sizes) for _ in range(2)])
     return _attend(q, padded, None, bias.flatten(1), sizes, scale).flatten(1, 2)
+
+
+def _split(operand: Tensor, heads: int) -> Tensor:
+    """(B, heads·d, *shape) as (B, heads, d, *shape)."""
+    return operand.view(operand.shape[0], heads, operand.shape[1] // heads, *operand.shape[2:])
 
 
 def _check_operands(query: Tensor, key: Tensor, heads: int) -> None:
@@ -102,6 +104,14 @@ def _check_operands(query: Tensor, key: Tensor, heads: int) -> None:
         )
     if heads < 1 or query.shape[1] % heads:
         raise ValueError(f"{query.shape[1]} channels; expected a multiple of the {heads} heads")
+
+
+def _check_value(value: Tensor, query: Tensor, heads: int) -> None:
+    if value.shape[:1] + value.shape[2:] != query.shape[:1] + query.shape[2:] or value.shape[1] % heads:
+        raise ValueError(
+            f"value has shape {tuple(value.shape)}; expected the batch and grid of query {tuple(query.shape)} "
+            f"and channels that {heads} heads divide"
+        )
 
 
 def _check_window(window: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
@@ -135,12 +145,42 @@ def _pad_inside(volume: Tensor, window: Sequence[int]) -> Tensor:
 # --- the operator
 
 
+class _Operands(NamedTuple):
+    """Query (B, heads, d, *shape), key and value (B, heads, d or e, *(shape + window − 1)), bias (heads, neighbours).
+
+    Without a value, the values are the neighbours' offsets.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor | None
+    bias: Tensor | None
+    window: tuple[int, ...]
+    scale: float
+
+
+class _Slab(NamedTuple):
+    """A run of query planes from ``start``, their neighbours' keys and values, row-major, and the weights of these.
+
+    Keys and values are views (B, heads, channels, *shape); weights (neighbours, B, heads, *shape).
+    """
+
+    start: int
+    query: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    weights: Tensor
+
+
 def _attend(
     query: Tensor, key: Tensor, value: Tensor | None, bias: Tensor | None, window: tuple[int, ...], scale: float
 ) -> Tensor:
-    """See ``_WindowAttention``; in float32 or better."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    operands = [None if operand is None else operand.to(dtype) for operand in (query, key, value, bias)]
+    """``_WindowAttention`` in float32 or better."""
+    given = [query, key, value, bias]
+    dtype = torch.float32
+    for operand in given:
+        dtype = dtype if operand is None else torch.promote_types(dtype, operand.dtype)
+    operands = [None if operand is None else operand.to(dtype).contiguous() for operand in given]
     result: Tensor = _WindowAttention.apply(*operands, window, scale)  # type: ignore[no-untyped-call]  # so in torch
     return result
 
@@ -151,23 +191,17 @@ def _offsets(window: Sequence[int], like: Tensor) -> Tensor:
     return like.new_tensor(list(itertools.product(*axes))).view(-1, 3, 1, 1, 1)
 
 
-def _neighbours(padded: Tensor, window: Sequence[int]) -> Iterator[Tensor]:
-    """Views of a padded volume (…, *(shape + window − 1)), one for each place in the window, row-major: (…, *shape)."""
-    places = [range(size) for size in window]
-    for place in itertools.product(*places):
-        view = padded
-        for axis, (start, size) in enumerate(zip(place, window, strict=True), start=padded.dim() - 3):
-            view = view.narrow(axis, start, padded.shape[axis] - size + 1)
-        yield view
-
-
-def _slabs(query: Tensor, window: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs of planes along the first spatial axis: start and number."""
-    batch, heads, channels, depth, height, width = query.shape
-    plane = batch * heads * height * width * max(channels, window[0] * window[1] * window[2])
-    planes = max(1, (_SLAB_GPU if query.is_cuda else _SLAB_CPU) // max(plane, 1))
-    for start in range(0, depth, planes):
-        yield start, min(planes, depth - start)
+def _neighbours(padded: Tensor, window: Sequence[int], start: int, planes: int) -> list[Tensor]:
+    """Views of a padded volume, one for each place in the window, row-major, as seen from a run of query planes."""
+    slab = padded.narrow(3, start, planes + window[0] - 1)
+    sizes = [length - size + 1 for length, size in zip(slab.shape[3:], window, strict=True)]
+    views = []
+    for place in itertools.product(*map(range, window)):
+        view = slab
+        for axis, (first, size) in enumerate(zip(place, sizes, strict=True), start=3):
+            view = view.narrow(axis, first, size)
+        views.append(view)
+    return views
 
 
 def _products(query: Tensor, neighbours: Sequence[Tensor]) -> Tensor:
@@ -181,44 +215,41 @@ def _products(query: Tensor, neighbours: Sequence[Tensor]) -> Tensor:
     return sums
 
 
-class _Slab(NamedTuple):
-    """The part of the operands that a run of query planes sees, and their weights (neighbours, B, heads, *planes)."""
-
-    query: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
-    weights: Tensor
+def _slabs(operands: _Operands) -> Iterator[_Slab]:
+    """The volume in runs of planes along its first axis, small enough for their weights to be held."""
+    query, key, value, bias, window, scale = operands
+    batch, heads, channels, depth, height, width = query.shape
+    plane = batch * heads * height * width * max(channels, math.prod(window))
+    most = max(1, (_SLAB_GPU if query.is_cuda else _SLAB_CPU) // max(plane, 1))
+    for start in range(0, depth, most):
+        planes = min(most, depth - start)
+        part = query.narrow(3, start, planes)
+        keys = _neighbours(key, window, start, planes)
+        logits = _products(part, keys).mul_(scale)
+        if bias is not None:
+            logits += bias.t()[:, None, :, None, None, None]
+        values = list(_offsets(window, part)) if value is None else _neighbours(value, window, start, planes)
+        yield _Slab(start, part, keys, values, logits.softmax(0))
 
 
 class _WindowAttention(torch.autograd.Function):
-    """Σ_o a_o v_o with a = softmax_o(scale · q·k_o + bias_o), over the windows of a padded volume.
+    """Σ_o a_o v_o with a = softmax_o(scale · q·k_o + bias_o), over the windows of a padded volume; see ``_Operands``.
 
-    For a gradient g of the result,
-        ∂/∂a_o = g·v_o =: b_o,  ∂/∂(logit_o) = a_o (b_o − Σ_p a_p b_p) =: l_o,
+    For a gradient g of the result, with b_o = g·v_o and l_o = a_o (b_o − Σ_p a_p b_p) the gradient of logit o,
         ∂/∂q = scale Σ_o l_o k_o,  and, at the neighbour o of each query,  ∂/∂k += scale · l_o q  and  ∂/∂v += a_o g.
     Kept for the backward pass are the operands alone; the weights are made again, slab by slab.
-
-    Query (B, heads, d, *shape), key and value (B, heads, d or e, *(shape + window − 1)), bias (heads, neighbours).
-    Without a value, the values are the neighbours' offsets.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor | None,
-        bias: Tensor | None,
-        window: tuple[int, ...],
-        scale: float,
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, bias)
-        ctx.window, ctx.scale = window, scale
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        operands = _Operands(*inputs)
+        ctx.save_for_backward(*operands[:4])
+        ctx.settings = operands[4:]
+        query, value = operands.query, operands.value
         batch, heads, _, *shape = query.shape
         out = query.new_zeros(batch, heads, 3 if value is None else value.shape[2], *shape)
-        for start, planes in _slabs(query, window):
-            slab = _read_slab(query, key, value, bias, window, scale, start, planes)
-            part = out.narrow(3, start, planes)
+        for slab in _slabs(operands):
+            part = out.narrow(3, slab.start, slab.query.shape[3])
             for weight, neighbour in zip(slab.weights, slab.values, strict=True):
                 part.addcmul_(weight.unsqueeze(2), neighbour)
         return out
@@ -226,54 +257,29 @@ class _WindowAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias = ctx.saved_tensors
-        window, scale = ctx.window, ctx.scale
-        grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key)
-        grad_value = None if value is None else torch.zeros_like(value)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
-        for start, planes in _slabs(query, window):
-            slab = _read_slab(query, key, value, bias, window, scale, start, planes)
-            grad = grads[0].narrow(3, start, planes)
+        operands = _Operands(*ctx.saved_tensors, *ctx.settings)
+        totals = [None if operand is None else torch.zeros_like(operand) for operand in ctx.saved_tensors]
+        grad_query, grad_key, grad_value, grad_bias = totals
+        assert grad_query is not None
+        assert grad_key is not None
+        for slab in _slabs(operands):
+            place = (slab.start, slab.query.shape[3])
+            grad = grads[0].narrow(3, *place)
             logits = _products(grad, slab.values)
             logits.sub_((slab.weights * logits).sum(0)).mul_(slab.weights)
             if grad_bias is not None:
                 grad_bias += logits.sum((1, 3, 4, 5)).t()
-            logits.mul_(scale)
-            part = grad_query.narrow(3, start, planes)
-            for i, neighbour in enumerate(_neighbours(_rows(grad_key, window, start, planes), window)):
-                part.addcmul_(logits[i].unsqueeze(2), slab.keys[i])
-                neighbour.addcmul_(logits[i].unsqueeze(2), slab.query)
+            logits = logits.mul_(operands.scale).unsqueeze(3)
+            part = grad_query.narrow(3, *place)
+            for logit, key, total in zip(
+                logits, slab.keys, _neighbours(grad_key, operands.window, *place), strict=True
+            ):
+                part.addcmul_(logit, key)
+                total.addcmul_(logit, slab.query)
             if grad_value is not None:
-                for i, neighbour in enumerate(_neighbours(_rows(grad_value, window, start, planes), window)):
-                    neighbour.addcmul_(slab.weights[i].unsqueeze(2), grad)
-        return grad_query, grad_key, grad_value, grad_bias, None, None
-
-
-def _rows(padded: Tensor, window: Sequence[int], start: int, planes: int) -> Tensor:
-    """The padded planes that a run of query planes sees."""
-    return padded.narrow(3, start, planes + window[0] - 1)
-
-
-def _read_slab(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    bias: Tensor | None,
-    window: tuple[int, ...],
-    scale: float,
-    start: int,
-    planes: int,
-) -> _Slab:
-    part = query.narrow(3, start, planes)
-    keys = list(_neighbours(_rows(key, window, start, planes), window))
-    logits = _products(part, keys).mul_(scale)
-    if bias is not None:
-        logits += bias.t()[:, None, :, None, None, None]
-    if value is None:
-        values = list(_offsets(window, part).expand(-1, 3, *part.shape[3:]))
-    else:
-        values = list(_neighbours(_rows(value, window, start, planes), window))
-    return _Slab(part, keys, values, logits.softmax(0))
+                for weight, total in zip(slab.weights, _neighbours(grad_value, operands.window, *place), strict=True):
+                    total.addcmul_(weight.unsqueeze(2), grad)
+        return *totals, None, None
 
 
 # --- NATTEN

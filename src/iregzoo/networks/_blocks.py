@@ -1,6 +1,7 @@
-"""What several methods share: convolution blocks, the encoder's pyramid, and the coarse-to-fine loop over its levels."""
+"""What several methods share: convolution blocks, the feature pyramid, and the coarse-to-fine loop over its levels."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -72,24 +73,21 @@ def register_pyramid(
     pyramid: list[Tensor] = []
     iterations: list[Tensor] = []
     scores: list[Tensor] = []
-    for estimator, (moving_features, fixed_features) in zip(reversed(estimators), reversed(features), strict=True):
-
-        def propose(
-            current: Tensor,
-            estimator: nn.Module = estimator,
-            moving_features: Tensor = moving_features,
-            fixed_features: Tensor = fixed_features,
-        ) -> Tensor:
-            residual = estimator(torch.cat((warp(moving_features, current), fixed_features), dim=1))
-            return compose(current, residual.to(current.dtype), padding="zeros")
-
-        displacement = resize(displacement, fixed_features.shape[2:])  # nothing to do at the coarsest level
+    for estimator, level_features in zip(reversed(estimators), reversed(features), strict=True):
+        propose = partial(_refined, estimator, *level_features)
+        displacement = resize(displacement, level_features[1].shape[2:])  # the coarsest level has its grid already
         level = refine(displacement, propose, similarity, controller, coarsest=not pyramid)
         displacement = level.displacement
         pyramid.append(displacement)
         iterations.append(level.iterations)
         scores.append(level.scores)
     return Registration(displacement, None, tuple(pyramid), tuple(iterations), tuple(scores))
+
+
+def _refined(estimator: nn.Module, moving: Tensor, fixed: Tensor, displacement: Tensor) -> Tensor:
+    """One pass of an estimator: its residual for the features warped so far, composed with the displacement."""
+    residual = estimator(torch.cat((warp(moving, displacement), fixed), dim=1))
+    return compose(displacement, residual.to(displacement.dtype), padding="zeros")
 
 
 def check_pair(moving: Tensor, fixed: Tensor, stride: int) -> None:

@@ -57,7 +57,7 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Linear(channels // reduction, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.excite(self.activation(self.squeeze(x.mean((2, 3, 4))))).sigmoid()
+        weights: Tensor = self.excite(self.activation(self.squeeze(x.mean((2, 3, 4))))).sigmoid()
         return x * weights[:, :, None, None, None]
 
 
@@ -74,7 +74,8 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)
-        return x * self.conv(pooled).sigmoid()
+        weights: Tensor = self.conv(pooled).sigmoid()
+        return x * weights
 
 
 class FARM(nn.Module):
