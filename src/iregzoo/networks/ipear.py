@@ -25,9 +25,9 @@ class NeighbourhoodAttention(nn.Module):
     """x + attention(norm(x)) over the 3×3×3 neighbourhood, (B, C, *shape) to the same.
 
     The paper names the operator alone. The residual and the norm before it are a transformer's usual ones; there is no
-    projection of the result, which meets the printed number of parameters; one head, as its authors (Hassani et al.,
-    CVPR 2023) give a head 32 channels. A grid of fewer than 3 voxels along an axis, as a small image has at the
-    coarsest level, is attended to as a whole along that axis.
+    projection of the result, which meets the printed number of parameters; one head, a choice that the paper leaves
+    open. A grid of fewer than 3 voxels along an axis, as a small image has at the coarsest level, is attended to as a
+    whole along that axis.
     """
 
     def __init__(self, channels: int) -> None:
