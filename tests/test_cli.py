@@ -174,6 +174,30 @@ def test_an_unknown_option_is_refused_before_any_work(
     assert not (tmp_path / "result").exists()
 
 
+def test_an_option_without_its_value_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pair: list[str]
+) -> None:
+    assert_refused(monkeypatch, capsys, ["register", *pair, "--output"], "--output has no value")
+    assert_refused(monkeypatch, capsys, ["register", *pair, "--init", "--output", "x"], "--init has no value")
+
+
+@pytest.mark.parametrize("name", ["1e5", "007", "[1]", "None", "a b", "-minus", "it's"])
+def test_names_that_look_like_something_else_stay_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "register", *pair, "--output", name, "--controller", "fixed") == 0
+    assert (tmp_path / name / "warped.nii.gz").is_file()
+
+
+def test_places_may_be_given_without_their_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "register", pair[1], pair[3], "007", "--overwrite", "--max-iterations", "1") == 0
+    assert (tmp_path / "007" / "warped.nii.gz").is_file()
+
+
 def test_missing_arguments_end_with_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "register", "--fixed", "a.nii.gz") == 2
     assert "moving" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 from iregzoo.errors import InputError
 
@@ -58,13 +58,13 @@ def register(
     from iregzoo.zoo import load
 
     stages = (*STAGES, "inverse") if inverse else STAGES
-    with whole_folder(Path(str(output)), overwrite=overwrite, owned=FILES) as folder, _Progress(len(stages)) as bar:
+    with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, _Progress(len(stages)) as bar:
         bar("read")
-        scans = read_scans(str(fixed), str(moving), _path(fixed_labels), _path(moving_labels))
+        scans = read_scans(fixed, moving, fixed_labels, moving_labels)
         bar("weights")
-        method = load(str(bundle), _path(weights), choose_device(device))
+        method = load(bundle, weights, choose_device(device))
         steering = choose_controller(controller, max_iterations, method.network.controller)
-        result = register_scans(scans, method, init=str(init), controller=steering, progress=bar)
+        result = register_scans(scans, method, init=init, controller=steering, progress=bar)
         report = write(result, folder, provenance(method), inverse=inverse, progress=bar)
     print(summary_line(report))
     print(f"written to {output}: look at report.png first")
@@ -100,11 +100,11 @@ def evaluate(
     from iregzoo.outputs import whole_folder
     from iregzoo.zoo import load
 
-    cases, target = read_cases(str(pairs)), choose_device(device)
-    methods = [load(name, _path(weights), target) for name in names(bundle)]
+    cases, target = read_cases(pairs), choose_device(device)
+    methods = [load(name, weights, target) for name in names(bundle)]
     controllers = names(controller)
     with (
-        whole_folder(Path(str(output)), overwrite=overwrite, owned=FILES) as folder,
+        whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder,
         _Progress(len(cases) * len(methods) * len(controllers)) as bar,
     ):
         summary = evaluate_cases(
@@ -112,7 +112,7 @@ def evaluate(
             methods,
             folder,
             controllers=controllers,
-            init=str(init),
+            init=init,
             max_iterations=max_iterations,
             progress=bar,
         )
@@ -186,12 +186,12 @@ def demo(
     from iregzoo.zoo import load
 
     owned = (*FILES, *PHANTOM_FILES)
-    with whole_folder(Path(str(output)), overwrite=overwrite, owned=owned) as folder, _Progress(len(STAGES)) as bar:
+    with whole_folder(Path(output), overwrite=overwrite, owned=owned) as folder, _Progress(len(STAGES)) as bar:
         bar("read")
         phantom = make_phantom(folder)
         scans = read_scans(phantom.fixed, phantom.moving, phantom.fixed_labels, phantom.moving_labels)
         bar("weights")
-        method = load(str(bundle), _path(weights))
+        method = load(bundle, weights)
         result = register_scans(scans, method, init="none", progress=bar)
         report = write(result, folder, provenance(method), progress=bar)
         found = recovered(phantom, result)
@@ -213,7 +213,7 @@ def import_checkpoint(bundle: str, checkpoint: str, output: str) -> None:
     """
     from iregzoo.zoo import import_checkpoint as convert
 
-    convert(str(bundle), str(checkpoint), str(output))
+    convert(bundle, checkpoint, output)
     print(f"written to {output}: use it with --weights {output}")
 
 
@@ -235,14 +235,9 @@ def choose_device(name: str) -> str:
     return name
 
 
-def _path(value: object) -> str | None:
-    """A path as text: Fire turns what looks like a number into one."""
-    return None if value is None else str(value)
-
-
 def names(value: str | Sequence[str]) -> list[str]:
-    """What stands between commas: Fire gives ``a`` as text and ``a,b`` as a tuple."""
-    parts = value.split(",") if isinstance(value, str) else [str(part) for part in value]
+    """What stands between commas."""
+    parts = value.split(",") if isinstance(value, str) else value
     return [part.strip() for part in parts if part.strip()]
 
 
@@ -304,23 +299,42 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def check_options(arguments: Sequence[str]) -> None:
-    """Refuse an option that a command does not have: Fire would run the command first, and complain afterwards.
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """Arguments for Fire, checked and quoted.
+
+    Fire would run a command with an option that it does not have and complain afterwards, and it reads a folder called
+    1e5 as a number: unknown options are refused first, and what a command takes as text is quoted.
 
     Raises:
-        InputError: naming the option and those that the command has.
+        InputError: naming an option that the command does not have, or that lacks its value.
     """
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command is None:
-        return
-    options = list(signature(command).parameters)
-    for argument in arguments[1:]:
-        name = argument[2:].split("=")[0].replace("-", "_")
-        if argument == "--":  # what follows is Fire's own
-            return
-        if argument.startswith("--") and name not in (*options, *(f"no{option}" for option in options), "help"):
-            known = ", ".join(f"--{option.replace('_', '-')}" for option in options)
-            raise InputError(f"{argument.split('=')[0]} is no option of {arguments[0]}; it has {known}")
+        return list(arguments)
+    parameters = signature(command).parameters
+    prepared, rest = [arguments[0]], list(arguments[1:])
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("--", "--help", "-h"):  # what follows is Fire's own
+            return [*prepared, argument, *rest]
+        if not argument.startswith("--"):
+            prepared.append(argument if argument.startswith("-") else repr(argument))
+            continue
+        option, _, value = argument.partition("=")
+        name = option[2:].replace("-", "_")
+        if name not in parameters:
+            known = ", ".join(f"--{parameter.replace('_', '-')}" for parameter in parameters)
+            raise InputError(f"{option} is no option of {arguments[0]}; it has {known}")
+        annotation = parameters[name].annotation
+        if "=" not in argument and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        elif "=" not in argument:
+            if annotation is not bool:
+                raise InputError(f"{option} has no value; give one after it")
+            value = "True"
+        text = annotation is str or str in get_args(annotation)
+        prepared.append(f"--{name}={value!r}" if text else f"--{name}={value}")
+    return prepared
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -333,8 +347,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way of Ctrl-C
     try:
-        check_options(sys.argv[1:])
-        fire.Fire(COMMANDS, name="iregzoo")
+        fire.Fire(COMMANDS, prepare(sys.argv[1:]), name="iregzoo")
     except InputError as error:
         print(f"iregzoo: {error}", file=sys.stderr)
         sys.exit(2)
