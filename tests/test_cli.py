@@ -198,6 +198,38 @@ def test_places_may_be_given_without_their_names(
     assert (tmp_path / "007" / "warped.nii.gz").is_file()
 
 
+def test_an_input_among_the_results_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    earlier = write_scan(tmp_path / "warped.nii.gz", 3)
+    before = earlier.read_bytes()
+    arguments = ["register", *pair[:2], "--moving", str(earlier), "--output", str(tmp_path), "--overwrite"]
+    assert_refused(monkeypatch, capsys, arguments, "warped.nii.gz", "another --output")
+    assert earlier.read_bytes() == before
+
+
+def test_scans_that_do_not_overlap_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    image = nib.load(pair[3])
+    far = tmp_path / "far.nii.gz"
+    shifted = image.affine.copy()
+    shifted[:3, 3] += 5000
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), shifted), far)
+    arguments = ["register", *pair[:2], "--moving", str(far), "--output", str(tmp_path / "out"), "--init", "none"]
+    assert_refused(monkeypatch, capsys, arguments, "far.nii.gz", "init none", "--init center")
+
+
+def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
+    from iregzoo.zoo import find, load
+
+    bundle = find("iirp")
+    card = bundle.weights["hippocampus"]
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes((bundle.path / card.file).read_bytes())
+    assert load("iirp", str(copy)).card == card
+
+
 def test_missing_arguments_end_with_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "register", "--fixed", "a.nii.gz") == 2
     assert "moving" in capsys.readouterr().err

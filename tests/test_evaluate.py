@@ -126,6 +126,7 @@ def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Met
         ("", ["columns none", "fixed"]),
         ("fixed,moving\n", ["no pairs"]),
         ("fixed,target\na,b\n", ["target", "moving"]),
+        ("fixed,fixed,moving\na,a,b\n", ["fixed, fixed", "once"]),
         ("fixed,moving\nfixed.nii.gz,gone.nii.gz\n", ["line 2", "gone.nii.gz", "no such file"]),
     ],
 )
@@ -135,6 +136,15 @@ def test_a_bad_table_is_refused(folder: Path, content: str, words: list[str]) ->
     with pytest.raises(InputError) as error:
         read_cases(table)
     assert all(word in str(error.value) for word in words)
+
+
+def test_a_table_that_is_no_utf8_is_refused_and_one_of_excel_is_read(folder: Path) -> None:
+    table = folder / "encoded.csv"
+    table.write_bytes("fixed,moving\nfixed.nii.gz,moving.nii.gz\n".encode("utf-16"))
+    with pytest.raises(InputError, match="UTF-8"):
+        read_cases(table)
+    table.write_bytes("fixed,moving\r\nfixed.nii.gz,moving.nii.gz\r\n".encode("utf-8-sig"))
+    assert read_cases(table) == [Case(str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"))]
 
 
 def test_a_missing_table_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from inspect import signature
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
@@ -57,6 +58,9 @@ def register(
     from iregzoo.results import FILES, provenance, write
     from iregzoo.zoo import load
 
+    for path in filter(None, (fixed, moving, fixed_labels, moving_labels)):
+        if Path(path).resolve().parent == Path(output).resolve() and Path(path).name in FILES:
+            raise InputError(f"{path}: lies where the results would go; choose another --output")
     stages = (*STAGES, "inverse") if inverse else STAGES
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, _Progress(len(stages)) as bar:
         bar("read")
@@ -345,7 +349,11 @@ def main() -> None:
     """Entry point of ``iregzoo``."""
     import fire
 
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way of Ctrl-C
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a scheduler's way of Ctrl-C
+        signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow must not fail where only ASCII can be shown
     try:
         fire.Fire(COMMANDS, prepare(sys.argv[1:]), name="iregzoo")
     except InputError as error:

@@ -66,18 +66,19 @@ def read_cases(path: str | Path) -> list[Case]:
     table = Path(path)
     if not table.is_file():
         raise InputError(f"{table}: no such file; check the path")
-    with table.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        header = [name.strip() for name in reader.fieldnames or []]
-        unknown = [name for name in header if name not in COLUMNS]
-        if unknown or "fixed" not in header or "moving" not in header:
-            raise InputError(
-                f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, "
-                "of which fixed and moving are needed"
-            )
-        rows = [
-            {name: (value or "").strip() for name, value in zip(header, row.values(), strict=False)} for row in reader
-        ]
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError):
+        raise InputError(f"{table}: is no text in UTF-8; save it as a CSV file in UTF-8") from None
+    reader = csv.DictReader(lines)
+    header = [name.strip() for name in reader.fieldnames or []]
+    unknown = [name for name in header if name not in COLUMNS]
+    if unknown or len(set(header)) < len(header) or "fixed" not in header or "moving" not in header:
+        raise InputError(
+            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, each once at most, "
+            "of which fixed and moving are needed"
+        )
+    rows = [{name: (value or "").strip() for name, value in zip(header, row.values(), strict=False)} for row in reader]
     if not rows:
         raise InputError(f"{table}: has no pairs below its header")
     return [

@@ -138,25 +138,25 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     return displacement
 
 
-def invert(displacement: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> Tensor:
+def invert(displacement: Tensor, *, iterations: int = 100, tolerance: float = 1e-3) -> Tensor:
     """Inverse displacement by fixed-point iteration (Chen et al., Medical Physics 2008).
 
-    Iterates v(x) = −u(x + v(x)) for each pair until it moves by no more than ``tolerance`` voxel. It converges where
-    the field's Lipschitz constant is below one; ``inverse_error`` says how well it went.
+    Moves v(x) half the way to −u(x + v(x)) for each pair until the way is no longer than ``tolerance`` voxel. The whole
+    way converges only where the field's Lipschitz constant is below one, and oscillates where a field compresses
+    strongly; half the way still converges there. ``inverse_error`` says how well it went.
 
     Args:
         displacement: (B, N, *shape) in voxels.
         iterations: the most iterations.
-        tolerance: largest change of an iteration at which to stop, in voxels.
+        tolerance: largest residual v(x) + u(x + v(x)) at which to stop, in voxels.
     """
     u = _at_least_float32(displacement)
     inverse: Tensor = torch.zeros_like(u)
     active = torch.ones(u.shape[0], dtype=torch.bool, device=u.device)
     for _ in range(iterations):
-        update = -warp(u, inverse, padding="border")
-        change = (update - inverse).abs().flatten(1).amax(1)
-        inverse = torch.where(active.view(-1, *[1] * (u.dim() - 1)), update, inverse)
-        active = active & (change > tolerance)
+        residual = inverse + warp(u, inverse, padding="border")
+        active = active & (residual.abs().flatten(1).amax(1) > tolerance)
+        inverse = torch.where(active.view(-1, *[1] * (u.dim() - 1)), inverse - residual / 2, inverse)
         if not active.any():
             break
     return inverse

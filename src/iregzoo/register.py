@@ -146,6 +146,11 @@ def register(
             minimum=method.card.minimum,
         )
         image = network_input(frame, scans.fixed, scans.moving)
+        if not image[:, 0].any():
+            raise InputError(
+                f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {init}); "
+                "bring them together with --init center, rigid or affine"
+            )
     with timed("network", seconds, progress):
         device = next(method.network.parameters()).device
         registration = method.network.register(image.to(device), controller)

@@ -95,7 +95,7 @@ def _write_inverse(result: Result, folder: Path) -> dict[str, Any]:
     scans, frame = result.scans, result.frame
     predicted, inverse = result.registration.displacement, result.registration.inverse
     if inverse is None:
-        inverse = invert(predicted, iterations=25, tolerance=0.01)
+        inverse = invert(predicted, tolerance=0.01)
     backward = frame.backward(inverse)
     write_displacement(folder / "inverse_displacement.nii.gz", backward, frame.moving)
     write_transform(folder / "inverse_transform.h5", backward, frame.moving)

@@ -181,7 +181,9 @@ def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
         if not path.is_file():
             names = ", ".join(cards) or "none"
             raise InputError(f"weights {weights!r} are neither one of {bundle.name}'s ({names}) nor a file")
-        return Weights(path.name, WeightsCard(file=str(path)), path, sha256(path))
+        digest = sha256(path)
+        known = (card for card in cards.values() if card.sha256 == digest)  # a copy of the bundle's own
+        return Weights(path.name, next(known, WeightsCard(file=str(path))), path, digest)
     card = cards[weights]
     path = bundle.path / card.file
     if not path.is_file():

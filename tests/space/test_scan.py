@@ -328,3 +328,20 @@ def test_air_of_a_ct_goes_on_beyond_its_field_of_view() -> None:
     found = resample_to(scan, wider)
     assert float(found[0, 0, 0, 0, 0]) == float(scan.data.min()) == scan.outside
     assert scan_of(noise_image(grid.shape), grid).outside == 0.0
+
+
+def test_complex_images_huge_labels_and_empty_paths_are_refused(tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    values = np.random.default_rng(0).random((4, 5, 6))
+    nib.save(nib.Nifti1Image((values + 1j).astype(np.complex64), affine), tmp_path / "complex.nii.gz")
+    with pytest.raises(InputError, match="complex"):
+        read_scan(tmp_path / "complex.nii.gz")
+    nib.save(nib.Nifti1Image(values.astype(np.float32), affine), tmp_path / "image.nii.gz")
+    scan = read_scan(tmp_path / "image.nii.gz")
+    labels = np.zeros((4, 5, 6), np.int64)
+    labels[1, 1, 1] = 3_000_000_000
+    nib.save(nib.Nifti1Image(labels, affine, dtype=np.int64), tmp_path / "labels.nii.gz")
+    with pytest.raises(InputError, match="3000000000"):
+        read_labels(tmp_path / "labels.nii.gz", scan)
+    with pytest.raises(InputError, match="path is empty"):
+        read_scan("")

@@ -18,6 +18,8 @@ from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 PERCENTILES = (0.5, 99.5)
 
+sitk.ProcessObject.GlobalWarningDisplayOff()  # what matters is said in one line of ours
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -59,6 +61,8 @@ def read_labels(path: str | Path, scan: Scan) -> Scan:
     if not np.isfinite(array).all() or (array != np.round(array)).any():
         odd = array[~np.isfinite(array) | (array != np.round(array))].flat[0]
         raise InputError(f"{path}: holds the value {odd:g}; a label map holds whole numbers only")
+    if np.abs(array.astype(np.float64)).max() >= 2**31:
+        raise InputError(f"{path}: holds the label {array.max()}; give labels numbers below 2147483648")
     grid = Grid.of(image)
     if not grid.matches(scan.grid):
         raise InputError(
@@ -91,6 +95,8 @@ def _describe(grid: Grid) -> str:
 
 
 def _read(path: str | Path) -> tuple[sitk.Image, Path]:
+    if not str(path).strip():
+        raise InputError("a path is empty; give a file or a DICOM folder")
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path")
@@ -109,6 +115,8 @@ def _read(path: str | Path) -> tuple[sitk.Image, Path]:
             f"{path}: has size {'×'.join(map(str, image.GetSize()))}; expected one 3-D volume of at least 2 voxels an "
             "axis: extract the volume first"
         )
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise InputError(f"{path}: holds complex numbers; give its magnitude image")
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{path}: has {image.GetNumberOfComponentsPerPixel()} values a voxel; expected a grey-scale image"
