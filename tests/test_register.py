@@ -17,7 +17,7 @@ from geometry import GRIDS, apply_world, draw_head, from_image, move_all, to_ima
 from iregzoo.errors import InputError
 from iregzoo.iteration import TCI, FixedIterations, IterStop
 from iregzoo.networks import IIRPNet
-from iregzoo.quality import compare, figures, labels_of
+from iregzoo.quality import compare, doubts, figures, labels_of
 from iregzoo.register import Result, Scans, choose_controller, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import FILES, provenance, write
@@ -208,7 +208,7 @@ REPORTED = {
     *("iregzoo", "bundle", "bundle_version", "weights", "weights_sha256", "device", "fixed", "moving", "init"),
     *("affine_lps_mm", "network_shape", "network_spacing_mm", "seconds", "iterations", "scores"),
     *("ncc_before", "ncc_start", "ncc_after", "mse_before", "mse_start", "mse_after"),
-    *("folding_percent", "sdlogj", "displacement_mean_mm", "displacement_max_mm"),
+    *("folding_percent", "near_singular_percent", "sdlogj", "displacement_mean_mm", "displacement_max_mm", "warnings"),
     *("dice_before", "dice_before_mean", "dice", "dice_mean", "inverse_error_mean_mm", "inverse_error_max_mm"),
 }
 
@@ -363,3 +363,24 @@ def test_label_map_in_the_place_of_a_scan_is_refused(tmp_path: Path, swapped: st
     # Two maps of tissue may be registered to each other.
     both = read_scans(tmp_path / "fixed_labels.nii.gz", tmp_path / "moving_labels.nii.gz")
     assert both.fixed.data.unique().tolist() == [0, 1, 2]
+
+
+def test_doubts_are_said() -> None:
+    fine = {"ncc_before": 0.5, "ncc_start": 0.6, "ncc_after": 0.9, "folding_percent": 0.0, "near_singular_percent": 1.0}
+    assert doubts(fine) == []
+    assert "less alike" in doubts({**fine, "ncc_after": 0.55})[0]
+    assert "little alike" in doubts({**fine, "ncc_before": 0.0, "ncc_start": 0.1, "ncc_after": 0.2})[0]
+    assert "folds in 2.0 %" in doubts({**fine, "folding_percent": 2.0})[0]
+    assert "squashes 9.0 %" in doubts({**fine, "near_singular_percent": 9.0})[0]
+    assert "no label overlaps" in doubts({**fine, "dice_mean": 0.0})[0]
+
+
+def test_a_squashed_volume_is_counted() -> None:
+    """det J of 0.05 in half of the grid: no fold, but near-singular."""
+    result = register(pair(), method())
+    images = compare(result)
+    half = torch.ones_like(images.determinant)
+    half[:, : half.shape[1] // 2] = 0.05
+    found = figures(result, replace(images, determinant=half))
+    assert found["folding_percent"] == 0
+    assert found["near_singular_percent"] == pytest.approx(100 * (half.shape[1] // 2) / half.shape[1], abs=1e-3)

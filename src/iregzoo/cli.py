@@ -71,6 +71,8 @@ def register(
         result = register_scans(scans, method, init=init, controller=steering, progress=bar)
         report = write(result, folder, provenance(method), inverse=inverse, progress=bar)
     print(summary_line(report))
+    for doubt in report["warnings"]:
+        print(f"warning: {doubt}")
     print(f"written to {output}: look at report.png first")
 
 
@@ -200,6 +202,8 @@ def demo(
         report = write(result, folder, provenance(method), progress=bar)
         found = recovered(phantom, result)
     print(summary_line(report))
+    for doubt in report["warnings"]:
+        print(f"warning: {doubt}")
     print(
         f"known deformation {found['known_mm']:.2f} mm on average, of which {found['left_mm']:.2f} mm are left: "
         f"{found['recovered_percent']:.0f} % recovered"

@@ -28,6 +28,7 @@ NUMBERS = (
     "assd_mm",
     "tre_mm",
     "folding_percent",
+    "near_singular_percent",
     "sdlogj",
     "ncc_before",
     "ncc_after",
@@ -149,7 +150,7 @@ def _measure(case: Case, method: Method, init: str, controller: Any) -> Row:
         if len(moved) != len(expected):
             raise InputError(f"{case.fixed_points}: {len(moved)} points, but {case.moving_points}: {len(expected)}")
         row["tre_mm"] = float(tre(moved, expected).mean())
-    for name in ("folding_percent", "sdlogj", "ncc_before", "ncc_after"):
+    for name in ("folding_percent", "near_singular_percent", "sdlogj", "ncc_before", "ncc_after"):
         row[name] = found.get(name, math.nan)
     return row | {
         "mse": found["mse_after"],

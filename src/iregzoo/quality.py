@@ -1,5 +1,6 @@
 """What tells whether to trust a result: its images side by side, and figures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from iregzoo.register import Result
 from iregzoo.similarity import mse, ncc
 from iregzoo.space.frame import affine_displacement, warp_scan
 from iregzoo.space.scan import intensity_range, scale
+
+NEAR_SINGULAR = 0.1  # det J
+LITTLE_ALIKE = 0.3  # NCC
+MUCH_FOLDING, MUCH_SQUASHED = 1.0, 5.0  # percent
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,9 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
     """What tells whether to trust a result: similarity, overlap, regularity, iterations.
 
     ``before`` is the moving scan where the headers put it, ``start`` after the affine start, ``after`` in the end.
-    ``sdlogj`` needs a grid of at least 5 voxels an axis.
+    ``sdlogj`` needs a grid of at least 5 voxels an axis. ``near_singular_percent`` counts voxels, folds included, where
+    the deformation shrinks volume to a tenth or less: tissue that is squashed to fit. ``warnings`` says in words what
+    should make a person doubt.
     """
     length = torch.linalg.vector_norm(result.deformation, dim=1)
     found: dict[str, Any] = {}
@@ -59,6 +66,7 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
         image = getattr(images, name)
         found |= {f"ncc_{name}": float(ncc(images.fixed, image)), f"mse_{name}": float(mse(images.fixed, image))}
     found["folding_percent"] = float(folding_of(images.determinant))
+    found["near_singular_percent"] = float((images.determinant <= NEAR_SINGULAR).float().mean()) * 100
     if min(result.frame.fixed.shape) >= SMALLEST_AXIS:
         found["sdlogj"] = float(std_log_of(images.determinant))
     found |= {
@@ -67,7 +75,24 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
         "iterations": [int(count[0]) for count in result.registration.iterations],
         "scores": [[round(float(s), 6) for s in level[:, 0] if s == s] for level in result.registration.scores],
     }
-    return found | _overlap(result)
+    found |= _overlap(result)
+    return {**found, "warnings": doubts(found)}
+
+
+def doubts(found: Mapping[str, Any]) -> list[str]:
+    """What should make a person doubt a result with these figures, in words."""
+    said = []
+    if found["ncc_after"] < max(found["ncc_before"], found["ncc_start"]):
+        said.append("the images are less alike than before")
+    elif found["ncc_after"] < LITTLE_ALIKE:
+        said.append(f"the images are little alike even so (NCC {found['ncc_after']:.2f})")
+    if found["folding_percent"] > MUCH_FOLDING:
+        said.append(f"the deformation folds in {found['folding_percent']:.1f} % of the voxels")
+    if found["near_singular_percent"] > MUCH_SQUASHED:
+        said.append(f"the deformation squashes {found['near_singular_percent']:.1f} % of the voxels to a tenth or less")
+    if found.get("dice_mean") == 0:
+        said.append("no label overlaps its counterpart")
+    return said
 
 
 def _overlap(result: Result) -> dict[str, Any]:
