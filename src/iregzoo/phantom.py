@@ -16,9 +16,8 @@ from iregzoo.space.grid import Grid
 SHAPE = (72, 88, 72)
 SPACING_MM = 1.0
 DEFORMATION_MM, SMOOTHNESS_VOXELS = 3.0, 14.0
-NAMES = {1: "cortex", 2: "white matter", 3: "ventricles", 4: "deep nuclei"}
 TEXTURE, TEXTURE_VOXELS = 0.06, 2.5
-INTENSITIES = np.array([0.02, 0.50, 0.85, 0.20, 0.66])
+INTENSITIES = np.array([0.02, 0.50, 0.85, 0.20, 0.66])  # outside, cortex, white matter, ventricles, deep nuclei
 FILES = ("fixed.nii.gz", "moving.nii.gz", "fixed_labels.nii.gz", "moving_labels.nii.gz")
 Array = NDArray[np.float64]
 

@@ -4,15 +4,12 @@ Each takes two images (B, C, *shape) with 2 or 3 spatial axes and returns one nu
 gives each pair what it would get alone. Sums run in float32 or better, also under autocast.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
 def _prepare(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
