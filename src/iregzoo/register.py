@@ -88,16 +88,20 @@ def read_scans(
     )
 
 
-def choose_controller(name: str, max_iterations: int | None, own: Controller) -> Controller:
+def choose_controller(name: str, max_iterations: int | None, own: Controller | None) -> Controller | None:
     """The controller that ``--controller`` and ``--max-iterations`` mean, for a network with its ``own``.
 
     Raises:
-        InputError: for another name, or a cap that is no whole number of at least 1.
+        InputError: for another name, a cap that is no whole number of at least 1, and iterations of a method that takes
+            one pass (``own`` is None).
     """
     if name != "auto" and name not in CONTROLLERS:
         raise InputError(f"controller {name!r} is unknown; choose auto, {', '.join(CONTROLLERS)}")
-    controller = own if name == "auto" else CONTROLLERS[name]()
-    if max_iterations is None:
+    if own is None and (name not in ("auto", "fixed") or max_iterations not in (None, 1)):
+        asked = f"controller {name!r}" if max_iterations in (None, 1) else f"max-iterations {max_iterations!r}"
+        raise InputError(f"{asked}: this bundle's method takes one pass and has nothing to iterate; leave it out")
+    controller = own if own is None or name == "auto" else CONTROLLERS[name]()
+    if own is None or max_iterations is None:
         return controller
     if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
         raise InputError(f"max-iterations {max_iterations!r}: give a whole number of at least 1")

@@ -1,6 +1,7 @@
 """What a registration network gives back, what makes a network one, and the same behind a bundle's one tensor."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -14,10 +15,12 @@ class Registration:
 
     Attributes:
         displacement: (B, N, *shape) in voxels of the fixed image's grid; ``warp(moving, displacement)`` looks like it.
-        inverse: the displacement of the other direction, on the moving image's grid, where the method predicts it.
+        inverse: of ``displacement``, on the moving image's grid, where the method gives it.
         pyramid: the displacement after each level, coarse to fine, each in voxels of its level's grid.
         iterations: refinements accepted at each level, coarse to fine: integer tensors (B,).
         scores: similarity after every candidate of each level, coarse to fine: (K, B), NaN where a pair had finished.
+        opposite: the registration of fixed to moving, where a method makes both in one call.
+        auxiliary: what a method's own loss terms need beside its fields, by name; filled only while training.
     """
 
     displacement: Tensor
@@ -25,16 +28,19 @@ class Registration:
     pyramid: tuple[Tensor, ...] = ()
     iterations: tuple[Tensor, ...] = ()
     scores: tuple[Tensor, ...] = ()
+    opposite: "Registration | None" = None
+    auxiliary: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 class RegistrationNetwork(Protocol):
     """A network that registers moving to fixed.
 
-    Any spatial size divisible by ``stride`` is accepted; the layer above pads and crops.
+    Any spatial size divisible by ``stride`` is accepted; the layer above pads and crops. ``controller`` is what steers
+    its iterations unless a call brings its own, None for a method that takes one pass and has nothing to steer.
     """
 
     stride: int
-    controller: Controller
+    controller: Controller | None
 
     def __call__(self, moving: Tensor, fixed: Tensor, controller: Controller | None = None) -> Registration:
         """Register (B, 1, *shape) images in [0, 1]; ``controller`` replaces the network's own for this call."""
@@ -61,9 +67,9 @@ class PairNetwork(nn.Module):
         return int(self.network.stride)  # type: ignore[arg-type]  # a Module's attributes are typed as its parameters
 
     @property
-    def controller(self) -> Controller:
-        """What steers the network's iterations unless a call brings its own."""
-        controller: Controller = self.network.controller  # type: ignore[assignment]
+    def controller(self) -> Controller | None:
+        """What steers the network's iterations unless a call brings its own; None for one that does not iterate."""
+        controller: Controller | None = self.network.controller  # type: ignore[assignment]
         return controller
 
     def register(self, image: Tensor, controller: Controller | None = None) -> Registration:

@@ -10,6 +10,8 @@ from iregzoo.registration import Registration
 
 EACH_NETWORK = pytest.mark.parametrize("name", networks.__all__)
 ONE_PASS = FixedIterations()
+ITERATES = [name for name in networks.__all__ if getattr(networks, name)().controller is not None]
+EACH_ITERATING_NETWORK = pytest.mark.parametrize("name", ITERATES)
 # The score of an empty image is 0 whatever its field, so its pair settles while others go on.
 SETTLES = TCI(window=2, stability=1e-7, order="stability", max_iterations=4)
 
@@ -111,6 +113,8 @@ def test_images_that_are_no_pair_are_refused(name: str) -> None:
 @torch.no_grad()
 def test_batch_equals_its_singles(name: str, controller: FixedIterations | TCI | None) -> None:
     network = build(name)
+    if controller is SETTLES and network.controller is None:
+        pytest.skip("takes one pass")
     moving, fixed = images(network, batch=3)
     moving[1] = 0
     batch = network(moving, fixed, controller)
@@ -177,6 +181,17 @@ def test_training_takes_one_pass_per_level(name: str) -> None:
 
 
 @EACH_NETWORK
+@torch.no_grad()
+def test_network_that_takes_one_pass_refuses_to_iterate(name: str) -> None:
+    network = build(name)
+    if network.controller is not None:
+        pytest.skip("iterates")
+    for controller in (FixedIterations(2), TCI()):
+        with pytest.raises(ValueError, match=r"controller=.*one pass"):
+            network(*images(network), controller)
+
+
+@EACH_ITERATING_NETWORK
 @torch.no_grad()
 def test_controller_of_a_call_replaces_the_networks_own_for_that_call(name: str) -> None:
     network = build(name)

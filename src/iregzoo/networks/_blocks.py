@@ -1,13 +1,13 @@
 """What several methods share: convolution blocks, the feature pyramid, and the coarse-to-fine loop over its levels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from iregzoo.fields import compose, resize, warp
-from iregzoo.iteration import Controller, refine
+from iregzoo.iteration import Controller, FixedIterations, refine
 from iregzoo.registration import Registration
 
 
@@ -50,7 +50,11 @@ class Encoder(nn.Module):
 
 
 def register_pyramid(
-    encoder: nn.Module, estimators: Sequence[nn.Module], moving: Tensor, fixed: Tensor, controller: Controller
+    encoder: nn.Module,
+    estimators: Sequence[Callable[[Tensor], Tensor]],
+    moving: Tensor,
+    fixed: Tensor,
+    controller: Controller,
 ) -> Registration:
     """Refine a displacement level by level, coarse to fine; the first estimate of the coarsest level stands alone.
 
@@ -84,7 +88,7 @@ def register_pyramid(
     return Registration(displacement, None, tuple(pyramid), tuple(iterations), tuple(scores))
 
 
-def _refined(estimator: nn.Module, moving: Tensor, fixed: Tensor, displacement: Tensor) -> Tensor:
+def _refined(estimator: Callable[[Tensor], Tensor], moving: Tensor, fixed: Tensor, displacement: Tensor) -> Tensor:
     """One pass of an estimator: its residual for the features warped so far, composed with the displacement."""
     residual = estimator(torch.cat((warp(moving, displacement), fixed), dim=1))
     return compose(displacement, residual.to(displacement.dtype), padding="zeros")
@@ -98,3 +102,9 @@ def check_pair(moving: Tensor, fixed: Tensor, stride: int) -> None:
         raise ValueError(
             f"images have shape {tuple(moving.shape)}; expected (B, 1, D, H, W) with D, H, W multiples of {stride}"
         )
+
+
+def check_one_pass(controller: Controller | None) -> None:
+    """Raise ValueError for a controller that would have a method iterate that takes one pass."""
+    if controller not in (None, FixedIterations(1)):
+        raise ValueError(f"controller={controller}: this method takes one pass; leave the controller out")
