@@ -24,9 +24,12 @@ def diffusion(displacement: Tensor) -> Tensor:
     return torch.stack(terms).mean(0)
 
 
-def folding(displacement: Tensor) -> Tensor:
-    """Mean of relu(−det J): zero for a field without folds (AD-RegNet's Jacobian term)."""
-    return F.relu(-jacobian_determinant(displacement)).flatten(1).mean(1)
+def folding(displacement: Tensor, *, margin: float = 0.0) -> Tensor:
+    """Mean of relu(margin − det J): zero for a field without folds (AD-RegNet's Jacobian term, where margin is 0).
+
+    A positive margin also counts voxels that are squashed to less than that share of their volume.
+    """
+    return F.relu(margin - jacobian_determinant(displacement)).flatten(1).mean(1)
 
 
 def inverse_consistency(forward: Tensor, backward: Tensor) -> Tensor:
@@ -81,6 +84,7 @@ class RegistrationLoss:
         similarity: weight of the negative local NCC.
         smoothness: weight λ of the diffusion term.
         folding: weight of the folding term.
+        margin: the Jacobian determinant below which a voxel counts in it.
         overlap: weight of the soft Dice term; needs label maps.
         labels: the label values that the Dice term compares.
     """
@@ -89,6 +93,7 @@ class RegistrationLoss:
     similarity: float = 1.0
     smoothness: float = 1.0
     folding: float = 0.0
+    margin: float = 0.0
     overlap: float = 0.0
     labels: tuple[int, ...] = ()
 
@@ -118,7 +123,7 @@ class RegistrationLoss:
             "smoothness": self.smoothness * diffusion(u).mean(),
         }
         if self.folding:
-            terms["folding"] = self.folding * folding(u).mean()
+            terms["folding"] = self.folding * folding(u, margin=self.margin).mean()
         if self.overlap:
             if moving_labels is None or fixed_labels is None:
                 raise ValueError("the overlap term needs the label maps of both images")

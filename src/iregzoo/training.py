@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -211,7 +212,7 @@ class SaveBest:
     """Handler of validation: keeps the weights with the best key metric in a file.
 
     MONAI's ``CheckpointSaver`` forgets, when a training resumes, how good its best was, and overwrites it; the state of
-    this one goes into the training's checkpoint.
+    this one goes into the training's checkpoint. Of several processes that train together, the first alone writes.
 
     Args:
         network: whose state_dict is written.
@@ -229,6 +230,8 @@ class SaveBest:
         value = float(engine.state.metrics[engine.state.key_metric_name])
         if value > self.best:
             self.best = value
+            if idist.get_rank() > 0:
+                return
             partial = self.path.with_name(f".{self.path.name}.partial")
             torch.save(self.network.state_dict(), partial)
             partial.replace(self.path)
