@@ -16,6 +16,17 @@ def conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1))
 
 
+def flow_conv(channels: int) -> nn.Conv3d:
+    """Conv3d 3×3×3 to a displacement, of which a fresh network makes next to none: it begins at the identity.
+
+    Weights are N(0, 1e-5) and biases zero (PAN's, and VoxelMorph's, initialisation).
+    """
+    conv = nn.Conv3d(channels, 3, 3, padding=1)
+    nn.init.normal_(conv.weight, std=1e-5)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # a convolution made with a bias has one
+    return conv
+
+
 class ResBlock(nn.Module):
     """LeakyReLU(conv(x) + x), (B, C, *shape) to the same."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from iregzoo.attention import neighbourhood_attention
 from iregzoo.iteration import TCI, Controller, FixedIterations
-from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, register_pyramid
+from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, flow_conv, register_pyramid
 from iregzoo.registration import Registration
 
 
@@ -95,7 +95,7 @@ class FARM(nn.Module):
             ResBlock(channels),
             nn.Conv3d(channels, channels // 2, 3, padding=1),
         )
-        self.flow = nn.Conv3d(2 * channels + channels // 2, 3, 3, padding=1)
+        self.flow = flow_conv(2 * channels + channels // 2)
 
     def forward(self, features: Tensor) -> Tensor:
         flow: Tensor = self.flow(torch.cat((self.attention(features), self.residual(features)), dim=1))

@@ -1,0 +1,94 @@
+"""Does each method learn? Untrained it must change next to nothing; a few hundred steps must raise the Dice on val.
+
+For each bundle: the size of the field of a freshly initialised network on ten test scans, then a short training with
+the bundle's hippocampus recipe, and the Dice on val without registration and after it.
+"""
+
+import argparse
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+
+import monai.bundle
+import torch
+from monai.metrics import DiceMetric
+from torch import Tensor
+
+from iregzoo import zoo
+from iregzoo.losses import one_hot
+from iregzoo.training import CyclicPairs, LoadScan, find_scans
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = (1, 2)
+SHAPE, SPACING = (48, 64, 48), (1.0, 1.0, 1.0)
+TEST_SCANS = 10
+
+
+def pairs(dataset_dir: Path, split: str, count: int | None = None) -> CyclicPairs:
+    """Cyclic pairs of a split's first scans on the recipe's grid."""
+    load = LoadScan(SPACING, SHAPE)
+    return CyclicPairs([load(scan) for scan in find_scans(dataset_dir, split)[:count]])
+
+
+@torch.inference_mode()
+def untrained_field(bundle: str, test: CyclicPairs) -> Tensor:
+    """Lengths in voxels, (pairs, *shape), of the fields of a freshly initialised network."""
+    torch.manual_seed(0)
+    network = zoo.untrained(zoo.find(bundle)).eval()
+    fields = [network(test[index]["image"][None])[0] for index in range(len(test))]
+    return torch.stack([torch.linalg.vector_norm(field, dim=0) for field in fields])
+
+
+def unregistered(val: CyclicPairs) -> float:
+    """Mean Dice of the label maps as they are."""
+    metric = DiceMetric()
+    for index in range(len(val)):
+        maps = val[index]["label"]
+        moving, fixed = (one_hot(maps[None, channel : channel + 1], LABELS) for channel in (0, 1))
+        metric(moving, fixed)
+    return float(metric.aggregate())
+
+
+def trained(bundle: str, dataset_dir: Path, output: str, steps: int) -> float:
+    """Dice on val after a short training."""
+    configs = ROOT / "bundles" / bundle / "configs"
+    workflow = monai.bundle.create_workflow(
+        config_file=[str(configs / "train.json"), str(configs / "train_hippocampus.json")],
+        workflow_type="train",
+        bundle_root=str(configs.parent),
+        dataset_dir=str(dataset_dir),
+        output_dir=output,
+        steps=steps,
+        steps_per_epoch=steps,
+        val_interval=1,
+        save_interval=1,
+    )
+    logging.disable(logging.INFO)
+    workflow.run()
+    return float(workflow.parser.get_parsed_content("validate#best").best)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset-dir", type=Path, required=True, help="images/, labels/ and splits.json")
+    parser.add_argument("--bundles", nargs="+", default=[bundle.name for bundle in zoo.bundles()])
+    parser.add_argument("--steps", type=int, default=300)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=UserWarning)
+    test, val = pairs(arguments.dataset_dir, "test", TEST_SCANS), pairs(arguments.dataset_dir, "val")
+    before = unregistered(val)
+    print(f"{len(test)} test pairs untrained; {arguments.steps} steps; {len(val)} val pairs, unregistered {before:.3f}")
+    for bundle in arguments.bundles:
+        lengths = untrained_field(bundle, test)
+        with tempfile.TemporaryDirectory() as output:
+            after = trained(bundle, arguments.dataset_dir, output, arguments.steps)
+        print(
+            f"{bundle}: untrained field finite {bool(lengths.isfinite().all())}, {lengths.mean():.4f} voxel on "
+            f"average, at most {lengths.max():.3f}; Dice {before:.3f} → {after:.3f} ({after - before:+.3f})",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
