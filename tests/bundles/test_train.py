@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from iregzoo.training import find_scans, latest_checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 ROOT = Path(__file__).resolve().parents[2]
 IIRP = ROOT / "bundles" / "iirp"
-SMALL = {
+FOLDERS = sorted(path for path in IIRP.parent.iterdir() if path.is_dir())
+EACH_BUNDLE = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
+SMALL: dict[str, Any] = {
     "device": "cpu",
     "shape": [16, 16, 16],
     "steps": 4,
@@ -30,12 +35,14 @@ SMALL = {
 }
 
 
-def workflow(dataset: Path, output: Path, files: tuple[str, ...] = ("train.json",), **options: Any) -> Any:
+def workflow(
+    dataset: Path, output: Path, files: tuple[str, ...] = ("train.json",), bundle: Path = IIRP, **options: Any
+) -> Any:
     """A workflow of MONAI, initialised and ready to run."""
     return monai.bundle.create_workflow(
-        config_file=[str(IIRP / "configs" / name) for name in files],
+        config_file=[str(bundle / "configs" / name) for name in files],
         workflow_type="train",
-        bundle_root=str(IIRP),
+        bundle_root=str(bundle),
         dataset_dir=str(dataset),
         output_dir=str(output),
         **{**SMALL, **options},
@@ -173,7 +180,51 @@ def test_evaluation_is_of_the_bundles_own_weights_unless_told(dataset: Path, tmp
     assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
 
 
-def test_configs_of_each_weights_file_only_override_what_train_has() -> None:
-    base = json.loads((IIRP / "configs/train.json").read_text())
-    own = json.loads((IIRP / "configs/train_hippocampus.json").read_text())
+# --- every bundle
+
+
+@EACH_BUNDLE
+def test_configs_of_each_weights_file_only_override_what_train_has(folder: Path) -> None:
+    base = json.loads((folder / "configs/train.json").read_text())
+    own = json.loads((folder / "configs/train_hippocampus.json").read_text())
     assert set(own) <= set(base)
+
+
+@EACH_BUNDLE
+@pytest.mark.parametrize("recipe", [(), ("train_hippocampus.json",)], ids=["paper", "hippocampus"])
+def test_recipe_trains_every_weight_and_evaluates_the_best(
+    folder: Path, recipe: tuple[str, ...], dataset: Path, tmp_path: Path
+) -> None:
+    trained, evaluated = tmp_path / "trained", tmp_path / "evaluated"
+    made = workflow(dataset, trained, ("train.json", *recipe), folder, amp=False)
+    fresh = {
+        name: tensor.clone() for name, tensor in made.parser.get_parsed_content("network_def").state_dict().items()
+    }
+    made.run()
+    after = weights_of(trained, 2)
+    frozen = [name for name in fresh if torch.equal(after[name], fresh[name])]
+    assert frozen == [] or folder.name == "sm_gicnet"  # which trains its levels one after the other
+    files = ("train.json", *recipe, "evaluate.json")
+    workflow(dataset, evaluated, files, folder, checkpoint_path=str(trained / "best.pt")).run()
+    (name, mean), *_ = csv.reader((evaluated / "metrics.csv").open())
+    assert name == "val_dice"
+    assert 0.1 < float(mean) < 1
+
+
+@EACH_BUNDLE
+def test_two_processes_train_as_one_with_their_batches_together(folder: Path, dataset: Path, tmp_path: Path) -> None:
+    """MONAI's multi-GPU pattern, on the CPU: two processes with a pair each step as one process with both pairs."""
+    options: dict[str, Any] = {"steps": 2, "steps_per_epoch": 1, "seed": 3}
+    given = {**SMALL, **options, "bundle_root": folder, "dataset_dir": dataset, "output_dir": tmp_path / "two"}
+    files = [str(folder / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "monai.bundle", "run", "--config_file", str(files)]
+    command += [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    workflow(dataset, tmp_path / "one", bundle=folder, batch_size=2, **options).run()
+    expected, found = weights_of(tmp_path / "one", 2), weights_of(tmp_path / "two", 2)
+    for name in expected:
+        # Adam moves every weight by about the learning rate a step, in a direction that a wrong mean would change.
+        assert (found[name] - expected[name]).abs().mean() < 0.05 * SMALL["learning_rate"], name
