@@ -10,7 +10,7 @@ import csv
 import sys
 from pathlib import Path
 
-from iregzoo.training import find_scans
+from iregzoo.datasets import find_scans
 
 
 def main() -> None:

@@ -14,15 +14,15 @@ import iregzoo
 ROOT = Path(iregzoo.__file__).parent
 FLOORS = {
     0: ("__init__", "errors", "fields", "similarity", "iteration", "attention", "registration"),
-    1: ("losses", "metrics", "networks", "synthesis"),
-    2: ("space", "training"),
+    1: ("losses", "metrics", "networks", "symmetric", "synthesis"),
+    2: ("space", "datasets", "pairs", "training"),
     3: ("bundle", "zoo", "register", "quality", "outputs", "report", "results", "evaluate", "batch", "phantom"),
     4: ("label", "cli", "__main__"),
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 FREE = {*sys.stdlib_module_names, "torch", "numpy", "monai", "scipy", "iregzoo"}
-# An accelerated operator that attention uses where it is installed.
-OPTIONAL = {"attention": {"natten"}}
+# An accelerated operator that attention uses where it is installed, and the wavelets of SM-GICNet.
+OPTIONAL = {"attention": {"natten"}, "networks": {"ptwt"}}
 
 
 def module_name(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Losses against values worked out by hand, and against numpy."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,27 +182,36 @@ def test_gradient_of_a_field_loss_equals_finite_differences(name: str, axes: int
 
 
 def random_tokens() -> Tensor:
-    return torch.randn(2, 3, 11, 4, generator=torch.manual_seed(3), dtype=torch.float64)
+    """Of 2 pairs, 3 heads."""
+    return torch.randn(2, 3, 4, 2, 3, 2, generator=torch.manual_seed(3), dtype=torch.float64)
 
 
-def test_orthogonality_of_orthogonal_channels_is_zero() -> None:
-    columns = torch.linalg.qr(random_tokens()).Q * torch.tensor([1.0, 5.0, 0.1, 7.0]).double()
-    assert orthogonality(columns).max() < 1e-24
+def test_orthogonality_of_orthogonal_heads_is_zero() -> None:
+    heads = torch.linalg.qr(random_tokens().flatten(2).mT).Q.mT * torch.tensor([[1.0], [5.0], [0.1]]).double()
+    assert orthogonality(heads.view(2, 3, 4, 2, 3, 2)).max() < 1e-24
 
 
-def test_orthogonality_of_equal_channels_counts_every_pair() -> None:
-    equal = random_tokens()[..., :1].expand(-1, -1, -1, 4)
-    np.testing.assert_allclose(orthogonality(equal), [12 / 16] * 2, rtol=1e-12)
+def test_orthogonality_of_equal_heads_counts_every_pair() -> None:
+    equal = random_tokens()[:, :1].expand(-1, 3, -1, -1, -1, -1) * torch.tensor([1.0, -5.0, 0.1]).view(3, 1, 1, 1, 1)
+    np.testing.assert_allclose(orthogonality(equal), [6 / 9] * 2, rtol=1e-12)
 
 
 def test_orthogonality_equals_numpy() -> None:
     tokens = random_tokens()
     expected = []
     for pair in tokens.numpy():
-        cosines = [(head / np.linalg.norm(head, axis=0)) for head in pair]
-        expected.append(np.mean([(head.T @ head - np.eye(4)) ** 2 for head in cosines]))
+        cosines = [[a.ravel() @ b.ravel() / np.sqrt((a**2).sum() * (b**2).sum()) for b in pair] for a in pair]
+        expected.append(((np.array(cosines) - np.eye(3)) ** 2).mean())
+    assert min(expected) > 1e-3
     np.testing.assert_allclose(orthogonality(tokens), expected, rtol=1e-12)
     assert torch.autograd.gradcheck(orthogonality, (tokens.requires_grad_(),))
+
+
+def test_orthogonality_of_bfloat16_tokens_is_summed_in_float32() -> None:
+    tokens = 3 + torch.randn(1, 2, 6, 20, 20, 20, generator=torch.manual_seed(3)).bfloat16()
+    found = orthogonality(tokens)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, orthogonality(tokens.double()), rtol=1e-4)
 
 
 def label_maps() -> tuple[Tensor, Tensor]:
@@ -294,6 +304,25 @@ def test_every_term_of_the_registration_loss_pulls_on_the_field() -> None:
         (gradient,) = torch.autograd.grad(value, u, retain_graph=True)
         assert gradient.isfinite().all()
         assert gradient.abs().max() > 0
+
+
+def test_orthogonality_term_is_the_mean_over_all_tokens() -> None:
+    bare, *images = registered_pair()
+    query, key = (tokens.clone().requires_grad_() for tokens in (random_tokens(), random_tokens().square()))
+    registration = replace(bare, auxiliary={"tokens": (query, key)})
+    terms = RegistrationLoss(orthogonality=2.0)(registration, *images)
+    torch.testing.assert_close(terms["orthogonality"], orthogonality(query).mean() + orthogonality(key).mean())
+    assert orthogonality(query).mean() < 0.9 * orthogonality(key).mean()
+    torch.testing.assert_close(terms["loss"].double(), sum(terms[name] for name in list(terms)[1:]).double())
+    assert all(gradient.any() for gradient in torch.autograd.grad(terms["loss"], (query, key)))
+    assert "orthogonality" not in RegistrationLoss()(registration, *images)
+
+
+@pytest.mark.parametrize("auxiliary", [{}, {"tokens": ()}, {"heads": (torch.ones(1),)}])
+def test_orthogonality_without_tokens_is_refused(auxiliary: dict[str, tuple[Tensor, ...]]) -> None:
+    bare, *images = registered_pair()
+    with pytest.raises(ValueError, match=r"orthogonality term needs a registration with tokens.*not training"):
+        RegistrationLoss(orthogonality=1.0)(replace(bare, auxiliary=auxiliary), *images)
 
 
 def test_overlap_without_labels_is_refused() -> None:

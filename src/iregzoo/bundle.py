@@ -51,13 +51,19 @@ class LoadPair(Transform):
         """The geometry of a pair with a given affine start."""
         card = self.card
         return make_frame(
-            scans.fixed, scans.moving, start, spacing=card.spacing, stride=self.stride, minimum=card.minimum
+            scans.fixed,
+            scans.moving,
+            start,
+            spacing=card.spacing,
+            stride=self.stride,
+            minimum=card.minimum,
+            window=card.window,
         )
 
     def __call__(self, data: Sample) -> dict[str, Any]:
         scans = _scans(data)
         start = affine_start(scans.fixed, scans.moving, self.init)
-        image = network_input(self.frame(scans, start), scans.fixed, scans.moving)[0]
+        image = network_input(self.frame(scans, start), scans.fixed, scans.moving, self.card.window)[0]
         return {**data, "image": image, "start": torch.from_numpy(start)}
 
 

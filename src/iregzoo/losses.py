@@ -3,15 +3,17 @@
 Every function gives one number per pair, (B,), of fields in voxels (B, N, *shape).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iregzoo.fields import check_displacement, compose, jacobian, jacobian_determinant, warp
+from iregzoo.fields import check_displacement, compose, jacobian, jacobian_determinant, sample, warp
 from iregzoo.registration import Registration
-from iregzoo.similarity import local_ncc
+from iregzoo.similarity import local_ncc, ncc, ssim
 
 
 def diffusion(displacement: Tensor) -> Tensor:
@@ -46,14 +48,15 @@ def gradicon(forward: Tensor, backward: Tensor) -> Tensor:
 
 
 def orthogonality(tokens: Tensor) -> Tensor:
-    """Mean squared difference of the tokens' Gram matrix from the identity (PAN, equation 6).
+    """Mean squared difference of the heads' Gram matrix from the identity (PAN, equation 6).
 
     Args:
-        tokens: (B, S, T, C) vectors, normalised here to length one: S heads of T tokens of C channels. The Gram matrix
-            is C × C, over the tokens.
+        tokens: (B, S, …), of S attention heads; all that a head has is one vector, normalised here to length one.
     """
-    columns = F.normalize(tokens, dim=2)
-    gram = columns.transpose(2, 3) @ columns
+    flat = tokens.flatten(2)
+    # Queries of a network in bfloat16 are that, too; these are long sums.
+    heads = F.normalize(flat.to(torch.promote_types(flat.dtype, torch.float32)), dim=2)
+    gram = heads @ heads.transpose(1, 2)
     unit = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
     return (gram - unit).square().flatten(1).mean(1)
 
@@ -73,32 +76,83 @@ def one_hot(labels: Tensor, values: tuple[int, ...]) -> Tensor:
     return (labels == wanted).float()
 
 
+def landmark_error(
+    displacement: Tensor, fixed_points: Tensor, moving_points: Tensor, spacing: Sequence[float]
+) -> Tensor:
+    """Mean distance in mm between landmarks after registration: (B,), 0 for a pair without any.
+
+    Equation (19) of AD-RegNet carries the moving image's points to the fixed image's. A field that pulls knows the
+    other way: p goes to p + u(p) from the fixed image to the moving one, and the distance is measured there.
+
+    Args:
+        displacement: (B, N, *shape) in voxels; beyond the grid it is continued with its border.
+        fixed_points, moving_points: (B, K, N) in voxels; a point with NaN in either does not count.
+        spacing: size of a voxel along each axis, in mm.
+
+    Raises:
+        ValueError: for points or a spacing that do not match the field.
+    """
+    axes = check_displacement(displacement)
+    shape = (displacement.shape[0], fixed_points.shape[-2], axes)
+    if fixed_points.shape != shape or moving_points.shape != shape or len(spacing) != axes:
+        raise ValueError(
+            f"fixed_points {tuple(fixed_points.shape)}, moving_points {tuple(moving_points.shape)} and "
+            f"spacing={tuple(spacing)}; expected (B, K, {axes}) twice and {axes} sizes, B = {shape[0]} as the field's"
+        )
+    given = (fixed_points + moving_points).isfinite().all(2)
+    start, goal = (points.where(given[..., None], 0) for points in (fixed_points, moving_points))
+    coordinates = start.transpose(1, 2)
+    moved = sample(displacement, coordinates.reshape(*coordinates.shape, *[1] * (axes - 1)), padding="border")
+    offsets = (start + moved.flatten(2).transpose(1, 2) - goal) * goal.new_tensor(spacing)
+    distances: Tensor = torch.linalg.vector_norm(offsets, dim=2) * given
+    return distances.sum(1) / given.sum(1).clamp_min(1)
+
+
 @dataclass(frozen=True)
 class RegistrationLoss:
-    """Similarity + weighted regularity + weighted label overlap, each term under its own name.
+    """Similarity + weighted regularity + weighted overlap of labels and landmarks, each term under its own name.
 
     The default is IIRP-Net's equation (5): local NCC of window 9 and diffusion of weight 1, no labels.
 
     Args:
         window: of the local NCC, in voxels.
-        similarity: weight of the negative local NCC.
+        metric: ``local_ncc``, whose term is the negative mean of its squares, or the global ``ncc``, whose term is
+            1 − NCC (AD-RegNet, equations 17 and 20).
+        similarity: weight of the metric's term.
+        ssim: weight of 1 − SSIM (AD-RegNet, equations 17 and 22).
         smoothness: weight λ of the diffusion term.
         folding: weight of the folding term.
         margin: the Jacobian determinant below which a voxel counts in it.
+        orthogonality: weight β of the orthogonality term (PAN); needs a network that gives tokens while training.
         overlap: weight of the soft Dice term; needs label maps.
         labels: the label values that the Dice term compares.
+        landmarks: weight of the landmarks' distance in mm; the term is left out where a batch has none.
+        spacing: size of the images' voxels in mm, for that distance.
+
+    Raises:
+        ValueError: for a metric of another name, an overlap without labels, and sizes that are not positive.
     """
 
     window: int = 9
+    metric: Literal["local_ncc", "ncc"] = "local_ncc"
     similarity: float = 1.0
+    ssim: float = 0.0
     smoothness: float = 1.0
     folding: float = 0.0
     margin: float = 0.0
+    orthogonality: float = 0.0
     overlap: float = 0.0
     labels: tuple[int, ...] = ()
+    landmarks: float = 0.0
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "spacing", tuple(self.spacing))
+        if self.metric not in ("local_ncc", "ncc"):
+            raise ValueError(f"metric={self.metric!r}; expected local_ncc or ncc")
+        if not all(size > 0 for size in self.spacing):
+            raise ValueError(f"spacing={self.spacing}; expected positive sizes in mm")
         if self.overlap and not self.labels:
             raise ValueError(f"overlap={self.overlap} needs label values; give labels=[1, 2, …]")
 
@@ -109,6 +163,8 @@ class RegistrationLoss:
         fixed: Tensor,
         moving_labels: Tensor | None = None,
         fixed_labels: Tensor | None = None,
+        moving_points: Tensor | None = None,
+        fixed_points: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted terms, scalars averaged over the batch, and their sum as ``loss``.
 
@@ -116,17 +172,42 @@ class RegistrationLoss:
             registration: of the pair.
             moving, fixed: images (B, 1, *shape).
             moving_labels, fixed_labels: integer maps (B, 1, *shape), wanted where ``overlap`` is not zero.
+            moving_points, fixed_points: corresponding landmarks (B, K, 3) in voxels, both or neither.
         """
         u = registration.displacement
-        terms = {
-            "similarity": -self.similarity * local_ncc(fixed, warp(moving, u), window=self.window).mean(),
-            "smoothness": self.smoothness * diffusion(u).mean(),
-        }
+        terms = {**self._similarities(fixed, warp(moving, u)), "smoothness": self.smoothness * diffusion(u).mean()}
         if self.folding:
             terms["folding"] = self.folding * folding(u, margin=self.margin).mean()
+        if self.orthogonality:
+            terms["orthogonality"] = self.orthogonality * _orthogonality_of_heads(registration)
         if self.overlap:
             if moving_labels is None or fixed_labels is None:
                 raise ValueError("the overlap term needs the label maps of both images")
             soft = warp(one_hot(moving_labels, self.labels), u)
             terms["overlap"] = self.overlap * soft_dice(soft, one_hot(fixed_labels, self.labels)).mean()
+        if self.landmarks and not (moving_points is None and fixed_points is None):
+            if moving_points is None or fixed_points is None:
+                raise ValueError("the landmark term needs the points of both images")
+            terms["landmarks"] = self.landmarks * landmark_error(u, fixed_points, moving_points, self.spacing).mean()
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def _similarities(self, fixed: Tensor, warped: Tensor) -> dict[str, Tensor]:
+        if self.metric == "ncc":
+            term = 1 - ncc(fixed, warped).mean()
+        else:
+            term = -local_ncc(fixed, warped, window=self.window).mean()
+        terms = {"similarity": self.similarity * term}
+        if self.ssim:
+            terms["ssim"] = self.ssim * (1 - ssim(fixed, warped).mean())
+        return terms
+
+
+def _orthogonality_of_heads(registration: Registration) -> Tensor:
+    """Mean over the batch and over all tokens that the network gave."""
+    tokens = registration.auxiliary.get("tokens", ())
+    if not tokens:
+        raise ValueError(
+            "the orthogonality term needs a registration with tokens; it has none, for its network is not training or "
+            "has no attention heads to give them"
+        )
+    return torch.stack([orthogonality(each).mean() for each in tokens]).mean()

@@ -148,8 +148,9 @@ def register(
             spacing=method.card.spacing,
             stride=method.network.stride,
             minimum=method.card.minimum,
+            window=method.card.window,
         )
-        image = network_input(frame, scans.fixed, scans.moving)
+        image = network_input(frame, scans.fixed, scans.moving, method.card.window)
         if not image[:, 0].any():
             raise InputError(
                 f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {init}); "

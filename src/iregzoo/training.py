@@ -1,7 +1,7 @@
-"""Training and validation on pairs of scans: data sets, the training step, and the validation's post-processing."""
+"""Training and validation on pairs of scans: the training step, and the validation's post-processing."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,147 +11,19 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.transforms import CenterSpatialCrop, Randomizable, Transform
-from monai.utils import convert_to_tensor
+from monai.transforms import Transform
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from iregzoo.datasets import find_scans as find_scans  # the name of these four in configs
 from iregzoo.errors import InputError
+from iregzoo.fields import sample as read_at
 from iregzoo.fields import warp
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss, one_hot
-from iregzoo.space.grid import network_grid
-from iregzoo.space.scan import normalise, read_labels, read_scan, resample_to
-
-Sample = dict[str, Any]
-
-
-def find_scans(dataset_dir: str | Path, split: str) -> list[dict[str, str]]:
-    """The scans of one split of a data set, as ``{"image": path, "label": path}`` (label where there is one).
-
-    The folder holds ``images/NAME.nii.gz``, ``labels/NAME.nii.gz`` and ``splits.json``, which names the scans of each
-    split.
-
-    Raises:
-        InputError: where the layout is another.
-    """
-    root = Path(dataset_dir)
-    listing = root / "splits.json"
-    if not listing.is_file():
-        raise InputError(
-            f"{root}: has no splits.json; expected images/, labels/ and splits.json naming each split's scans"
-        )
-    splits = json.loads(listing.read_text())
-    if split not in splits:
-        raise InputError(f"{listing}: has no split {split!r}, only {', '.join(splits)}")
-    scans = []
-    for name in splits[split]:
-        image, label = (root / folder / f"{name}.nii.gz" for folder in ("images", "labels"))
-        if not image.is_file():
-            raise InputError(f"{image}: no such file, but {listing.name} names it in {split}")
-        scans.append({"image": str(image), **({"label": str(label)} if label.is_file() else {})})
-    if len(scans) < 2:
-        raise InputError(f"{listing}: split {split!r} has {len(scans)} scans; a pair needs two")
-    return scans
-
-
-class LoadScan(Transform):
-    """Read a scan, and its labels where there are any, onto the network's grid: tensors (1, *shape).
-
-    Scans are centred on each other, as registration with ``--init center`` does; what a scan has beyond ``shape`` is
-    cut off evenly.
-
-    Args:
-        spacing: of the network's grid, in mm.
-        shape: in voxels, divisible by the network's stride.
-    """
-
-    def __init__(self, spacing: Sequence[float], shape: Sequence[int]) -> None:
-        self.spacing, self.shape = tuple(spacing), tuple(shape)
-        self.crop = CenterSpatialCrop(self.shape)
-
-    def __call__(self, data: Mapping[str, str]) -> Sample:
-        scan = read_scan(data["image"])
-        grid = network_grid(scan.grid, self.spacing, stride=1, minimum=self.shape)
-        sample = {"image": resample_to(normalise(scan), grid)}
-        if "label" in data:
-            sample["label"] = resample_to(read_labels(data["label"], scan), grid, mode="nearest")
-        return {key: _plain(self.crop(value[0])).contiguous() for key, value in sample.items()}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Without MONAI's metadata, which costs time at every operation."""
-    plain: Tensor = convert_to_tensor(tensor, track_meta=False)
-    return plain
-
-
-class RandomPairs(Dataset[Sample], Randomizable):
-    """Random ordered pairs of different scans, the same ones for the same seed and epoch.
-
-    Gives ``image`` (2, *shape), moving then fixed, and ``label`` (2, *shape) where both scans have labels.
-
-    Args:
-        data: samples of ``LoadScan``.
-        length: pairs an epoch.
-        seed: of everything random here.
-        augmentation: MONAI transform applied to each scan by itself.
-        mirror: probability of mirroring a pair left to right.
-    """
-
-    def __init__(
-        self,
-        data: Sequence[Sample],
-        length: int,
-        seed: int = 0,
-        augmentation: Callable[[Sample], Sample] | None = None,
-        mirror: float = 0.0,
-    ) -> None:
-        self.scans, self.length, self.seed = data, length, seed
-        self.augmentation, self.mirror = augmentation, mirror
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        random = np.random.default_rng((self.seed, self.epoch, index))
-        chosen = random.choice(len(self.scans), 2, replace=False)
-        scans = [dict(self.scans[i]) for i in chosen]
-        if self.augmentation is not None:
-            if isinstance(self.augmentation, Randomizable):
-                self.augmentation.set_random_state(seed=int(random.integers(2**31)))
-            scans = [self.augmentation(scan) for scan in scans]
-        pair = join_pair(*scans)
-        if random.random() < self.mirror:
-            pair = {key: value.flip(1) for key, value in pair.items()}
-        return pair
-
-    def attach(self, engine: Engine) -> None:
-        """Follow the epochs of a trainer, also of a resumed one (the protocol of MONAI's handlers)."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
-
-    def _start_epoch(self, engine: Engine) -> None:
-        self.epoch = engine.state.epoch
-
-
-class CyclicPairs(Dataset[Sample]):
-    """Each scan as fixed image with the next one as moving image, the last with the first: a fixed set of pairs."""
-
-    def __init__(self, data: Sequence[Sample]) -> None:
-        self.scans = data
-
-    def __len__(self) -> int:
-        return len(self.scans)
-
-    def __getitem__(self, index: int) -> Sample:
-        if index >= len(self):
-            raise IndexError(index)
-        return join_pair(self.scans[(index + 1) % len(self)], self.scans[index])
-
-
-def join_pair(moving: Sample, fixed: Sample) -> Sample:
-    """Two samples as one, moving in channel 0 and fixed in channel 1 of each key that both have."""
-    return {key: torch.cat((_plain(moving[key]), _plain(fixed[key]))) for key in moving if key in fixed}
+from iregzoo.pairs import CyclicPairs as CyclicPairs
+from iregzoo.pairs import LoadScan as LoadScan
+from iregzoo.pairs import RandomPairs as RandomPairs
+from iregzoo.pairs import Sample, plain
 
 
 @dataclass(frozen=True)
@@ -181,15 +53,36 @@ class TrainStep:
         channels = [image[:, :1], image[:, 1:]]
         if labels is not None:
             channels += [labels[:, :1], labels[:, 1:]]
-        terms = loss(registration, *channels)
+        landmarks: dict[str, Tensor] = {}  # by name, and only those there are: not every loss takes them
+        if "points" in batch:
+            points = batch["points"].to(device)
+            landmarks = {"moving_points": points[:, 0], "fixed_points": points[:, 1]}
+        terms = loss(registration, *channels, **landmarks)
         torch.autograd.backward(terms["loss"])
         engine.optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
 
 
 def prepare_pairs(batch: Sample, device: torch.device, non_blocking: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
-    """MONAI's ``prepare_batch`` for validation: the images, and the label maps as target, both (B, 2, *shape)."""
-    return batch["image"].to(device, non_blocking=non_blocking), batch["label"].to(device, non_blocking=non_blocking)
+    """MONAI's ``prepare_batch`` for validation: the images (B, 2, *shape), and as target the label maps (B, 2, *shape).
+
+    Landmarks (B, 2, K, 3) are the target where there are no label maps.
+
+    Raises:
+        InputError: where there is neither.
+    """
+    target = batch.get("label", batch.get("points"))
+    if target is None:
+        raise InputError("validation needs label maps or landmarks, and the scans of val have none")
+    return batch["image"].to(device, non_blocking=non_blocking), target.to(device, non_blocking=non_blocking)
+
+
+def label_values(labels: Sequence[int] | None, scans: Sequence[Sample]) -> tuple[int, ...]:
+    """The label values to compare: those given, or if None every one above 0 in the scans' label maps."""
+    if labels is not None:
+        return tuple(labels)
+    found = {int(value) for scan in scans if "label" in scan for value in scan["label"].unique()}
+    return tuple(sorted(value for value in found if value > 0))
 
 
 class WarpLabels(Transform):
@@ -203,9 +96,83 @@ class WarpLabels(Transform):
         self.labels = tuple(labels)
 
     def __call__(self, data: Sample) -> Sample:
-        maps = _plain(data["label"])[None]
-        warped = warp(maps[:, :1], _plain(data["pred"])[None], mode="nearest")
+        maps = plain(data["label"])[None]
+        warped = warp(maps[:, :1], plain(data["pred"])[None], mode="nearest")
         return {**data, "pred": one_hot(warped, self.labels)[0], "label": one_hot(maps[:, 1:], self.labels)[0]}
+
+
+class LandmarkErrors(Transform):
+    """After inference: ``pred`` becomes each landmark's distance (K,) in mm to where it should be, ``label`` zeros.
+
+    The mean absolute error of the two is the target registration error. A fixed image's landmark goes along the
+    displacement, and should come to the moving image's.
+
+    Args:
+        spacing: of the network's grid, in mm.
+    """
+
+    def __init__(self, spacing: Sequence[float]) -> None:
+        self.spacing = tuple(spacing)
+
+    def __call__(self, data: Sample) -> Sample:
+        moving, fixed = plain(data["label"])
+        places = fixed.T.reshape(1, 3, -1, 1, 1)
+        moved = fixed + read_at(plain(data["pred"])[None], places, padding="border").reshape(3, -1).T
+        distances = torch.linalg.vector_norm((moved - moving) * moved.new_tensor(self.spacing), dim=1)
+        return {**data, "pred": distances, "label": torch.zeros_like(distances)}
+
+
+class ProgressiveLevels:
+    """Handler of training: adds a network's levels one after the other, coarse to fine (SM-GICNet, section 4.2).
+
+    What a step trains follows from its number alone, so that a resumed training goes on as it would have. A parameter
+    that a step does not train has no gradient, and the optimizer leaves it as it is; DistributedDataParallel has to be
+    told so (``find_unused_parameters=True``).
+
+    Args:
+        network: a ``PairNetwork``, or one wrapped for several processes, of a network with ``levels`` and with
+            ``estimators``, one a level.
+        starts: how many steps of the training are done when each level begins, the first 0.
+        frozen: steps at the beginning of each level but the first in which the levels before are kept as they are.
+
+    Raises:
+        ValueError: for starts that do not increase from 0, or more of them than the network has levels.
+    """
+
+    def __init__(self, network: torch.nn.Module, starts: Sequence[int], frozen: int = 3000) -> None:
+        whole: Any = getattr(network, "module", network)
+        self.network = whole.network
+        self.starts, self.frozen = tuple(starts), frozen
+        levels = len(self.network.estimators)
+        if not 1 <= len(self.starts) <= levels or self.starts[0] != 0 or sorted(set(self.starts)) != [*self.starts]:
+            raise ValueError(f"starts={self.starts}; expected 1 to {levels} increasing numbers of steps from 0")
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        done = engine.state.iteration - 1
+        level = bisect_right(self.starts, done)
+        alone = done < self.starts[level - 1] + self.frozen
+        self.network.levels = level
+        for number, estimator in enumerate(self.network.estimators, start=1):
+            estimator.requires_grad_(number >= level or not alone)
+
+
+def halving(step: int, *, starts: Sequence[int] = (0,), hold: int = 60_000, every: int = 50_000) -> float:
+    """Factor of the learning rate at a step, anew from 1 in each level: SM-GICNet's rule (section 4.2).
+
+    The paper halves "every 50k iterations after the first 60k iterations for each level"; the first time is read as at
+    ``hold`` + ``every`` steps of the level.
+
+    Args:
+        step: steps of the training that are done, as ``LambdaLR`` counts them when it is stepped once an iteration.
+        starts: the steps at which each level begins, as in ``ProgressiveLevels``.
+        hold: steps of a level before counting begins.
+        every: steps from one halving to the next.
+    """
+    within = step - max(start for start in starts if start <= step)
+    return 0.5 ** (max(within - hold, 0) // every)
 
 
 class SaveBest:
@@ -217,19 +184,22 @@ class SaveBest:
     Args:
         network: whose state_dict is written.
         path: of the file.
+        lowest: whether the best is the lowest, as of an error, and not the highest.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
-        self.network, self.path = network, Path(path)
-        self.best = float("-inf")
+    def __init__(self, network: torch.nn.Module, path: str | Path, lowest: bool = False) -> None:
+        self.network, self.path, self.lowest = network, Path(path), lowest
+        self.best = float("inf" if lowest else "-inf")
+        self.stale = 0  # validations since the best
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         value = float(engine.state.metrics[engine.state.key_metric_name])
-        if value > self.best:
-            self.best = value
+        self.stale += 1
+        if value < self.best if self.lowest else value > self.best:
+            self.best, self.stale = value, 0
             if idist.get_rank() > 0:
                 return
             partial = self.path.with_name(f".{self.path.name}.partial")
@@ -237,10 +207,31 @@ class SaveBest:
             partial.replace(self.path)
 
     def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+        return {"best": self.best, "stale": self.stale}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.best = state["best"]
+        self.best, self.stale = state["best"], int(state["stale"])
+
+
+class EarlyStop:
+    """Handler of training: ends it when validation has brought nothing better for a while.
+
+    What it counts is in the state of ``SaveBest``, so a resumed training counts on.
+
+    Args:
+        best: the handler of validation that knows the best.
+        patience: validations without a better one after which training ends.
+    """
+
+    def __init__(self, best: SaveBest, patience: int) -> None:
+        self.best, self.patience = best, patience
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if self.best.stale >= self.patience:
+            engine.terminate()
 
 
 def latest_checkpoint(folder: str | Path) -> str | None:

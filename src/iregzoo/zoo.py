@@ -29,6 +29,7 @@ class WeightsCard:
         minimum: voxels an axis that its grid has at least.
         description: what it was trained on.
         labels: names of the labels it was trained and tested with.
+        window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
     """
 
     file: str
@@ -38,6 +39,7 @@ class WeightsCard:
     minimum: tuple[int, int, int] = (1, 1, 1)
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,13 @@ def build(definition: Mapping[str, Any]) -> Any:
     return target(**arguments)
 
 
+def untrained(bundle: Bundle) -> PairNetwork:
+    """A bundle's network with random weights, as its inference config defines it."""
+    definition = json.loads((bundle.path / "configs" / "inference.json").read_text())["network_def"]
+    network: PairNetwork = build(definition)
+    return network
+
+
 def load(name: str, weights: str | None = None, device: str | torch.device = "cpu") -> Method:
     """Load a bundle's network with weights, ready for inference.
 
@@ -155,8 +164,7 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
         InputError: unknown bundle or weights; a file that is missing, truncated, changed, or of another network.
     """
     bundle = find(name)
-    definition = json.loads((bundle.path / "configs" / "inference.json").read_text())["network_def"]
-    network: PairNetwork = build(definition)
+    network = untrained(bundle)
     found = find_weights(bundle, weights)
     load_strictly(network, read_state(found.path), found.path)
     network.eval().requires_grad_(False)
@@ -283,7 +291,7 @@ def import_checkpoint(bundle: str, checkpoint: str | Path, output: str | Path) -
         for name, tensor in read_state(source).items()
         if not any(fnmatch(name, pattern) for pattern in rules["ignored"])
     }
-    network: PairNetwork = build(json.loads((found.path / "configs" / "inference.json").read_text())["network_def"])
+    network = untrained(found)
     ours = {new: old for old, new in rules["names"].items()}
     check_state(rename(network.state_dict(), ours), published, source)
     _save_whole({name: tensor.float() for name, tensor in rename(published, rules["names"]).items()}, target)

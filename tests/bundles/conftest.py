@@ -10,8 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+
+from iregzoo import zoo
 
 OBLIQUE = np.array([[-0.96, 0.28, 0.0, 40.0], [-0.28, -0.96, 0.0, 12.0], [0.0, 0.0, 1.0, -30.0], [0.0, 0.0, 0.0, 1.0]])
 SPACING_MM = np.diag([1.0, 0.9, 1.2, 1.0])
@@ -45,6 +48,20 @@ def write_scan(image: Path, label: Path, shape: tuple[int, int, int], seed: int)
     for path, array in ((image, intensity.astype(np.float32)), (label, labels)):
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def some_weights(folder: Path, scratch: Path) -> str:
+    """The name of a bundle's first weights; of a bundle without any, a file of random ones."""
+    bundle = zoo.read_bundle(folder)
+    if bundle.weights:
+        return next(iter(bundle.weights))
+    torch.manual_seed(0)
+    network = zoo.untrained(bundle)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    torch.save(network.state_dict(), scratch / "random.pt")
+    return str(scratch / "random.pt")
 
 
 @pytest.fixture(scope="session")

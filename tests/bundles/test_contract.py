@@ -1,9 +1,11 @@
 """What every bundle keeps: a folder of bundles/ is tested by being there."""
 
+import ast
 import json
 import logging
 import logging.config
 import logging.handlers
+import re
 from collections.abc import Iterator
 from configparser import RawConfigParser
 from functools import cache
@@ -19,6 +21,8 @@ from monai.bundle.config_item import ComponentLocator, ConfigComponent
 
 from iregzoo import zoo
 from iregzoo.registration import PairNetwork
+
+from .conftest import some_weights
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path for path in (HERE.parents[1] / "bundles").iterdir() if path.is_dir())
@@ -170,6 +174,22 @@ def test_training_and_inference_build_the_same_network(folder: Path) -> None:
 
 
 @EACH_BUNDLE
+def test_configs_differ_from_the_other_bundles_by_the_method_alone(folder: Path) -> None:
+    """Bundles are downloaded one by one, so each carries its configs whole; what is no method's own is the same."""
+    first = FOLDERS[0]
+    for name in ("evaluate.json", "multi_gpu_train.json", "logging.conf"):
+        expected, found = ((path / "configs" / name).read_text() for path in (first, folder))
+        assert found.replace("true", "false") == expected.replace("true", "false"), name
+    expected, found = (config(path, "inference.json") for path in (first, folder))
+    assert {**found, "network_def": None} == {**expected, "network_def": None}
+    expected, found = (config(path, "train.json") for path in (first, folder))
+    own = {"network_def", "loss", "scheduler", "schedule"}
+    same = {key for key, value in expected.items() if isinstance(value, dict)} - own
+    same |= {"imports", "bundle_root", "output_dir", "device", "max_epochs", "network", "initialize", "run"}
+    assert {key: found.get(key) for key in same} == {key: expected[key] for key in same}
+
+
+@EACH_BUNDLE
 def test_network_definition_is_plain(folder: Path) -> None:
     text = json.dumps(network_def(folder))
     assert "@" not in text
@@ -177,12 +197,12 @@ def test_network_definition_is_plain(folder: Path) -> None:
 
 
 @EACH_BUNDLE
-def test_inference_has_what_a_workflow_of_monai_needs(folder: Path) -> None:
+def test_inference_has_what_a_workflow_of_monai_needs(folder: Path, tmp_path: Path) -> None:
     workflow = monai.bundle.ConfigWorkflow(
         config_file=str(folder / "configs/inference.json"),
         workflow_type="inference",
         bundle_root=str(folder),
-        weights=next(iter(config(folder, "metadata.json")["weights"])),
+        weights=some_weights(folder, tmp_path),
     )
     workflow.initialize()
     assert workflow.check_properties() == []
@@ -200,6 +220,32 @@ def test_training_has_what_a_workflow_of_monai_needs(folder: Path, dataset: Path
     )
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+# --- card
+
+
+@EACH_BUNDLE
+def test_code_that_the_card_names_exists(folder: Path) -> None:
+    """The table from the paper's equations to the code: `module.py`: `Name`, `Name` …"""
+    card = (folder / "docs/README.md").read_text(encoding="utf-8")
+    rows = [line for line in card.splitlines() if re.match(r"\|.*`\S+\.py`", line)]
+    assert len(rows) >= 5
+    for row in rows:
+        for module, names in re.findall(r"`([a-z_/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", row):
+            source = HERE.parents[1] / "src/iregzoo" / module
+            tree = ast.parse(source.read_text(encoding="utf-8"))
+            words = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+            words |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            words |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+            for name in re.findall(r"[\w.]+", names.replace("`", " ")):
+                assert set(name.split(".")) <= words, f"{module} has no {name}"
+
+
+@EACH_BUNDLE
+def test_card_says_how_many_parameters_the_network_has(folder: Path) -> None:
+    count = sum(parameter.numel() for parameter in zoo.build(network_def(folder)).parameters())
+    assert f"{count:,} parameters" in (folder / "docs/README.md").read_text(encoding="utf-8")
 
 
 # --- weights

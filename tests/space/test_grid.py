@@ -7,10 +7,22 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.transforms import CenterSpatialCrop
 
 from geometry import GRIDS, apply_world, from_image, make_grid, noise_image, to_image, world_points
 from iregzoo.fields import identity
-from iregzoo.space.grid import RAS_FROM_LPS, Grid, apply_matrix, canonical_axes, network_grid, pull, read_at, to_voxels
+from iregzoo.space.grid import (
+    RAS_FROM_LPS,
+    Grid,
+    apply_matrix,
+    bounding_grid,
+    canonical_axes,
+    middle,
+    network_grid,
+    pull,
+    read_at,
+    to_voxels,
+)
 
 EACH_GRID = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 ORIENTATIONS = list(product(permutations(range(3)), product((-1, 1), repeat=3)))
@@ -158,3 +170,23 @@ def test_matrices_chain_grids_and_an_affine_of_the_world() -> None:
     mapped = apply_matrix(to_voxels(grid, world, target), identity(grid.shape, dtype=torch.float64))
     place = apply_world(target.affine, np.moveaxis(mapped[0].numpy(), 0, -1))
     np.testing.assert_allclose(place, apply_world(world, world_points(grid)), atol=1e-9)
+
+
+@EACH_GRID
+@pytest.mark.parametrize("shape", [(7, 9, 4), (8, 8, 14), (1, 2, 3)])
+def test_middle_of_a_grid_is_what_monai_crops(grid: Grid, shape: tuple[int, int, int]) -> None:
+    found = middle(grid, shape)
+    places = torch.from_numpy(world_points(grid)).movedim(-1, 0)
+    np.testing.assert_allclose(world_points(found), CenterSpatialCrop(shape)(places).movedim(0, -1), atol=1e-9)
+
+
+@EACH_GRID
+@pytest.mark.parametrize("margin_mm", [0.0, 2.5, 1000.0])
+def test_bounding_grid_holds_the_mask_and_its_margin(grid: Grid, margin_mm: float) -> None:
+    mask = torch.zeros(grid.shape, dtype=torch.bool)
+    mask[5, 8, 3] = mask[7, 8, 9] = True
+    margin = np.ceil(margin_mm / grid.spacing).astype(int)
+    low = np.maximum(np.array([5, 8, 3]) - margin, 0)
+    high = np.minimum(np.array([8, 9, 10]) + margin, grid.shape)
+    expected = world_points(grid)[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    np.testing.assert_allclose(world_points(bounding_grid(mask, grid, margin_mm)), expected, atol=1e-9)

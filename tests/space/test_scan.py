@@ -285,6 +285,28 @@ def test_a_few_huge_voxels_change_little() -> None:
     assert float((before - after).view(-1)[others].abs().max()) < 0.02
 
 
+def test_window_is_scaled_to_the_unit_interval_and_clipped() -> None:
+    grid = make_grid((5, 2, 2))
+    hu = torch.tensor([-2000.0, -1000.0, -600.0, -200.0, 40.0]).view(1, 1, 5, 1, 1).expand(1, 1, 5, 2, 2)
+    found = normalise(scan_of(hu, grid), (-1000, -200)).data
+    assert torch.equal(found[0, 0, :, 0, 0], torch.tensor([0, 0, 0.5, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ((-200, -1000), "window -200 to -1000: is empty"),
+        ((5, 5), "is empty"),
+        ((30, 50), r"its values, 10 to 30, lie outside the intensity window 30 to 50; give a scan in the units"),
+        ((-1000, 10), "lie outside the intensity window -1000 to 10"),
+    ],
+)
+def test_window_without_anything_in_it_is_refused(window: tuple[float, float], message: str) -> None:
+    image = torch.linspace(10, 30, 8).view(1, 1, 2, 2, 2)
+    with pytest.raises(InputError, match=message):
+        normalise(scan_of(image, make_grid((2, 2, 2))), window)
+
+
 def test_image_that_is_nearly_all_one_value_keeps_its_contrast() -> None:
     image = torch.zeros(1, 1, 20, 20, 20)
     image[0, 0, 3:5, 3:5, 3:5] = 7.0

@@ -8,8 +8,17 @@ import torch
 from torch import Tensor
 
 from iregzoo.fields import identity, sample
-from iregzoo.space.grid import Grid, Matrix, apply_matrix, inverse, network_grid, read_at, to_voxels
-from iregzoo.space.scan import Scan, normalise, resample_to
+from iregzoo.space.grid import (
+    Grid,
+    Matrix,
+    apply_matrix,
+    bounding_grid,
+    inverse,
+    network_grid,
+    read_at,
+    to_voxels,
+)
+from iregzoo.space.scan import Scan, Window, normalise, resample_to
 
 MARGIN_MM = 10.0
 MAX_VOXELS = 256**3
@@ -96,7 +105,14 @@ def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "line
 
 
 def make_frame(
-    fixed: Scan, moving: Scan, start: Matrix, *, spacing: Sequence[float], stride: int, minimum: Sequence[int]
+    fixed: Scan,
+    moving: Scan,
+    start: Matrix,
+    *,
+    spacing: Sequence[float],
+    stride: int,
+    minimum: Sequence[int],
+    window: Window | None = None,
 ) -> Frame:
     """Choose the network's grid for a pair.
 
@@ -109,8 +125,9 @@ def make_frame(
         spacing: that the network was trained at, mm.
         stride: divides the grid's shape.
         minimum: voxels an axis that the grid has at least.
+        window: of the intensities, as for ``network_input``; what lies above its lower end is not empty.
     """
-    shown = _foreground(fixed)
+    shown = bounding_grid(normalise(fixed, window).data[0, 0] > 0, fixed.grid, MARGIN_MM)
     grid = network_grid(shown, spacing, stride=stride, minimum=minimum)
     excess = float(np.prod(np.array(grid.shape, dtype=float))) / MAX_VOXELS
     if excess > 1:
@@ -119,24 +136,15 @@ def make_frame(
     return Frame(fixed.grid, moving.grid, grid, start)
 
 
-def network_input(frame: Frame, fixed: Scan, moving: Scan) -> Tensor:
-    """Both scans on the network's grid: (1, 2, *network.shape), moving (after the affine) then fixed, in [0, 1]."""
+def network_input(frame: Frame, fixed: Scan, moving: Scan, window: Window | None = None) -> Tensor:
+    """Both scans on the network's grid: (1, 2, *network.shape), moving (after the affine) then fixed, in [0, 1].
+
+    ``window`` holds the intensities that become 0 and 1; without one it is percentiles of each scan, see ``normalise``.
+    """
     return torch.cat(
-        (resample_to(normalise(moving), frame.network, frame.start), resample_to(normalise(fixed), frame.network)),
+        (
+            resample_to(normalise(moving, window), frame.network, frame.start),
+            resample_to(normalise(fixed, window), frame.network),
+        ),
         dim=1,
     )
-
-
-def _foreground(scan: Scan) -> Grid:
-    """The part of a scan's grid that is not empty, and a margin around it."""
-    bright = normalise(scan).data[0, 0] > 0
-    margin = np.ceil(MARGIN_MM / scan.grid.spacing).astype(int)
-    low, high = [], []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        seen = torch.where(bright.any(dim=others[1]).any(dim=others[0]))[0]
-        low.append(max(int(seen[0]) - int(margin[axis]), 0))
-        high.append(min(int(seen[-1]) + 1 + int(margin[axis]), scan.grid.shape[axis]))
-    affine = scan.grid.affine.copy()
-    affine[:3, 3] = affine[:3, :3] @ np.array(low) + affine[:3, 3]
-    return Grid((high[0] - low[0], high[1] - low[1], high[2] - low[2]), affine)

@@ -112,6 +112,31 @@ def canonical_axes(grid: Grid) -> tuple[list[int], list[int]]:
     return order, [int(orientation[axis, 1]) for axis in order]
 
 
+def middle(grid: Grid, shape: Sequence[int]) -> Grid:
+    """The voxels in the middle of a grid: ``shape`` of them, at most as many as the grid has."""
+    start = [size // 2 - wanted // 2 for size, wanted in zip(grid.shape, shape, strict=True)]
+    return _part(grid, start, [first + wanted for first, wanted in zip(start, shape, strict=True)])
+
+
+def bounding_grid(mask: Tensor, grid: Grid, margin_mm: float = 0.0) -> Grid:
+    """The part of a grid that holds a mask (X, Y, Z), which is not empty, and a margin around it within the grid."""
+    margin = np.ceil(margin_mm / grid.spacing).astype(int)
+    low, high = [], []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        seen = torch.where(mask.any(dim=others[1]).any(dim=others[0]))[0]
+        low.append(max(int(seen[0]) - int(margin[axis]), 0))
+        high.append(min(int(seen[-1]) + 1 + int(margin[axis]), grid.shape[axis]))
+    return _part(grid, low, high)
+
+
+def _part(grid: Grid, low: Sequence[int], high: Sequence[int]) -> Grid:
+    """The voxels of a grid from ``low`` to before ``high``."""
+    affine = grid.affine.copy()
+    affine[:3, 3] = affine[:3, :3] @ np.array(low) + affine[:3, 3]
+    return Grid((high[0] - low[0], high[1] - low[1], high[2] - low[2]), affine)
+
+
 def network_grid(grid: Grid, spacing: Sequence[float], *, stride: int, minimum: Sequence[int] = (1, 1, 1)) -> Grid:
     """The grid on which a network sees an image.
 

@@ -1,6 +1,6 @@
 """Reading scans and label maps, with every check that input needs, and their intensities."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 PERCENTILES = (0.5, 99.5)
+Window = Sequence[float]  # the intensities that become 0 and 1
 
 sitk.ProcessObject.GlobalWarningDisplayOff()  # what matters is said in one line of ours
 
@@ -43,11 +44,16 @@ def read_scan(path: str | Path) -> Scan:
             voxels, or constant.
     """
     image, path = _read(path)
-    array = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
+    return image_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), path)
+
+
+def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
+    """The scan of an image's voxels (X, Y, Z), with the checks of ``read_scan`` on their values."""
+    array = array.astype(np.float32)
     _check_finite(array, path)
     if array.min() == array.max():
         raise InputError(f"{path}: every voxel is {array.flat[0]:g}; an image without contrast cannot be registered")
-    return Scan(_tensor(array), Grid.of(image), path)
+    return Scan(_tensor(array), grid, path)
 
 
 def read_labels(path: str | Path, scan: Scan) -> Scan:
@@ -57,13 +63,16 @@ def read_labels(path: str | Path, scan: Scan) -> Scan:
         InputError: as for a scan, and for values that are no whole numbers or another grid. An empty map is allowed.
     """
     image, path = _read(path)
-    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return label_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), path, scan)
+
+
+def label_scan(array: NDArray[Any], grid: Grid, path: Path, scan: Scan) -> Scan:
+    """The label map of voxels (X, Y, Z), with the checks of ``read_labels``."""
     if not np.isfinite(array).all() or (array != np.round(array)).any():
         odd = array[~np.isfinite(array) | (array != np.round(array))].flat[0]
         raise InputError(f"{path}: holds the value {odd:g}; a label map holds whole numbers only")
     if np.abs(array.astype(np.float64)).max() >= 2**31:
         raise InputError(f"{path}: holds the label {array.max()}; give labels numbers below 2147483648")
-    grid = Grid.of(image)
     if not grid.matches(scan.grid):
         raise InputError(
             f"{path}: its grid ({_describe(grid)}) is not that of {scan.path.name} ({_describe(scan.grid)}); "
@@ -183,9 +192,28 @@ def scale(data: Tensor, limits: tuple[float, float]) -> Tensor:
     return ((data - low) / (high - low)).clamp(0, 1)
 
 
-def normalise(scan: Scan) -> Scan:
-    """The scan with its intensities in [0, 1]."""
-    return replace(scan, data=scale(scan.data, intensity_range(scan)))
+def normalise(scan: Scan, window: Window | None = None) -> Scan:
+    """The scan with its intensities in [0, 1], clipped.
+
+    Args:
+        scan: of any intensities.
+        window: those that become 0 and 1, such as (-1000, -200) HU; two percentiles of the scan if None.
+
+    Raises:
+        InputError: where the window is empty, or the scan has next to nothing in it.
+    """
+    if window is None:
+        return replace(scan, data=scale(scan.data, intensity_range(scan)))
+    low, high = window
+    if not low < high:
+        raise InputError(f"intensity window {low:g} to {high:g}: is empty; give the lower value first")
+    least, most = float(scan.data.min()), float(scan.data.max())
+    if most <= low or least >= high:
+        raise InputError(
+            f"{scan.path}: its values, {least:g} to {most:g}, lie outside the intensity window {low:g} to {high:g}; "
+            "give a scan in the units of that window (HU for CT)"
+        )
+    return replace(scan, data=scale(scan.data, (low, high)))
 
 
 def resample_to(scan: Scan, grid: Grid, world: Matrix | None = None, *, mode: str = "linear") -> Tensor:

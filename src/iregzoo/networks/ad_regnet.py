@@ -1,0 +1,243 @@
+"""AD-RegNet: attention-driven framework for non-rigid registration (Iqbal et al., 2026).
+
+Paper: "Attention-Driven Framework for Non-Rigid Medical Image Registration". No code is published; this file is written
+from the paper.
+
+A 3-D U-Net reads both images; at each of its levels, bidirectional cross-attention (BCAM) relates their decoder
+features, regional adaptive attention (RAA) weighs the regions of the result, and a head makes a field of it; the fields
+are blended from coarse to fine.
+
+Readings of the paper, the others each at its place below:
+- No normalisation and no activation are printed: none, and LeakyReLU(0.1); the U-Net starts with He's weights instead.
+- The widths are a setting: ``PAPER`` is printed, ``NARROW`` is what two CPU cores can train.
+- The sign of the blend in section III-B-1 contradicts (15); (15) stands.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from iregzoo.attention import neighbourhood_attention
+from iregzoo.fields import resize
+from iregzoo.iteration import Controller
+from iregzoo.networks._blocks import check_one_pass, check_pair, conv_block
+from iregzoo.registration import Registration
+
+PAPER = (32, 64, 128, 256, 512)
+NARROW = (8, 16, 32, 64, 64)
+
+
+class Encoder(nn.Sequential):
+    """Two blocks, after a 2×2×2 convolution of stride 2 but on the first level, (4) and (5)."""
+
+    def __init__(self, channels_in: int, channels: int, *, down: bool) -> None:
+        halve = [nn.Conv3d(channels_in, channels_in, 2, stride=2)] if down else []
+        super().__init__(*halve, conv_block(channels_in, channels), conv_block(channels, channels))
+        self.apply(_he_weights)
+
+
+class Decoder(nn.Module):
+    """The coarser features on twice the grid, beside the encoder's of that grid, in two blocks, (6) and (7)."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose3d(channels_in, channels, 2, stride=2)
+        self.blocks = nn.Sequential(conv_block(2 * channels, channels), conv_block(channels, channels))
+        self.apply(_he_weights)
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        features: Tensor = self.blocks(torch.cat((self.up(coarse), skip), dim=1))
+        return features
+
+
+def _he_weights(module: nn.Module) -> None:
+    """Keep the features' scale through the many layers down and up: torch's own weights shrink it by half in each."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=0.1)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+class CrossAttention(nn.Module):
+    """BCAM: αA(M→F) + (1−α)A(F→M) of the images' features (B, C, *shape), (8) to (12); to the same shape.
+
+    One head with d_k = C, which the paper leaves open. A(M→F) lies on the moving image's grid and A(F→M) on the fixed
+    image's; as printed, they are blended voxel by voxel. α is the sigmoid of a parameter.
+
+    Softmax over all voxels needs time that grows with their square. Where a level has more than ``max_tokens`` voxels,
+    each attends to the ``window`` around it; a grid smaller than the window along an axis is attended to as a whole
+    along that axis.
+    """
+
+    def __init__(self, channels: int, max_tokens: int, window: int) -> None:
+        super().__init__()
+        self.max_tokens, self.window = max_tokens, window
+        self.moving = nn.Conv3d(channels, 3 * channels, 1, bias=False)
+        self.fixed = nn.Conv3d(channels, 3 * channels, 1, bias=False)
+        self.balance = nn.Parameter(torch.zeros(()))
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        query_m, key_m, value_m = self.moving(moving).chunk(3, dim=1)
+        query_f, key_f, value_f = self.fixed(fixed).chunk(3, dim=1)
+        # Both directions in one pass, each querying the other image.
+        operands = [torch.cat(each) for each in ((query_m, query_f), (key_f, key_m), (value_f, value_m))]
+        there, back = self._attend(*operands).chunk(2)
+        alpha = self.balance.sigmoid()
+        return alpha * there + (1 - alpha) * back
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        shape = query.shape[2:]
+        if shape.numel() > self.max_tokens:
+            window = [min(self.window, size) for size in shape]
+            return neighbourhood_attention(query, key, value, window=window)
+        # (B, 1, tokens, C), contiguous: what the kernels take that never hold the matrix of all weights.
+        q, k, v = (x.flatten(2).transpose(1, 2)[:, None].contiguous() for x in (query, key, value))
+        attended: Tensor = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
+        return attended.reshape(value.shape)
+
+
+class RegionalAttention(nn.Module):
+    """RAA: features (B, C, *shape) scaled region by region, and the scale M, (B, 1, *shape), with a mean of 1.
+
+    The paper's text leaves open:
+    - The regions are as equal as voxels allow, of at most ``patch`` voxels along each axis, so that they fill any grid.
+    - The descriptors attend to each other with one head; a score is linear in the descriptor and what it gathers.
+    - A sum of regions, as printed, has no grid. Each region is scaled by its weight instead, times the number N of the
+      regions: weights that sum to one would make the features vanish on large grids.
+    - The weights are interpolated between the centres of the regions: a step at their borders would tear the field.
+    """
+
+    def __init__(self, channels: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.project = nn.Linear(channels, 2 * channels, bias=False)
+        self.score = nn.Linear(channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        depth, height, width = (math.ceil(size / self.patch) for size in x.shape[2:])
+        regions = F.adaptive_avg_pool3d(x, (depth, height, width)).flatten(2).transpose(1, 2)
+        scales = self._scales(regions).view(-1, 1, depth, height, width)
+        # Centres of regions, unlike those of voxels, are no corners of the grid: align_corners=False.
+        importance = F.interpolate(scales, size=x.shape[2:], mode="trilinear")
+        return x * importance, importance
+
+    def _scales(self, regions: Tensor) -> Tensor:
+        """N·w of N descriptors: (B, N, C) to (B, N)."""
+        query, key = self.project(regions).chunk(2, dim=-1)
+        gathered = F.scaled_dot_product_attention(query[:, None], key[:, None], regions[:, None])[:, 0]
+        weights: Tensor = self.score(regions + gathered)[..., 0].softmax(1)
+        return regions.shape[1] * weights
+
+
+class Level(nn.Module):
+    """Features (2B, C, *shape), moving then fixed, to A (B, C, *shape), M (B, 1, *shape) and the field φ, (13).
+
+    A is what leaves the RAA. The head's depth is not printed: a block before the convolution to the field, since
+    nothing else here would relate the two images' features voxel by voxel.
+    """
+
+    def __init__(self, channels: int, patch: int, max_tokens: int, window: int) -> None:
+        super().__init__()
+        self.attention = CrossAttention(channels, max_tokens, window)
+        self.regions = RegionalAttention(channels, patch)
+        flow = nn.Conv3d(channels, 3, 3, padding=1)
+        nn.init.normal_(flow.weight, std=1e-5)
+        nn.init.zeros_(flow.bias)  # type: ignore[arg-type]
+        self.head = nn.Sequential(conv_block(channels, channels), flow)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attended, importance = self.regions(self.attention(*features.chunk(2)))
+        estimate = self.head(attended)
+        return attended, importance, estimate.to(torch.promote_types(estimate.dtype, torch.float32))
+
+
+class Fusion(nn.Module):
+    """W φ + (1−W) up(Φ) with W = σ(conv([A, up(Φ)])) M clipped to 1, where Φ is the coarser level's field, (15)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weigh = nn.Conv3d(channels + 3, 1, 3, padding=1)
+
+    def forward(self, attended: Tensor, importance: Tensor, estimate: Tensor, coarse: Tensor) -> Tensor:
+        coarse = resize(coarse, estimate.shape[2:])
+        weight: Tensor = self.weigh(torch.cat((attended, coarse), dim=1)).to(coarse.dtype).sigmoid()
+        weight = (weight * importance).clamp(max=1)
+        return weight * estimate + (1 - weight) * coarse
+
+
+class ADRegNet(nn.Module):
+    """AD-RegNet, one pass.
+
+    Args:
+        channels: of the levels, full resolution first; ``PAPER`` are the paper's.
+        patch: largest size of a region of the RAA, in voxels of its level: 16 for the paper's CT, 24 for its brains.
+        max_tokens: most voxels of a level at which each attends to all.
+        window: of the attention at finer levels, in voxels, odd.
+        checkpointing: compute the levels again in the backward pass instead of keeping what they computed, so that the
+            paper's widths fit into a GPU.
+
+    Raises:
+        ValueError: for settings that are not positive, and an even window.
+    """
+
+    controller: Controller | None = None
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int] = NARROW,
+        patch: int = 16,
+        max_tokens: int = 4096,
+        window: int = 3,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if not channels or min(channels) < 1:
+            raise ValueError(f"channels={tuple(channels)}; expected a positive number for each level")
+        if patch < 1:
+            raise ValueError(f"patch={patch}; expected at least one voxel")
+        if window < 1 or window % 2 == 0:
+            raise ValueError(f"window={window}; expected an odd number of voxels")
+        self.checkpointing = checkpointing
+        self.stride = 2 ** (len(channels) - 1)
+        self.encoders = nn.ModuleList(
+            Encoder(before, count, down=level > 0)
+            for level, (before, count) in enumerate(zip((1, *channels), channels, strict=False))
+        )
+        self.decoders = nn.ModuleList(map(Decoder, channels[1:], channels))
+        self.levels = nn.ModuleList(Level(count, patch, max_tokens, window) for count in channels)
+        self.fusions = nn.ModuleList(map(Fusion, channels[:-1]))
+
+    def forward(self, moving: Tensor, fixed: Tensor, controller: Controller | None = None) -> Registration:
+        """Register (B, 1, D, H, W) images in [0, 1] of a shape divisible by ``stride``; see ``Registration``."""
+        check_pair(moving, fixed, self.stride)
+        check_one_pass(controller)
+        # One pass over both images: the U-Net is shared.
+        features = self._features(torch.cat((moving, fixed)))
+        estimates = (self._run(*each) for each in zip(reversed(self.levels), features, strict=True))
+        _, _, displacement = next(estimates)
+        pyramid = [displacement]
+        for fusion, estimate in zip(reversed(self.fusions), estimates, strict=True):
+            displacement = self._run(fusion, *estimate, displacement)
+            pyramid.append(displacement)
+        return Registration(displacement, pyramid=tuple(pyramid))
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Decoder features of the U-Net, coarse to fine; the bottleneck is the first."""
+        encoded = [images]
+        for encoder in self.encoders:
+            encoded.append(self._run(encoder, encoded[-1]))
+        features = [encoded[-1]]
+        for decoder, skip in zip(reversed(self.decoders), reversed(encoded[1:-1]), strict=True):
+            features.append(self._run(decoder, features[-1], skip))
+        return features
+
+    def _run(self, part: nn.Module, *inputs: Tensor) -> Any:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return part(*inputs)
