@@ -47,8 +47,12 @@ def parameters(network: nn.Module) -> int:
 
 
 def plain_blocks(blocks: nn.Module, x: Tensor) -> Tensor:
-    for convolution, _ in blocks:
-        x = F.leaky_relu(F.conv3d(x, convolution.weight, convolution.bias, padding=1), 0.1)
+    for convolution, norm, _ in blocks:
+        x = F.conv3d(x, convolution.weight, convolution.bias, padding=1)
+        groups = x.unflatten(1, (norm.num_groups, -1)).flatten(2)
+        groups = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+        x = torch.einsum("bcdhw,c->bcdhw", groups.view_as(x), norm.weight) + norm.bias.view(-1, 1, 1, 1)
+        x = F.leaky_relu(x, 0.1)
     return x
 
 
@@ -148,8 +152,8 @@ def plain_fusion(fusion: Fusion, attended: Tensor, importance: Tensor, estimate:
 
 def test_parameters_of_the_papers_widths_and_of_the_narrow_ones() -> None:
     assert PAPER == (32, 64, 128, 256, 512)
-    assert parameters(ADRegNet(channels=PAPER)) == 35_589_180
-    assert parameters(ADRegNet()) == parameters(ADRegNet(channels=NARROW)) == 1_332_756
+    assert parameters(ADRegNet(channels=PAPER)) == 35_597_052
+    assert parameters(ADRegNet()) == parameters(ADRegNet(channels=NARROW)) == 1_334_340
 
 
 def test_stride_is_that_of_five_levels_and_there_is_nothing_to_control() -> None:

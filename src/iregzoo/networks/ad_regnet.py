@@ -8,7 +8,7 @@ features, regional adaptive attention (RAA) weighs the regions of the result, an
 are blended from coarse to fine.
 
 Readings of the paper, the others each at its place below:
-- No normalisation and no activation are printed: none, and LeakyReLU(0.1); the U-Net starts with He's weights instead.
+- No normalisation and no activation are printed: group norm, without which the U-Net hardly learns, and LeakyReLU(0.1).
 - The widths are a setting: ``PAPER`` is printed, ``NARROW`` is what two CPU cores can train.
 - The sign of the blend in section III-B-1 contradicts (15); (15) stands.
 """
@@ -25,11 +25,18 @@ from torch.utils.checkpoint import checkpoint
 from iregzoo.attention import neighbourhood_attention
 from iregzoo.fields import resize
 from iregzoo.iteration import Controller
-from iregzoo.networks._blocks import check_one_pass, check_pair, conv_block
+from iregzoo.networks._blocks import check_one_pass, check_pair, flow_conv
 from iregzoo.registration import Registration
 
 PAPER = (32, 64, 128, 256, 512)
 NARROW = (8, 16, 32, 64, 64)
+
+
+def conv_norm_block(channels_in: int, channels_out: int) -> nn.Sequential:
+    """Conv3d 3×3×3, group norm over groups of 8 channels, and LeakyReLU(0.1). A batch gets what its pairs would."""
+    groups = math.gcd(channels_out, max(1, channels_out // 8))
+    conv = nn.Conv3d(channels_in, channels_out, 3, padding=1)
+    return nn.Sequential(conv, nn.GroupNorm(groups, channels_out), nn.LeakyReLU(0.1))
 
 
 class Encoder(nn.Sequential):
@@ -37,8 +44,7 @@ class Encoder(nn.Sequential):
 
     def __init__(self, channels_in: int, channels: int, *, down: bool) -> None:
         halve = [nn.Conv3d(channels_in, channels_in, 2, stride=2)] if down else []
-        super().__init__(*halve, conv_block(channels_in, channels), conv_block(channels, channels))
-        self.apply(_he_weights)
+        super().__init__(*halve, conv_norm_block(channels_in, channels), conv_norm_block(channels, channels))
 
 
 class Decoder(nn.Module):
@@ -47,20 +53,11 @@ class Decoder(nn.Module):
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose3d(channels_in, channels, 2, stride=2)
-        self.blocks = nn.Sequential(conv_block(2 * channels, channels), conv_block(channels, channels))
-        self.apply(_he_weights)
+        self.blocks = nn.Sequential(conv_norm_block(2 * channels, channels), conv_norm_block(channels, channels))
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         features: Tensor = self.blocks(torch.cat((self.up(coarse), skip), dim=1))
         return features
-
-
-def _he_weights(module: nn.Module) -> None:
-    """Keep the features' scale through the many layers down and up: torch's own weights shrink it by half in each."""
-    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-        nn.init.kaiming_normal_(module.weight, a=0.1)
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)
 
 
 class CrossAttention(nn.Module):
@@ -72,13 +69,16 @@ class CrossAttention(nn.Module):
     Softmax over all voxels needs time that grows with their square. Where a level has more than ``max_tokens`` voxels,
     each attends to the ``window`` around it; a grid smaller than the window along an axis is attended to as a whole
     along that axis.
+
+    The projections begin such that features attend to their like (queries and keys are the features) and A is the
+    difference of the images' features (values of opposite sign): from random ones learning takes far longer.
     """
 
     def __init__(self, channels: int, max_tokens: int, window: int) -> None:
         super().__init__()
         self.max_tokens, self.window = max_tokens, window
-        self.moving = nn.Conv3d(channels, 3 * channels, 1, bias=False)
-        self.fixed = nn.Conv3d(channels, 3 * channels, 1, bias=False)
+        self.moving = _projection(channels, -1.0)
+        self.fixed = _projection(channels, 1.0)
         self.balance = nn.Parameter(torch.zeros(()))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
@@ -99,6 +99,15 @@ class CrossAttention(nn.Module):
         q, k, v = (x.flatten(2).transpose(1, 2)[:, None].contiguous() for x in (query, key, value))
         attended: Tensor = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
         return attended.reshape(value.shape)
+
+
+def _projection(channels: int, sign: float) -> nn.Conv3d:
+    """W_Q, W_K and W_V of one image, begun as the identity, the identity and ``sign`` times the identity."""
+    project = nn.Conv3d(channels, 3 * channels, 1, bias=False)
+    unit = torch.eye(channels)
+    with torch.no_grad():
+        project.weight.copy_(torch.cat((unit, unit, sign * unit))[:, :, None, None, None])
+    return project
 
 
 class RegionalAttention(nn.Module):
@@ -145,10 +154,7 @@ class Level(nn.Module):
         super().__init__()
         self.attention = CrossAttention(channels, max_tokens, window)
         self.regions = RegionalAttention(channels, patch)
-        flow = nn.Conv3d(channels, 3, 3, padding=1)
-        nn.init.normal_(flow.weight, std=1e-5)
-        nn.init.zeros_(flow.bias)  # type: ignore[arg-type]
-        self.head = nn.Sequential(conv_block(channels, channels), flow)
+        self.head = nn.Sequential(conv_norm_block(channels, channels), flow_conv(channels))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attended, importance = self.regions(self.attention(*features.chunk(2)))
