@@ -60,7 +60,7 @@ def make_batch(size: int = 16) -> dict[str, Tensor]:
 def test_step_reports_every_term_and_moves_every_weight(amp: bool) -> None:
     engine = make_engine(RegistrationLoss(folding=0.1, overlap=1.0, labels=(1,)))
     before = {name: tensor.clone() for name, tensor in engine.network.state_dict().items()}
-    terms = TrainStep(amp=amp)(engine, make_batch())
+    terms = TrainStep(amp=amp)(engine, make_batch(24))
     assert set(terms) == {"loss", "similarity", "smoothness", "folding", "overlap"}
     assert all(isinstance(value, float) for value in terms.values())
     assert terms["loss"] == pytest.approx(sum(terms.values()) - terms["loss"], abs=1e-5)
@@ -79,6 +79,21 @@ def test_steps_lower_the_loss_on_one_pair() -> None:
     engine, batch = make_engine(RegistrationLoss(smoothness=0.1)), make_batch()
     losses = [TrainStep()(engine, batch)["loss"] for _ in range(10)]
     assert losses[-1] < losses[0] - 0.01
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_shape_that_bfloat16_on_a_cpu_gets_wrong_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=rf"shape {size} .*bfloat16.*amp false"):
+        TrainStep(amp=True)(make_engine(RegistrationLoss()), make_batch(size))
+
+
+def test_loss_that_is_not_finite_stops_the_training_and_leaves_the_weights() -> None:
+    engine = make_engine(RegistrationLoss(similarity=float("inf")))
+    before = {name: tensor.clone() for name, tensor in engine.network.state_dict().items()}
+    engine.state.iteration = 7
+    with pytest.raises(InputError, match=r"step 7 is not finite; lower learning_rate"):
+        TrainStep()(engine, make_batch(8))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.network.state_dict().items())
 
 
 def test_passes_are_drawn_by_iteration_and_the_same_each_time() -> None:

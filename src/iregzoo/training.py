@@ -34,6 +34,9 @@ class TrainStep:
         amp: run the network in bfloat16 (fields and losses stay in float32).
         passes: refinements a level, of which each step takes one at random (the same for the same iteration). The
             papers train with one; weights that have seen more stay accurate when iterated.
+
+    Raises:
+        InputError: where the loss is not finite, and for bfloat16 on a CPU with a shape that it gets wrong.
     """
 
     amp: bool = False
@@ -45,6 +48,8 @@ class TrainStep:
         labels = batch["label"].to(device) if "label" in batch else None
         passes = np.random.default_rng(engine.state.iteration).choice(list(self.passes))
         controller = FixedIterations(int(passes))
+        if self.amp and device.type == "cpu":
+            _check_bfloat16(image.shape[2], getattr(engine.network, "module", engine.network).stride)
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
@@ -58,9 +63,26 @@ class TrainStep:
             points = batch["points"].to(device)
             landmarks = {"moving_points": points[:, 0], "fixed_points": points[:, 1]}
         terms = loss(registration, *channels, **landmarks)
+        if not terms["loss"].isfinite():
+            raise InputError(
+                f"the loss of step {engine.state.iteration} is not finite; lower learning_rate and give the same command "
+                "to go on from the last checkpoint"
+            )
         torch.autograd.backward(terms["loss"])
         engine.optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
+
+
+def _check_bfloat16(depth: int, stride: int) -> None:
+    """Refuse a first axis that comes down to 2 voxels at a coarse level.
+
+    There torch 2.13 on a CPU (oneDNN) gives a 3×3×3 convolution in bfloat16 a gradient of its weights that is garbage.
+    """
+    if depth <= 2 * stride and depth.bit_count() == 1:
+        raise InputError(
+            f"shape {depth} along the first axis: a coarse level would have 2 voxels there, where torch's bfloat16 on a "
+            "CPU gives wrong gradients; choose another shape, or amp false"
+        )
 
 
 def prepare_pairs(batch: Sample, device: torch.device, non_blocking: bool = False, **_: Any) -> tuple[Tensor, Tensor]:

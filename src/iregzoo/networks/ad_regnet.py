@@ -8,7 +8,7 @@ features, regional adaptive attention (RAA) weighs the regions of the result, an
 are blended from coarse to fine.
 
 Readings of the paper, the others each at its place below:
-- No normalisation and no activation are printed: group norm, without which the U-Net hardly learns, and LeakyReLU(0.1).
+- No normalisation and no activation are printed: group norm, with which it learns faster, and LeakyReLU(0.1).
 - The widths are a setting: ``PAPER`` is printed, ``NARROW`` is what two CPU cores can train.
 - The sign of the blend in section III-B-1 contradicts (15); (15) stands.
 """
