@@ -3,22 +3,22 @@
 import itertools
 import json
 from collections.abc import Callable
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from iregzoo import zoo
 from iregzoo.errors import InputError
 from iregzoo.networks import PANNet
 from iregzoo.registration import PairNetwork
-from iregzoo.zoo import check_state, load_strictly, rename
+from iregzoo.zoo import rename
 
 RULES = json.loads((Path(__file__).parents[2] / "bundles/pan/configs/import.json").read_text())
-SOURCE = Path("published.pth")
 HEADS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8}
 CHANNELS = {1: 16, 2: 32, 3: 64, 4: 128, 5: 256}
 State = dict[str, Tensor]
@@ -151,19 +151,13 @@ def pair(*shape: int) -> tuple[Tensor, Tensor]:
 # --- the import
 
 
-def imported(state: State) -> PANNet:
-    """The bundle's network with published weights: the steps of ``zoo.import_checkpoint`` and ``zoo.load``."""
-    network = PANNet().eval()
-    bundled = PairNetwork(network)
-    published = {
-        name: tensor
-        for name, tensor in state.items()
-        if not any(fnmatch(name, pattern) for pattern in RULES["ignored"])
-    }
-    ours = {new: old for old, new in RULES["names"].items()}
-    check_state(rename(bundled.state_dict(), ours), published, SOURCE)
-    load_strictly(bundled, rename(published, RULES["names"]), SOURCE)
-    return network
+def imported(state: State) -> nn.Module:
+    """The bundle's network with published weights, as ``iregzoo import-checkpoint`` and ``--weights`` give it."""
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder) / "published.pth", Path(folder) / "pan.pt"
+        torch.save({"model_state": state}, source)
+        zoo.import_checkpoint("pan", source, target)
+        return zoo.load("pan", str(target)).network.network
 
 
 @torch.no_grad()
