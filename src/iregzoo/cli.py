@@ -13,6 +13,7 @@ from iregzoo.errors import InputError
 
 # Each command imports what it needs itself: PyTorch takes seconds to import, and `iregzoo list` needs none of it.
 
+DEFAULT_BUNDLE = "ipear"
 STAGES = ("read", "weights", "start", "network", "warp", "write", "report")
 
 
@@ -20,7 +21,7 @@ def register(
     fixed: str,
     moving: str,
     output: str,
-    bundle: str = "iirp",
+    bundle: str = DEFAULT_BUNDLE,
     weights: str | None = None,
     fixed_labels: str | None = None,
     moving_labels: str | None = None,
@@ -173,7 +174,7 @@ def list_bundles(json: bool = False) -> None:
 
 
 def demo(
-    output: str = "iregzoo-demo", bundle: str = "iirp", weights: str | None = None, overwrite: bool = False
+    output: str = "iregzoo-demo", bundle: str = DEFAULT_BUNDLE, weights: str | None = None, overwrite: bool = False
 ) -> None:
     """Make a phantom pair with a known deformation, register it, and say how much of the deformation was found.
 
