@@ -13,7 +13,6 @@ from iregzoo.errors import InputError
 
 # Each command imports what it needs itself: PyTorch takes seconds to import, and `iregzoo list` needs none of it.
 
-DEFAULT_BUNDLE = "ipear"
 STAGES = ("read", "weights", "start", "network", "warp", "write", "report")
 
 
@@ -21,7 +20,7 @@ def register(
     fixed: str,
     moving: str,
     output: str,
-    bundle: str = DEFAULT_BUNDLE,
+    bundle: str = "ipear",
     weights: str | None = None,
     fixed_labels: str | None = None,
     moving_labels: str | None = None,
@@ -174,7 +173,7 @@ def list_bundles(json: bool = False) -> None:
 
 
 def demo(
-    output: str = "iregzoo-demo", bundle: str = DEFAULT_BUNDLE, weights: str | None = None, overwrite: bool = False
+    output: str = "iregzoo-demo", bundle: str = "iirp", weights: str | None = None, overwrite: bool = False
 ) -> None:
     """Make a phantom pair with a known deformation, register it, and say how much of the deformation was found.
 
