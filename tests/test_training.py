@@ -87,6 +87,13 @@ def test_shape_that_bfloat16_on_a_cpu_gets_wrong_is_refused(size: int) -> None:
         TrainStep(amp=True)(make_engine(RegistrationLoss()), make_batch(size))
 
 
+def test_several_passes_of_a_method_that_takes_one_are_refused() -> None:
+    engine = make_engine(RegistrationLoss())
+    engine.network.network.controller = None
+    with pytest.raises(InputError, match=r"passes \[1, 2\]: .*set passes to \[1\]"):
+        TrainStep(passes=(1, 2))(engine, make_batch(8))
+
+
 def test_loss_that_is_not_finite_stops_the_training_and_leaves_the_weights() -> None:
     engine = make_engine(RegistrationLoss(similarity=float("inf")))
     before = {name: tensor.clone() for name, tensor in engine.network.state_dict().items()}

@@ -255,14 +255,16 @@ def summary_line(report: dict[str, Any]) -> str:
     if "dice_mean" in report and "dice_before_mean" in report:
         parts.append(f"Dice {report['dice_before_mean']:.3f} → {report['dice_mean']:.3f}")
     parts.append(f"folding {report['folding_percent']:.3f} %")
-    parts.append(f"iterations {'-'.join(map(str, report['iterations']))}")
+    if report["iterations"]:
+        parts.append(f"iterations {'-'.join(map(str, report['iterations']))}")
     parts.append(f"{sum(report['seconds'].values()):.1f} s")
     return ", ".join(parts)
 
 
 def result_line(result: dict[str, Any]) -> str:
     """The summary of one method, in a line."""
-    parts = [f"{result['bundle']} ({result['controller']}), {result['pairs']} pairs"]
+    pairs = f"{result['pairs']} pair{'' if result['pairs'] == 1 else 's'}"
+    parts = [f"{result['bundle']} ({result['controller']}), {pairs}"]
     if "dice_mean" in result:
         dice, before = result["dice_mean"], result["dice_before"]
         parts.append(f"Dice {dice['mean']:.4f} ± {dice['sd']:.4f} (before {before['mean']:.4f})")
@@ -270,7 +272,8 @@ def result_line(result: dict[str, Any]) -> str:
         parts.append(f"HD95 {result['hd95_mm']['mean']:.2f} mm")
     parts.append(f"folding {result['folding_percent']['mean']:.3f} %")
     parts.append(f"NCC {result['ncc_before']['mean']:.3f} → {result['ncc_after']['mean']:.3f}")
-    parts.append(f"iterations {result['iterations']}")
+    if result["iterations"]:
+        parts.append(f"iterations {result['iterations']}")
     parts.append(f"{result['seconds']['mean']:.2f} s a pair")
     return ", ".join(parts)
 

@@ -36,7 +36,8 @@ class TrainStep:
             papers train with one; weights that have seen more stay accurate when iterated.
 
     Raises:
-        InputError: where the loss is not finite, and for bfloat16 on a CPU with a shape that it gets wrong.
+        InputError: where the loss is not finite, for several passes of a method that takes one, and for bfloat16 on a
+            CPU with a shape that it gets wrong.
     """
 
     amp: bool = False
@@ -48,8 +49,11 @@ class TrainStep:
         labels = batch["label"].to(device) if "label" in batch else None
         passes = np.random.default_rng(engine.state.iteration).choice(list(self.passes))
         controller = FixedIterations(int(passes))
+        network = getattr(engine.network, "module", engine.network)
+        if network.controller is None and max(self.passes) > 1:
+            raise InputError(f"passes {list(self.passes)}: this method takes one pass; set passes to [1]")
         if self.amp and device.type == "cpu":
-            _check_bfloat16(image.shape[2], getattr(engine.network, "module", engine.network).stride)
+            _check_bfloat16(image.shape[2], network.stride)
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
@@ -65,8 +69,8 @@ class TrainStep:
         terms = loss(registration, *channels, **landmarks)
         if not terms["loss"].isfinite():
             raise InputError(
-                f"the loss of step {engine.state.iteration} is not finite; lower learning_rate and give the same command "
-                "to go on from the last checkpoint"
+                f"the loss of step {engine.state.iteration} is not finite; lower learning_rate and give the same "
+                "command to go on from the last checkpoint"
             )
         torch.autograd.backward(terms["loss"])
         engine.optimizer.step()
@@ -80,8 +84,8 @@ def _check_bfloat16(depth: int, stride: int) -> None:
     """
     if depth <= 2 * stride and depth.bit_count() == 1:
         raise InputError(
-            f"shape {depth} along the first axis: a coarse level would have 2 voxels there, where torch's bfloat16 on a "
-            "CPU gives wrong gradients; choose another shape, or amp false"
+            f"shape {depth} along the first axis: a coarse level would have 2 voxels there, where torch's bfloat16 on "
+            "a CPU gives wrong gradients; choose another shape, or amp false"
         )
 
 

@@ -182,7 +182,9 @@ def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
     cards = bundle.weights
     if weights is None:
         if not cards:
-            raise InputError(f"bundle {bundle.name} has no weights; give a file with --weights FILE")
+            raise InputError(
+                f"bundle {bundle.name} names no weights in its metadata.json; give a file with --weights FILE"
+            )
         weights = next(iter(cards))
     if weights not in cards:
         path = Path(weights)
@@ -199,7 +201,8 @@ def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
     digest = sha256(path)
     if card.sha256 and digest != card.sha256:
         raise InputError(
-            f"{path}: sha256 is {digest[:12]}…, expected {card.sha256[:12]}…: the file is damaged; get it again"
+            f"{path}: sha256 is {digest[:12]}…, expected {card.sha256[:12]}…: the file is damaged, or the card "
+            "in metadata.json is of another; get the bundle again"
         )
     return Weights(weights, card, path, digest)
 

@@ -129,7 +129,7 @@ def test_real_pair_of_any_orientation_comes_closer(name: str, test_data: Path, t
         nib.save(scan.as_reoriented([[1, -1], [2, 1], [0, -1]]), other)
     own(name, turned, tmp_path / "own", weights=some_weights(ROOT / "bundles" / name, tmp_path), labels=True)
     found = report(tmp_path / "own")
-    if zoo.find(name).weights:
+    if "hippocampus" in zoo.find(name).weights:
         assert min(found["dice"].values()) > max(0.6, *found["dice_before"].values())
     else:
         assert set(found["dice"]) == {"1", "2"}

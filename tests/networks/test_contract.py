@@ -87,6 +87,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("half_stride", [False, True])
 def test_size_that_the_stride_does_not_divide_is_refused(name: str, axis: int, half_stride: bool) -> None:
     network = build(name)
+    if network.stride == 1:
+        pytest.skip("takes every size")
     moving, _ = images(network)
     shape = list(moving.shape)
     shape[axis] += network.stride // 2 if half_stride else 1
