@@ -123,7 +123,7 @@ def test_weights_that_are_neither_name_nor_file_are_refused() -> None:
 
 def test_bundle_without_weights_asks_for_a_file(home: Path) -> None:
     install(home, {"weights": {}})
-    with pytest.raises(InputError, match="iirp names no weights .*; give a file"):
+    with pytest.raises(InputError, match=r"iirp names no weights .*; give a file"):
         zoo.load("iirp")
 
 
