@@ -106,9 +106,47 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
     assert "1 of 2" in error
+    assert "with iirp" in error
     assert "broken.nii.gz" in error
     assert len(list(csv.DictReader((tmp_path / "out" / "metrics.csv").open()))) == 1
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["failed"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bundle", "iirp,pan", "--controller", "fixed", "--max-iterations", "0"], ["bundle iirp", "at least 1"]),
+        (["--bundle", "iirp,sm_gicnet", "--controller", "iterstop"], ["bundle sm_gicnet", "iterstop", "one pass"]),
+        (["--bundle", "iirp,sm_gicnet", "--max-iterations", "2"], ["bundle sm_gicnet", "max-iterations 2", "one pass"]),
+        (["--bundle", "iirp", "--controller", ","], ["--controller", "nothing"]),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: list[str],
+) -> None:
+    def measure(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("iregzoo.evaluate._measure", measure)
+    table = write_table(folder / "good.csv", [row()])
+    output = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["iregzoo", "evaluate", "--pairs", str(table), "--output", str(output), *options])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert all(word in error for word in words)
+    assert not output.exists()
+
+
+def test_a_method_named_twice_is_measured_once() -> None:
+    assert cli.names("iirp, pan,iirp", "bundle") == ["iirp", "pan"]
 
 
 def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Method, tmp_path: Path) -> None:
@@ -127,6 +165,7 @@ def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Met
         ("fixed,moving\n", ["no pairs"]),
         ("fixed,target\na,b\n", ["target", "moving"]),
         ("fixed,fixed,moving\na,a,b\n", ["fixed, fixed", "once"]),
+        ("fixed,moving\n,moving.nii.gz\n", ["line 2", "no fixed scan"]),
         ("fixed,moving\nfixed.nii.gz,gone.nii.gz\n", ["line 2", "gone.nii.gz", "no such file"]),
     ],
 )

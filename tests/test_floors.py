@@ -13,7 +13,7 @@ import iregzoo
 
 ROOT = Path(iregzoo.__file__).parent
 FLOORS = {
-    0: ("__init__", "errors", "fields", "similarity", "iteration", "attention", "registration"),
+    0: ("__init__", "errors", "flags", "fields", "similarity", "iteration", "attention", "registration"),
     1: ("losses", "metrics", "networks", "symmetric", "synthesis"),
     2: ("space", "datasets", "pairs", "training"),
     3: ("bundle", "zoo", "register", "quality", "outputs", "report", "results", "evaluate", "batch", "phantom"),

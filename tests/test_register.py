@@ -328,8 +328,17 @@ def test_controller_is_the_one_that_was_asked_for() -> None:
     with pytest.raises(InputError, match=r"controller 'never' is unknown; choose auto, tci, iterstop, fixed"):
         choose_controller("never", None, own)
     for cap in (0, -1, 2.5, True, "3"):
-        with pytest.raises(InputError, match=rf"max-iterations {cap!r}: give a whole number of at least 1"):
-            choose_controller("tci", cap, own)
+        for one in (own, None):
+            with pytest.raises(InputError, match=rf"max-iterations {cap!r}: give a whole number of at least 1"):
+                choose_controller("tci", cap, one)
+
+
+def test_method_of_one_pass_takes_no_controller_that_iterates() -> None:
+    assert choose_controller("auto", None, None) is None
+    assert choose_controller("fixed", 1, None) is None
+    for name, cap, asked in (("tci", None, "controller 'tci'"), ("auto", 2, "max-iterations 2")):
+        with pytest.raises(InputError, match=rf"{asked}: .*takes one pass"):
+            choose_controller(name, cap, None)
 
 
 @pytest.mark.parametrize("way", [1, -1])

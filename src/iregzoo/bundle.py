@@ -15,6 +15,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from iregzoo import __version__
+from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
 from iregzoo.register import Scans, choose_controller, finish, read_scans
 from iregzoo.registration import PairNetwork, Registration
@@ -106,7 +107,7 @@ class SaveRegistration(Transform):
     ) -> None:
         self.load, self.output_dir = load, Path(output_dir)
         self.provenance = {"iregzoo": __version__, **provenance}
-        self.inverse, self.overwrite = inverse, overwrite
+        self.inverse, self.overwrite = flag(inverse, "inverse"), flag(overwrite, "overwrite")
 
     def __call__(self, data: Sample) -> dict[str, Any]:
         scans = _scans(data)

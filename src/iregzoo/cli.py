@@ -107,11 +107,12 @@ def evaluate(
     from iregzoo.zoo import load
 
     cases, target = read_cases(pairs), choose_device(device)
-    methods = [load(name, weights, target) for name in names(bundle)]
-    controllers = names(controller)
+    methods = [load(name, weights, target) for name in names(bundle, "bundle")]
+    controllers = names(controller, "controller")
+    registrations = len(cases) * len(methods) * len(controllers)
     with (
         whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder,
-        _Progress(len(cases) * len(methods) * len(controllers)) as bar,
+        _Progress(registrations) as bar,
     ):
         summary = evaluate_cases(
             cases,
@@ -127,8 +128,8 @@ def evaluate(
     if summary["failed"]:
         first = summary["failed"][0]
         raise InputError(
-            f"{len(summary['failed'])} of {len(cases)} pairs failed, first {first['pair']}: {first['reason']} "
-            f"(the others are in {output})"
+            f"{len(summary['failed'])} of {registrations} registrations failed, first {first['pair']} with "
+            f"{first['bundle']}: {first['reason']} (the others are in {output})"
         )
 
 
@@ -243,10 +244,17 @@ def choose_device(name: str) -> str:
     return name
 
 
-def names(value: str | Sequence[str]) -> list[str]:
-    """What stands between commas."""
+def names(value: str | Sequence[str], option: str) -> list[str]:
+    """What stands between an option's commas, each once.
+
+    Raises:
+        InputError: where there is nothing.
+    """
     parts = value.split(",") if isinstance(value, str) else value
-    return [part.strip() for part in parts if part.strip()]
+    found = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not found:
+        raise InputError(f"--{option} names nothing; give one name, or several separated by commas")
+    return found
 
 
 def summary_line(report: dict[str, Any]) -> str:

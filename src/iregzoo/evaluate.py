@@ -14,6 +14,7 @@ import torch
 
 from iregzoo import __version__
 from iregzoo.errors import InputError
+from iregzoo.iteration import Controller
 from iregzoo.metrics import mean_of, surface_scores, tre
 from iregzoo.quality import compare, figures, labels_of
 from iregzoo.register import Result, choose_controller, read_scans, register
@@ -83,13 +84,15 @@ def read_cases(path: str | Path) -> list[Case]:
     if not rows:
         raise InputError(f"{table}: has no pairs below its header")
     return [
-        Case(**{name: _locate(table, number, value) for name, value in row.items()})
+        Case(**{name: _locate(table, number, name, value) for name, value in row.items()})
         for number, row in enumerate(rows, 2)
     ]
 
 
-def _locate(table: Path, line: int, value: str) -> str:
+def _locate(table: Path, line: int, column: str, value: str) -> str:
     if not value:
+        if column in ("fixed", "moving"):
+            raise InputError(f"{table}, line {line}: names no {column} scan")
         return ""
     for candidate in (table.parent / value, Path(value)):
         if candidate.exists():
@@ -110,20 +113,21 @@ def evaluate(
     """Register every case with every method and controller; write ``metrics.csv`` and ``summary.json``.
 
     A case that fails is listed under ``failed`` in the summary and does not stop the others.
+
+    Raises:
+        InputError: for a controller that one of the methods does not take, before anything is measured.
     """
     rows: list[Row] = []
     failed: list[dict[str, str]] = []
-    for method in methods:
-        for name in controllers:
-            controller = choose_controller(name, max_iterations, method.network.controller)
-            for case in cases:
-                progress(f"{method.bundle.name} {case.name}")
-                try:
-                    row = _measure(case, method, init, controller)
-                except InputError as error:
-                    failed.append({"bundle": method.bundle.name, "pair": case.name, "reason": str(error)})
-                    continue
-                rows.append({"bundle": method.bundle.name, "controller": name, **row})
+    for method, name, controller in _settings(methods, controllers, max_iterations):
+        for case in cases:
+            progress(f"{method.bundle.name} {case.name}")
+            try:
+                row = _measure(case, method, init, controller)
+            except InputError as error:
+                failed.append({"bundle": method.bundle.name, "pair": case.name, "reason": str(error)})
+                continue
+            rows.append({"bundle": method.bundle.name, "controller": name, **row})
     summary = {
         "iregzoo": __version__,
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
@@ -136,7 +140,22 @@ def evaluate(
     return summary
 
 
-def _measure(case: Case, method: Method, init: str, controller: Any) -> Row:
+def _settings(
+    methods: Sequence[Method], controllers: Sequence[str], max_iterations: int | None
+) -> list[tuple[Method, str, Controller | None]]:
+    """Every method with every controller, all chosen before anything is measured."""
+    chosen = []
+    for method in methods:
+        for name in controllers:
+            try:
+                controller = choose_controller(name, max_iterations, method.network.controller)
+            except InputError as error:
+                raise InputError(f"bundle {method.bundle.name}, {error}") from None
+            chosen.append((method, name, controller))
+    return chosen
+
+
+def _measure(case: Case, method: Method, init: str, controller: Controller | None) -> Row:
     scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
     begin = time.perf_counter()
     result = register(scans, method, init=init, controller=controller)

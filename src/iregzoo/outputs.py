@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iregzoo.errors import InputError
+from iregzoo.flags import flag
 
 
 @contextmanager
@@ -52,7 +53,8 @@ def check_target(target: str | Path, *, overwrite: bool = False, owned: Collecti
     """Refuse, before any work, a folder that ``whole_folder`` would refuse.
 
     Raises:
-        InputError: where ``target`` is a file, is not writable, or is not empty.
+        InputError: where ``target`` is a file, is not writable, or is not empty; for an ``overwrite`` that is neither
+            true nor false.
     """
     target = Path(target)
     if target.exists() and not target.is_dir():
@@ -60,7 +62,7 @@ def check_target(target: str | Path, *, overwrite: bool = False, owned: Collecti
     if target.is_dir():
         if not os.access(target, os.W_OK | os.X_OK):
             raise InputError(f"{target}: is not writable; choose another --output")
-        if any(target.iterdir()) and not overwrite:
+        if any(target.iterdir()) and not flag(overwrite, "overwrite"):
             raise InputError(f"{target}: is not empty; choose another --output or add --overwrite")
     for name in owned:
         if (target / name).is_dir():

@@ -83,7 +83,8 @@ def doubts(found: Mapping[str, Any]) -> list[str]:
     """What should make a person doubt a result with these figures, in words."""
     said = []
     if found["ncc_after"] < max(found["ncc_before"], found["ncc_start"]):
-        said.append("the images are less alike than before")
+        when = "before" if found["ncc_after"] < found["ncc_before"] else "at the affine start"
+        said.append(f"the images are less alike than {when}")
     elif found["ncc_after"] < LITTLE_ALIKE:
         said.append(f"the images are little alike even so (NCC {found['ncc_after']:.2f})")
     if found["folding_percent"] > MUCH_FOLDING:

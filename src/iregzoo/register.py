@@ -97,17 +97,25 @@ def choose_controller(name: str, max_iterations: int | None, own: Controller | N
     """
     if name != "auto" and name not in CONTROLLERS:
         raise InputError(f"controller {name!r} is unknown; choose auto, {', '.join(CONTROLLERS)}")
-    if own is None and (name not in ("auto", "fixed") or max_iterations not in (None, 1)):
-        asked = f"controller {name!r}" if max_iterations in (None, 1) else f"max-iterations {max_iterations!r}"
-        raise InputError(f"{asked}: this bundle's method takes one pass and has nothing to iterate; leave it out")
-    controller = own if own is None or name == "auto" else CONTROLLERS[name]()
-    if own is None or max_iterations is None:
-        return controller
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
+    whole = isinstance(max_iterations, int) and not isinstance(max_iterations, bool)
+    if max_iterations is not None and not (whole and max_iterations >= 1):
         raise InputError(f"max-iterations {max_iterations!r}: give a whole number of at least 1")
+    if own is None:
+        _check_one_pass(name, max_iterations)
+        return None
+    controller = own if name == "auto" else CONTROLLERS[name]()
+    if max_iterations is None:
+        return controller
     if not isinstance(controller, (TCI, IterStop, FixedIterations)):
         raise InputError("this bundle's own controller takes no max-iterations; choose one with --controller")
     return replace(controller, max_iterations=max_iterations)
+
+
+def _check_one_pass(name: str, max_iterations: int | None) -> None:
+    """Refuse iterations of a method that takes one pass."""
+    asked = f"max-iterations {max_iterations!r}" if name in ("auto", "fixed") else f"controller {name!r}"
+    if name not in ("auto", "fixed") or max_iterations not in (None, 1):
+        raise InputError(f"{asked}: this bundle's method takes one pass and has nothing to iterate; leave it out")
 
 
 @contextmanager

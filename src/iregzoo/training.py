@@ -18,6 +18,7 @@ from iregzoo.datasets import find_scans as find_scans  # the name of these four 
 from iregzoo.errors import InputError
 from iregzoo.fields import sample as read_at
 from iregzoo.fields import warp
+from iregzoo.flags import flag
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss, one_hot
 from iregzoo.pairs import CyclicPairs as CyclicPairs
@@ -42,6 +43,9 @@ class TrainStep:
 
     amp: bool = False
     passes: Sequence[int] = (1,)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "amp", flag(self.amp, "amp"))
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
         device = engine.state.device

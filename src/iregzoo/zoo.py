@@ -228,6 +228,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         Exception
     ) as error:  # a damaged file raises many kinds (IndexError, struct.error, …); each means the same here
         reason = str(error).strip().split("\n")[0][:100]
+        if reason.startswith("Weights only"):  # torch's advice is to run the code in it
+            reason = "not a file of tensors alone"
         raise InputError(
             f"{path}: is no readable weights file ({reason or type(error).__name__}); get it again"
         ) from None

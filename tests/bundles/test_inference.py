@@ -208,6 +208,14 @@ def test_folder_that_holds_something_is_refused_and_kept(pair: Pair, tmp_path: P
     assert written(tmp_path) == {"output"}
 
 
+def test_false_on_the_command_line_of_monai_is_false(pair: Pair, tmp_path: Path) -> None:
+    found = run("iirp", pair, tmp_path / "monai", overwrite="false", inverse="false")
+    assert written(found) == FILES
+    with pytest.raises((InputError, RuntimeError)) as caught:
+        run("iirp", pair, tmp_path / "monai", overwrite="false")
+    assert "not empty" in refusal(caught)
+
+
 def test_overwrite_keeps_foreign_files(pair: Pair, tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.mkdir()
