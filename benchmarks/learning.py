@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELS = (1, 2)
 SHAPE, SPACING = (48, 64, 48), (1.0, 1.0, 1.0)
 TEST_SCANS = 10
+EPOCHS = 10
+LEARNING_RATE = 0.001  # so few steps want a higher one than the recipes', which are many times as long
 
 
 def pairs(dataset_dir: Path, split: str, count: int | None = None) -> CyclicPairs:
@@ -60,9 +62,10 @@ def trained(bundle: str, dataset_dir: Path, output: str, steps: int) -> float:
         dataset_dir=str(dataset_dir),
         output_dir=output,
         steps=steps,
-        steps_per_epoch=steps,
-        val_interval=1,
-        save_interval=1,
+        learning_rate=LEARNING_RATE,
+        steps_per_epoch=max(1, steps // EPOCHS),  # over which the recipe's learning rate falls
+        val_interval=EPOCHS,
+        save_interval=EPOCHS,
     )
     logging.disable(logging.INFO)
     workflow.run()

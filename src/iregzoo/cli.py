@@ -1,5 +1,6 @@
 """The command line. Every command's help is its docstring; bad input ends with one line and exit code 2."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -375,5 +376,7 @@ def main() -> None:
         print(f"iregzoo: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("iregzoo: interrupted; nothing was written, run the command again", file=sys.stderr)
-        sys.exit(2)
+        print("iregzoo: interrupted; nothing was written, run the command again", file=sys.stderr, flush=True)
+        # Not sys.exit: where the interrupt met code that was being exec'd (as dataclasses are, at import), Python
+        # remembers it as unhandled, although it is handled here, and would end with a signal instead of 2.
+        os._exit(2)
