@@ -5,6 +5,7 @@ the bundle's hippocampus recipe, and the Dice on val without registration and af
 """
 
 import argparse
+import json
 import logging
 import tempfile
 import warnings
@@ -16,7 +17,10 @@ from monai.metrics import DiceMetric
 from torch import Tensor
 
 from iregzoo import zoo
+from iregzoo.fields import warp
+from iregzoo.iteration import FixedIterations
 from iregzoo.losses import one_hot
+from iregzoo.registration import PairNetwork
 from iregzoo.training import CyclicPairs, LoadScan, find_scans
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +28,6 @@ LABELS = (1, 2)
 SHAPE, SPACING = (48, 64, 48), (1.0, 1.0, 1.0)
 TEST_SCANS = 10
 EPOCHS = 10
-LEARNING_RATE = 0.001  # so few steps want a higher one than the recipes', which are many times as long
 
 
 def pairs(dataset_dir: Path, split: str, count: int | None = None) -> CyclicPairs:
@@ -42,19 +45,30 @@ def untrained_field(bundle: str, test: CyclicPairs) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(field, dim=0) for field in fields])
 
 
-def unregistered(val: CyclicPairs) -> float:
-    """Mean Dice of the label maps as they are."""
+@torch.inference_mode()
+def mean_dice(val: CyclicPairs, network: PairNetwork | None = None) -> float:
+    """Mean Dice of the pairs as they are, or registered by a network with one pass a level.
+
+    One pass, because how often a controller repeats weights that are hardly trained is another question.
+    """
     metric = DiceMetric()
     for index in range(len(val)):
-        maps = val[index]["label"]
-        moving, fixed = (one_hot(maps[None, channel : channel + 1], LABELS) for channel in (0, 1))
-        metric(moving, fixed)
+        pair = val[index]
+        moving, fixed = (pair["label"][None, channel : channel + 1] for channel in (0, 1))
+        if network is not None:
+            moving = warp(moving, network(pair["image"][None], False, FixedIterations(1)), mode="nearest")
+        metric(one_hot(moving, LABELS), one_hot(fixed, LABELS))
     return float(metric.aggregate())
 
 
-def trained(bundle: str, dataset_dir: Path, output: str, steps: int) -> float:
-    """Dice on val after a short training."""
+def trained(bundle: str, dataset_dir: Path, output: str, steps: int) -> PairNetwork:
+    """A bundle's network after a short training."""
     configs = ROOT / "bundles" / bundle / "configs"
+    recipe = json.loads((configs / "train_hippocampus.json").read_text())
+    # A schedule of levels is shortened with the training.
+    schedule = (
+        {"starts": [start * steps // recipe["steps"] for start in recipe["starts"]]} if "starts" in recipe else {}
+    )
     workflow = monai.bundle.create_workflow(
         config_file=[str(configs / "train.json"), str(configs / "train_hippocampus.json")],
         workflow_type="train",
@@ -62,14 +76,15 @@ def trained(bundle: str, dataset_dir: Path, output: str, steps: int) -> float:
         dataset_dir=str(dataset_dir),
         output_dir=output,
         steps=steps,
-        learning_rate=LEARNING_RATE,
         steps_per_epoch=max(1, steps // EPOCHS),  # over which the recipe's learning rate falls
         val_interval=EPOCHS,
         save_interval=EPOCHS,
+        **schedule,
     )
     logging.disable(logging.INFO)
     workflow.run()
-    return float(workflow.parser.get_parsed_content("validate#best").best)
+    network: PairNetwork = workflow.parser.get_parsed_content("network_def")
+    return network.eval()
 
 
 def main() -> None:
@@ -80,12 +95,12 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     test, val = pairs(arguments.dataset_dir, "test", TEST_SCANS), pairs(arguments.dataset_dir, "val")
-    before = unregistered(val)
+    before = mean_dice(val)
     print(f"{len(test)} test pairs untrained; {arguments.steps} steps; {len(val)} val pairs, unregistered {before:.3f}")
     for bundle in arguments.bundles:
         lengths = untrained_field(bundle, test)
         with tempfile.TemporaryDirectory() as output:
-            after = trained(bundle, arguments.dataset_dir, output, arguments.steps)
+            after = mean_dice(val, trained(bundle, arguments.dataset_dir, output, arguments.steps))
         print(
             f"{bundle}: untrained field finite {bool(lengths.isfinite().all())}, {lengths.mean():.4f} voxel on "
             f"average, at most {lengths.max():.3f}; Dice {before:.3f} → {after:.3f} ({after - before:+.3f})",
