@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iregzoo import zoo
 from iregzoo.fields import warp
-from iregzoo.iteration import FixedIterations
+from iregzoo.iteration import IterStop
 from iregzoo.losses import one_hot
 from iregzoo.registration import PairNetwork
 from iregzoo.training import CyclicPairs, LoadScan, find_scans
@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELS = (1, 2)
 SHAPE, SPACING = (48, 64, 48), (1.0, 1.0, 1.0)
 TEST_SCANS = 10
-EPOCHS = 10
 
 
 def pairs(dataset_dir: Path, split: str, count: int | None = None) -> CyclicPairs:
@@ -47,16 +46,19 @@ def untrained_field(bundle: str, test: CyclicPairs) -> Tensor:
 
 @torch.inference_mode()
 def mean_dice(val: CyclicPairs, network: PairNetwork | None = None) -> float:
-    """Mean Dice of the pairs as they are, or registered by a network with one pass a level.
+    """Mean Dice of the pairs as they are, or registered by a network.
 
-    One pass, because how often a controller repeats weights that are hardly trained is another question.
+    Methods that iterate do so under IterStop: TCI takes every refinement, and those of weights that are hardly trained
+    lead away.
     """
+    iterates = network is not None and network.controller is not None and network.controller.adaptive
+    controller = IterStop() if iterates else None
     metric = DiceMetric()
     for index in range(len(val)):
         pair = val[index]
         moving, fixed = (pair["label"][None, channel : channel + 1] for channel in (0, 1))
         if network is not None:
-            moving = warp(moving, network(pair["image"][None], False, FixedIterations(1)), mode="nearest")
+            moving = warp(moving, network(pair["image"][None], False, controller), mode="nearest")
         metric(one_hot(moving, LABELS), one_hot(fixed, LABELS))
     return float(metric.aggregate())
 
@@ -76,9 +78,9 @@ def trained(bundle: str, dataset_dir: Path, output: str, steps: int) -> PairNetw
         dataset_dir=str(dataset_dir),
         output_dir=output,
         steps=steps,
-        steps_per_epoch=max(1, steps // EPOCHS),  # over which the recipe's learning rate falls
-        val_interval=EPOCHS,
-        save_interval=EPOCHS,
+        steps_per_epoch=steps,
+        val_interval=1,
+        save_interval=1,
         **schedule,
     )
     logging.disable(logging.INFO)
