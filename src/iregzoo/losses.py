@@ -108,6 +108,17 @@ def landmark_error(
     return distances.sum(1) / given.sum(1).clamp_min(1)
 
 
+def label_channels(moving: Tensor | None, fixed: Tensor | None, values: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The label maps (B, 1, *shape) of both images as one channel per value, for an overlap term.
+
+    Raises:
+        ValueError: where one is missing.
+    """
+    if moving is None or fixed is None:
+        raise ValueError("the overlap term needs the label maps of both images")
+    return one_hot(moving, values), one_hot(fixed, values)
+
+
 @dataclass(frozen=True)
 class RegistrationLoss:
     """Similarity + weighted regularity + weighted overlap of labels and landmarks, each term under its own name.
@@ -181,10 +192,8 @@ class RegistrationLoss:
         if self.orthogonality:
             terms["orthogonality"] = self.orthogonality * _orthogonality_of_heads(registration)
         if self.overlap:
-            if moving_labels is None or fixed_labels is None:
-                raise ValueError("the overlap term needs the label maps of both images")
-            soft = warp(one_hot(moving_labels, self.labels), u)
-            terms["overlap"] = self.overlap * soft_dice(soft, one_hot(fixed_labels, self.labels)).mean()
+            moving_maps, fixed_maps = label_channels(moving_labels, fixed_labels, self.labels)
+            terms["overlap"] = self.overlap * soft_dice(warp(moving_maps, u), fixed_maps).mean()
         if self.landmarks and not (moving_points is None and fixed_points is None):
             if moving_points is None or fixed_points is None:
                 raise ValueError("the landmark term needs the points of both images")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iregzoo.fields import warp
-from iregzoo.losses import diffusion, folding, gradicon, inverse_consistency, one_hot, soft_dice
+from iregzoo.losses import diffusion, folding, gradicon, inverse_consistency, label_channels, soft_dice
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc, mse
 
@@ -109,9 +109,7 @@ class SymmetricLoss:
         if self.folding:
             terms["folding"] = self.folding * folding(displacement, margin=self.margin).mean()
         if self.overlap:
-            if moving_labels is None or fixed_labels is None:
-                raise ValueError("the overlap term needs the label maps of both images")
-            labels = one_hot(torch.cat((moving_labels, fixed_labels)), self.labels)
+            labels = torch.cat(label_channels(moving_labels, fixed_labels, self.labels))
             terms["overlap"] = self.overlap * soft_dice(warp(labels, displacement), _swap(labels)).mean()
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
