@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from iregzoo.errors import InputError
+from iregzoo.fields import warp
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
+from iregzoo.refinement import refine_displacement
 from iregzoo.registration import Registration
+from iregzoo.similarity import local_ncc
 from iregzoo.space.frame import Frame, make_frame, network_input, warp_scan
-from iregzoo.space.scan import Scan, looks_like_labels, read_labels, read_scan
+from iregzoo.space.grid import Grid, canonical_axes
+from iregzoo.space.scan import Scan, Window, looks_like_labels, read_labels, read_scan
 from iregzoo.space.start import affine_start
 from iregzoo.zoo import Method
 
@@ -36,6 +40,22 @@ class Scans:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """What finishing by gradient steps did.
+
+    Attributes:
+        steps: those asked for.
+        network: the grid on which the network saw the pair; that of the frame is the refinement's.
+        local_ncc_before, local_ncc_after: of the pair on the refinement's grid, in [0, 1].
+    """
+
+    steps: int
+    network: Grid
+    local_ncc_before: float
+    local_ncc_after: float
+
+
+@dataclass(frozen=True)
 class Result:
     """A registered pair, on the fixed image's own grid.
 
@@ -43,12 +63,13 @@ class Result:
         scans: what was registered.
         frame: its geometry, with the affine start that was used.
         init: the name of that start.
-        registration: what the network gave, on the network's grid.
+        registration: what the network gave, on the frame's grid; after a refinement with the refined displacement.
         deformation: (1, 3, *fixed.shape), LPS mm, without the affine.
         displacement: (1, 3, *fixed.shape), LPS mm, affine included.
         warped: the moving scan on the fixed grid, (1, 1, *fixed.shape).
         warped_labels: the moving labels on the fixed grid, where there were any.
         seconds: time by stage.
+        refinement: what gradient steps did after the network, where there were any.
     """
 
     scans: Scans
@@ -60,6 +81,7 @@ class Result:
     warped: Tensor
     warped_labels: Tensor | None
     seconds: dict[str, float]
+    refinement: Refinement | None = None
 
 
 def read_scans(
@@ -118,6 +140,16 @@ def _check_one_pass(name: str, max_iterations: int | None) -> None:
         raise InputError(f"{asked}: this bundle's method takes one pass and has nothing to iterate; leave it out")
 
 
+def check_refine(steps: int) -> None:
+    """Check what ``--refine`` asks for.
+
+    Raises:
+        InputError: for what is no whole number of at least 0.
+    """
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise InputError(f"refine {steps!r}: give a whole number of gradient steps, 0 for none")
+
+
 @contextmanager
 def timed(stage: str, seconds: dict[str, float], progress: Progress) -> Iterator[None]:
     """Announce a stage and note how long it took."""
@@ -134,6 +166,7 @@ def register(
     *,
     init: str = "auto",
     controller: Controller | None = None,
+    refine: int = 0,
     progress: Progress = lambda stage: None,
 ) -> Result:
     """Register a pair: affine start, network, and its field brought back to the fixed image's grid.
@@ -143,8 +176,13 @@ def register(
         method: from ``zoo.load``.
         init: affine start; ``auto`` is what the weights' card says.
         controller: of the iterations; the network's own if None.
+        refine: gradient steps that finish the pair after the network, see ``refinement``.
         progress: told the name of each stage as it begins.
+
+    Raises:
+        InputError: for scans that do not meet, weights that give what is not finite, and ``check_refine``.
     """
+    check_refine(refine)
     seconds: dict[str, float] = {}
     init = method.card.init if init == "auto" else init
     with timed("start", seconds, progress):
@@ -170,8 +208,31 @@ def register(
         predicted = registration.displacement.cpu()
     if not torch.isfinite(predicted).all():
         raise InputError("the network gave a displacement that is not finite; are these weights damaged?")
+    registration, refinement = replace(registration, displacement=predicted), None
+    if refine:
+        with timed("refine", seconds, progress):
+            frame, registration, refinement = _refine(scans, frame, registration, refine, method.card.window, device)
     with timed("warp", seconds, progress):
-        return finish(scans, frame, init, replace(registration, displacement=predicted), seconds)
+        return replace(finish(scans, frame, init, registration, seconds), refinement=refinement)
+
+
+def _refine(
+    scans: Scans, frame: Frame, registration: Registration, steps: int, window: Window | None, device: torch.device
+) -> tuple[Frame, Registration, Refinement]:
+    """Finish a network's displacement by gradient steps, on a grid of the fixed scan's own voxels."""
+    axes, _ = canonical_axes(scans.fixed.grid)
+    spacing = scans.fixed.grid.spacing[axes].tolist()
+    own = make_frame(
+        scans.fixed, scans.moving, frame.start, spacing=spacing, stride=1, minimum=(1, 1, 1), window=window
+    )
+    image = network_input(own, scans.fixed, scans.moving, window).to(device)
+    moving, fixed = image[:, :1], image[:, 1:]
+    begun = frame.carry(registration.displacement, own.network).to(device)
+    refined = refine_displacement(begun, moving, fixed, steps=steps)
+    before, after = (float(local_ncc(fixed, warp(moving, u))) for u in (begun, refined))
+    # What the network gave with its own field belongs to that: the inverse is made anew, from the refined one.
+    finished = replace(registration, displacement=refined.cpu(), inverse=None, opposite=None, pyramid=())
+    return own, finished, Refinement(steps, frame.network, before, after)
 
 
 def finish(

@@ -61,7 +61,7 @@ def write(
         images = compare(result)
         found = figures(result, images) | extra
         picture(result, images, found, folder / "report.png")
-    report = {**provenance, **_geometry(result), **found, "seconds": seconds}
+    report = {**provenance, **_geometry(result), **_refined(result), **found, "seconds": seconds}
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
@@ -79,15 +79,26 @@ def provenance(method: Method) -> dict[str, Any]:
 
 
 def _geometry(result: Result) -> dict[str, Any]:
-    frame = result.frame
+    frame, refinement = result.frame, result.refinement
+    network = refinement.network if refinement else frame.network
     return {
         "fixed": str(result.scans.fixed.path),
         "moving": str(result.scans.moving.path),
         "init": result.init,
         "affine_lps_mm": frame.start.tolist(),
-        "network_shape": list(frame.network.shape),
-        "network_spacing_mm": frame.network.spacing.tolist(),
+        "network_shape": list(network.shape),
+        "network_spacing_mm": network.spacing.tolist(),
     }
+
+
+def _refined(result: Result) -> dict[str, Any]:
+    """What finishing by gradient steps did, where it was asked for."""
+    refinement = result.refinement
+    if refinement is None:
+        return {}
+    found = {name: value for name, value in vars(refinement).items() if name != "network"}
+    grid = result.frame.network
+    return {"refinement": {**found, "shape": list(grid.shape), "spacing_mm": grid.spacing.tolist()}}
 
 
 def _write_inverse(result: Result, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Where a network sees a pair of scans, and the way of its field back to the scans' own grids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,6 +51,16 @@ class Frame:
             to_voxels(self.fixed, None, self.network), identity(self.fixed.shape, dtype=torch.float64)
         )
         return _linear(self.network.affine, sample(displacement.double(), points, padding="border"))
+
+    def carry(self, displacement: Tensor, grid: Grid) -> Tensor:
+        """The network's displacement on another grid: (1, 3, *grid.shape) float32, in voxels of that grid.
+
+        Args:
+            displacement: (1, 3, *network.shape) in voxels of the network's grid.
+            grid: where it is wanted; beyond the network's grid the displacement of its border goes on.
+        """
+        there = replace(self, fixed=grid)
+        return there.in_voxels(there.deform(displacement)).float()
 
     def backward(self, inverted: Tensor) -> Tensor:
         """The whole way back on the moving image's grid: (1, 3, *moving.shape), LPS mm, affine included.
