@@ -11,8 +11,9 @@ import SimpleITK as sitk
 import torch
 
 from iregzoo import cli
+from iregzoo.cases import Case, read_cases
 from iregzoo.errors import InputError
-from iregzoo.evaluate import FILES, Case, evaluate, read_cases
+from iregzoo.evaluate import FILES, evaluate
 from iregzoo.outputs import whole_folder
 from iregzoo.phantom import make_phantom
 from iregzoo.zoo import Method, load

@@ -14,9 +14,24 @@ import iregzoo
 ROOT = Path(iregzoo.__file__).parent
 FLOORS = {
     0: ("__init__", "errors", "flags", "fields", "similarity", "iteration", "attention", "registration"),
-    1: ("losses", "metrics", "networks", "symmetric", "synthesis"),
-    2: ("space", "datasets", "pairs", "training"),
-    3: ("bundle", "zoo", "register", "quality", "outputs", "report", "results", "evaluate", "batch", "phantom"),
+    1: ("losses", "metrics", "networks", "significance", "symmetric", "synthesis"),
+    2: ("cases", "space", "datasets", "pairs", "training"),
+    3: (
+        "bundle",
+        "zoo",
+        "register",
+        "quality",
+        "outputs",
+        "report",
+        "results",
+        "peers",
+        "measure",
+        "tables",
+        "plots",
+        "evaluate",
+        "batch",
+        "phantom",
+    ),
     4: ("label", "cli", "__main__"),
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}

@@ -102,7 +102,8 @@ def evaluate(
         max_iterations: the most iterations a level.
         overwrite: replace the results of an earlier run in the folder.
     """
-    from iregzoo.evaluate import FILES, read_cases
+    from iregzoo.cases import read_cases
+    from iregzoo.evaluate import FILES
     from iregzoo.evaluate import evaluate as evaluate_cases
     from iregzoo.outputs import whole_folder
     from iregzoo.zoo import load

@@ -1,0 +1,51 @@
+"""Render anatomical label maps as images, and write the table of pairs that ``iregzoo evaluate`` wants.
+
+    python benchmarks/render_brains.py --dataset-dir DIR --output FOLDER [--stripped]
+
+DIR holds the label maps, labels.csv and splits.json. The two people of the split val are paired with each other and
+with the first two of the split train, both ways: t1.csv pairs T1 with T1, contrast.csv T1 with a random contrast.
+"""
+
+from itertools import chain
+from pathlib import Path
+
+import fire
+import nibabel as nib
+import numpy as np
+import torch
+
+from iregzoo.anatomy import read_splits, read_table
+
+SEED = 7
+
+
+def main(dataset_dir: str, output: str, stripped: bool = False) -> None:
+    """Render the maps at their own resolution, head and all or the brain alone."""
+    source, target = Path(dataset_dir), Path(output)
+    target.mkdir(parents=True, exist_ok=True)
+    table, splits = read_table(source), read_splits(source)
+    old, new = splits["val"][:2], splits["train"][:2]
+    share = float(stripped)
+    plain = {"stripped": share, "blur": 0.6, "bias": 0.2, "gamma": 0.1, "thick": 0.0}
+    looks = {"t1": table.synthesis(t1=1.0, **plain), "contrast": table.synthesis(t1=0.0, **plain)}
+    for number, name in enumerate([*old, *new]):
+        image = nib.load(source / f"{name}.nii.gz")
+        labels = np.asarray(image.dataobj).astype(np.int16)
+        compared = np.where(np.isin(labels, table.compared), labels, 0).astype(np.int16)
+        nib.save(nib.Nifti1Image(compared, image.affine), target / f"{name}_labels.nii.gz")
+        for look, synthesis in looks.items():
+            random = torch.Generator().manual_seed(SEED * 1000 + number)
+            rendered = synthesis(torch.from_numpy(labels)[None], random)[0].numpy()
+            voxels = np.round(1000 * rendered).astype(np.int16)
+            nib.save(nib.Nifti1Image(voxels, image.affine), target / f"{name}_{look}.nii.gz")
+    ways = [(old[0], old[1]), (old[0], new[0]), (old[1], new[1])]
+    pairs = list(chain.from_iterable(((first, second), (second, first)) for first, second in ways))
+    for look in looks:
+        lines = [f"{f}_t1.nii.gz,{m}_{look}.nii.gz,{f}_labels.nii.gz,{m}_labels.nii.gz" for f, m in pairs]
+        header = "fixed,moving,fixed_labels,moving_labels"
+        (target / f"{look}.csv").write_text("\n".join([header, *lines]) + "\n")
+    print(f"written to {target}: {len(pairs)} pairs each in {', '.join(f'{look}.csv' for look in looks)}")
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

@@ -1,0 +1,262 @@
+"""Anatomical label maps, and the endless pairs of synthesised images that training makes of a few of them."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ignite.engine import Engine, Events
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from iregzoo.errors import InputError
+from iregzoo.fields import identity
+from iregzoo.synthesis import Random, Synthesis, Tissue
+
+Sample = dict[str, Any]
+Matrix = NDArray[np.float64]
+COLUMNS = ("label", "evaluate", "intensity_class", "t1_mean", "t1_mean_sd", "t1_std", "t1_std_sd")
+FEW = 20  # a label of fewer voxels says little about where it lies
+HEAD = 500  # labels from here on are tissue outside the brain
+CSF = 24
+
+
+@dataclass(frozen=True)
+class Table:
+    """What ``labels.csv`` says of every label: how it looks in T1 scans, and whether it is compared."""
+
+    tissues: dict[int, Tissue]
+    compared: tuple[int, ...]
+
+    def synthesis(self, **settings: Any) -> Synthesis:
+        """Images of maps with these labels."""
+        head = [label for label in self.tissues if label >= HEAD]
+        return Synthesis(self.tissues, head=head, cover=[CSF] if CSF in self.tissues else [], **settings)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A person's label map, and how it is turned to lie as the others do.
+
+    Attributes:
+        labels: (X, Y, Z), axes nearest to right, anterior, superior.
+        pose: (4, 4), from mm about the middle of the brain, in the average person's orientation and size, to voxels.
+    """
+
+    labels: Tensor
+    pose: Matrix
+
+
+def read_table(folder: str | Path) -> Table:
+    """The table ``labels.csv`` of a folder of label maps.
+
+    Raises:
+        InputError: where it is missing or lacks a column.
+    """
+    path = Path(folder) / "labels.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a folder with label maps, labels.csv and splits.json")
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    missing = [name for name in COLUMNS if not rows or name not in rows[0]]
+    if missing:
+        raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
+    try:
+        tissues = {
+            int(row["label"]): Tissue(int(row["intensity_class"]), *(float(row[name]) for name in COLUMNS[3:]))
+            for row in rows
+        }
+        return Table(tissues, tuple(int(row["label"]) for row in rows if int(row["evaluate"])))
+    except ValueError as error:
+        raise InputError(f"{path}: has a cell that is no number ({error})") from None
+
+
+def read_splits(folder: str | Path) -> dict[str, list[str]]:
+    """The names of the maps of each split, from ``splits.json``.
+
+    Raises:
+        InputError: where the file is missing, or holds something else.
+    """
+    path = Path(folder) / "splits.json"
+    try:
+        splits = json.loads(path.read_text())
+        return {split: [str(name) for name in found] for split, found in splits.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: does not say which maps are in which split ({error})") from None
+
+
+def read_anatomies(folder: str | Path, split: str) -> list[Anatomy]:
+    """The label maps of a split, laid alike: an affine each brings the middles of its structures to the average's.
+
+    Raises:
+        InputError: for a missing folder, table, split or map.
+    """
+    table = read_table(folder)
+    splits = read_splits(folder)
+    if split not in splits:
+        raise InputError(f"{folder}: has no split {split!r}, only {', '.join(splits)}")
+    maps = [_read_map(Path(folder) / f"{name}.nii.gz") for name in splits[split]]
+    middles = [_middles(labels, affine, table.compared) for labels, affine in maps]
+    average = np.nanmean([middle - np.nanmean(middle, axis=0) for middle in middles], axis=0)
+    return [
+        Anatomy(labels, np.linalg.inv(affine) @ _fit(average, middle))
+        for (labels, affine), middle in zip(maps, middles, strict=True)
+    ]
+
+
+def _read_map(path: Path) -> tuple[Tensor, Matrix]:
+    """Label map (X, Y, Z) of canonical axes, and its affine, voxels to RAS mm."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, though splits.json names it")
+    image = nib.as_closest_canonical(nib.load(path))
+    return torch.from_numpy(np.asarray(image.dataobj).astype(np.int16)), np.asarray(image.affine, dtype=np.float64)
+
+
+def _middles(labels: Tensor, affine: Matrix, compared: Sequence[int]) -> Matrix:
+    """The middle of each label in mm (L, 3), NaN where there is next to nothing of it."""
+    flat = labels.flatten().long().clamp_min(0)
+    count = torch.bincount(flat, minlength=max(compared) + 1).numpy()
+    sums = [
+        torch.bincount(flat, axis.expand(labels.shape).flatten().double(), minlength=max(compared) + 1).numpy()
+        for axis in torch.meshgrid(*(torch.arange(size) for size in labels.shape), indexing="ij")
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        voxels = np.stack(sums, axis=1)[list(compared)] / count[list(compared), None]
+    voxels[count[list(compared)] < FEW] = np.nan
+    middles: Matrix = voxels @ affine[:3, :3].T + affine[:3, 3]
+    return middles
+
+
+def _fit(source: Matrix, target: Matrix) -> Matrix:
+    """The affine (4, 4) that brings points (L, 3) nearest to others, by least squares; points with NaN do not count."""
+    given = np.isfinite(source + target).all(1)
+    points = np.column_stack((source[given], np.ones(given.sum())))
+    found, *_ = np.linalg.lstsq(points, target[given], rcond=None)
+    matrix = np.eye(4)
+    matrix[:3] = found.T
+    return matrix
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How far people are turned, moved, scaled and deformed at random: standard deviations.
+
+    Attributes:
+        turn: about each axis, in degrees.
+        move: along each axis, in mm.
+        scale: of the logarithm of the size along each axis.
+        bend: of the smooth displacement, in mm.
+    """
+
+    turn: float = 0.0
+    move: float = 0.0
+    scale: float = 0.0
+    bend: float = 0.0
+
+    def matrix(self, random: Random) -> Matrix:
+        """A random affine (4, 4), mm to mm."""
+        angles, offset, sizes = (torch.randn(3, 3, generator=random).double() * 1.0).numpy()
+        matrix = np.diag([*np.exp(self.scale * sizes), 1.0])
+        for axis, angle in enumerate(np.deg2rad(self.turn * angles)):
+            turned = np.eye(4)
+            first, second = (axis + 1) % 3, (axis + 2) % 3
+            turned[first, first] = turned[second, second] = np.cos(angle)
+            turned[first, second], turned[second, first] = -np.sin(angle), np.sin(angle)
+            matrix = turned @ matrix
+        matrix[:3, 3] = self.move * offset
+        return matrix
+
+
+class SynthesisedPairs(Dataset[Sample]):
+    """Pairs of images synthesised from two people's label maps, the same ones for the same seed and epoch.
+
+    Gives ``image`` (2, *shape), moving then fixed, and ``label`` (2, *shape). Both people are turned, moved, scaled and
+    mirrored together, as scans lie in scanners, and each by itself a little, as an affine start leaves them, and bent.
+
+    Args:
+        anatomies: of ``read_anatomies``, at least two.
+        synthesis: makes the images.
+        shape: of the grid, in voxels.
+        spacing: of the grid, in mm.
+        length: pairs an epoch.
+        seed: of everything random here.
+        together: what is done to both people of a pair.
+        alone: what is done to each.
+        mirror: probability of mirroring both left to right.
+
+    Raises:
+        InputError: for fewer than two anatomies.
+    """
+
+    def __init__(
+        self,
+        anatomies: Sequence[Anatomy],
+        synthesis: Synthesis,
+        shape: Sequence[int],
+        spacing: float,
+        length: int,
+        seed: int = 0,
+        together: Pose = Pose(turn=6.0, move=5.0, scale=0.05),
+        alone: Pose = Pose(turn=2.0, move=2.0, scale=0.03, bend=3.0),
+        mirror: float = 0.5,
+    ) -> None:
+        if len(anatomies) < 2:
+            raise InputError(f"{len(anatomies)} label maps: a pair needs two people; name more in splits.json")
+        self.anatomies, self.synthesis = anatomies, synthesis
+        self.shape, self.spacing, self.length, self.seed = tuple(shape), spacing, length, seed
+        self.together, self.alone, self.mirror = together, alone, mirror
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if index >= len(self):
+            raise IndexError(index)
+        random = torch.Generator().manual_seed(hash((self.seed, self.epoch, index)) % 2**63)
+        chosen = torch.randperm(len(self.anatomies), generator=random)[:2].tolist()
+        common = self.together.matrix(random)
+        if float(torch.rand(1, generator=random)) < self.mirror:
+            common = np.diag([-1.0, 1.0, 1.0, 1.0]) @ common
+        labels = [self._lay(self.anatomies[i], common, random) for i in chosen]
+        images = [self.synthesis(each, random) for each in labels]
+        return {"image": torch.cat(images), "label": torch.cat(labels)}
+
+    def _lay(self, anatomy: Anatomy, common: Matrix, random: Random) -> Tensor:
+        """A person's label map (1, *shape) on the grid, whose middle is the brain's."""
+        middle = np.eye(4)
+        middle[:3] = np.column_stack((np.eye(3) * self.spacing, -self.spacing * (np.array(self.shape) - 1) / 2))
+        to_voxels = anatomy.pose @ self.alone.matrix(random) @ common @ middle
+        linear = torch.as_tensor(to_voxels[:3, :3], dtype=torch.float32)
+        offset = torch.as_tensor(to_voxels[:3, 3], dtype=torch.float32)
+        places = identity(self.shape)[0] + self._bend(random)
+        points = (torch.einsum("ij,jxyz->ixyz", linear, places) + offset.view(3, 1, 1, 1)).round().long()
+        inside = torch.ones(self.shape, dtype=torch.bool)
+        place = torch.zeros(self.shape, dtype=torch.long)
+        for axis, size in enumerate(anatomy.labels.shape):
+            inside &= (points[axis] >= 0) & (points[axis] < size)
+            place = place * size + points[axis].clamp(0, size - 1)
+        return (anatomy.labels.flatten()[place] * inside)[None]
+
+    def _bend(self, random: Random) -> Tensor:
+        """A smooth random displacement (3, *shape) in voxels: coarse and fine waves of about the same strain."""
+        bend = torch.zeros(3, *self.shape)
+        strength = self.alone.bend / self.spacing * float(torch.rand(1, generator=random))
+        for share, apart_mm in ((0.8, 40.0), (0.4, 20.0)):
+            knots = [max(2, round(size * self.spacing / apart_mm) + 1) for size in self.shape]
+            waves = torch.randn(1, 3, *knots, generator=random)
+            bend += share * F.interpolate(waves, size=self.shape, mode="trilinear", align_corners=True)[0]
+        return strength * bend
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the epochs of a trainer, also of a resumed one (the protocol of MONAI's handlers)."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+
+    def _start_epoch(self, engine: Engine) -> None:
+        self.epoch = engine.state.epoch
