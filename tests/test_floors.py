@@ -14,8 +14,8 @@ import iregzoo
 ROOT = Path(iregzoo.__file__).parent
 FLOORS = {
     0: ("__init__", "errors", "flags", "fields", "similarity", "iteration", "attention", "registration"),
-    1: ("losses", "metrics", "networks", "significance", "symmetric", "synthesis"),
-    2: ("cases", "space", "datasets", "pairs", "training"),
+    1: ("losses", "metrics", "networks", "overlap", "significance", "symmetric", "synthesis", "refinement"),
+    2: ("anatomy", "cases", "space", "datasets", "pairs", "training"),
     3: (
         "bundle",
         "zoo",

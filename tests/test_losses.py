@@ -18,8 +18,8 @@ from iregzoo.losses import (
     inverse_consistency,
     one_hot,
     orthogonality,
-    soft_dice,
 )
+from iregzoo.overlap import overlap_loss
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc
 
@@ -229,34 +229,6 @@ def test_one_hot_has_a_channel_per_value(dtype: torch.dtype) -> None:
     assert hot.tolist() == [expected]
 
 
-@pytest.mark.parametrize("labels", [(1, 2), (1, 2, 5), (5, 2, 1)])
-def test_soft_dice_is_the_mean_over_the_labels_there_are(labels: tuple[int, ...]) -> None:
-    first, second = (one_hot(labelled, labels) for labelled in label_maps())
-    np.testing.assert_allclose(soft_dice(first, second), [1 - (2 / 4 + 2 / 4) / 2], rtol=1e-6)
-    np.testing.assert_allclose(soft_dice(first, first), [0.0], atol=1e-6)
-
-
-def test_soft_dice_of_labels_that_never_meet_is_one() -> None:
-    first = torch.zeros(1, 1, 2, 3)
-    first[..., 0] = 1
-    assert soft_dice(first, 1 - first).tolist() == [1.0]
-
-
-def test_soft_dice_counts_a_label_that_one_map_lacks_as_missed() -> None:
-    first = torch.ones(1, 2, 2, 3)
-    second = first * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
-    np.testing.assert_allclose(soft_dice(first, second), [0.5], rtol=1e-6)
-
-
-def test_soft_dice_of_soft_maps_equals_numpy() -> None:
-    first, second = torch.rand(2, 3, 4, 5, 6, 7, generator=torch.manual_seed(4), dtype=torch.float64)
-    a, b = (maps.flatten(2).numpy() for maps in (first, second))
-    expected = 1 - (2 * (a * b).sum(2) / (a.sum(2) + b.sum(2))).mean(1)
-    np.testing.assert_allclose(soft_dice(first, second), expected, rtol=1e-12)
-    small = [maps[..., :2, :3].clone().requires_grad_() for maps in (first, second)]
-    assert torch.autograd.gradcheck(soft_dice, small)
-
-
 # --- the composite
 
 
@@ -282,18 +254,23 @@ def test_registration_loss_weighs_and_sums_its_named_terms() -> None:
     loss = RegistrationLoss(window=5, similarity=2.0, smoothness=3.0, folding=5.0, overlap=7.0, labels=(1, 3))
     terms = loss(registration, moving, fixed, moving_labels, fixed_labels)
     u = registration.displacement
-    soft = warp(one_hot(moving_labels, (1, 3)), u)
     expected = {
         "similarity": -2 * local_ncc(fixed, warp(moving, u), window=5).mean(),
         "smoothness": 3 * diffusion(u).mean(),
         "folding": 5 * folding(u).mean(),
-        "overlap": 7 * soft_dice(soft, one_hot(fixed_labels, (1, 3))).mean(),
+        "overlap": 7 * overlap_loss(u, moving_labels, fixed_labels, (1, 3)).mean(),
     }
     assert set(terms) == {"loss", *expected}
     for name, value in expected.items():
         assert value.abs() > 1e-3
         torch.testing.assert_close(terms[name], value)
     torch.testing.assert_close(terms["loss"], sum(expected.values(), torch.zeros(())))
+
+
+def test_a_similarity_that_weighs_nothing_is_left_out() -> None:
+    registration, moving, fixed, *maps = registered_pair()
+    terms = RegistrationLoss(similarity=0.0, overlap=1.0, labels=(1, 3))(registration, moving, fixed, *maps)
+    assert list(terms) == ["loss", "smoothness", "overlap"]
 
 
 def test_every_term_of_the_registration_loss_pulls_on_the_field() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iregzoo.fields import check_displacement, compose, jacobian, jacobian_determinant, sample, warp
+from iregzoo.overlap import overlap_loss
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc, ncc, ssim
 
@@ -61,15 +62,6 @@ def orthogonality(tokens: Tensor) -> Tensor:
     return (gram - unit).square().flatten(1).mean(1)
 
 
-def soft_dice(first: Tensor, second: Tensor, *, eps: float = 1e-5) -> Tensor:
-    """One minus the mean Dice of soft label maps (B, L, *shape) in [0, 1], over the labels that either holds."""
-    a, b = first.flatten(2), second.flatten(2)
-    size = (a + b).sum(2)
-    present = size > eps
-    dice = 2 * (a * b).sum(2) / size.clamp_min(eps)
-    return 1 - (dice * present).sum(1) / present.sum(1).clamp_min(1)
-
-
 def one_hot(labels: Tensor, values: tuple[int, ...]) -> Tensor:
     """Label map (B, 1, *shape) to one channel per value: float (B, L, *shape)."""
     wanted = labels.new_tensor(values).view(1, -1, *[1] * (labels.dim() - 2))
@@ -108,17 +100,6 @@ def landmark_error(
     return distances.sum(1) / given.sum(1).clamp_min(1)
 
 
-def label_channels(moving: Tensor | None, fixed: Tensor | None, values: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The label maps (B, 1, *shape) of both images as one channel per value, for an overlap term.
-
-    Raises:
-        ValueError: where one is missing.
-    """
-    if moving is None or fixed is None:
-        raise ValueError("the overlap term needs the label maps of both images")
-    return one_hot(moving, values), one_hot(fixed, values)
-
-
 @dataclass(frozen=True)
 class RegistrationLoss:
     """Similarity + weighted regularity + weighted overlap of labels and landmarks, each term under its own name.
@@ -129,7 +110,7 @@ class RegistrationLoss:
         window: of the local NCC, in voxels.
         metric: ``local_ncc``, whose term is the negative mean of its squares, or the global ``ncc``, whose term is
             1 − NCC (AD-RegNet, equations 17 and 20).
-        similarity: weight of the metric's term.
+        similarity: weight of the metric's term; 0 where images of any contrast are trained on labels alone.
         ssim: weight of 1 − SSIM (AD-RegNet, equations 17 and 22).
         smoothness: weight λ of the diffusion term.
         folding: weight of the folding term.
@@ -186,14 +167,14 @@ class RegistrationLoss:
             moving_points, fixed_points: corresponding landmarks (B, K, 3) in voxels, both or neither.
         """
         u = registration.displacement
-        terms = {**self._similarities(fixed, warp(moving, u)), "smoothness": self.smoothness * diffusion(u).mean()}
+        compared = self._similarities(fixed, warp(moving, u)) if self.similarity or self.ssim else {}
+        terms = {**compared, "smoothness": self.smoothness * diffusion(u).mean()}
         if self.folding:
             terms["folding"] = self.folding * folding(u, margin=self.margin).mean()
         if self.orthogonality:
             terms["orthogonality"] = self.orthogonality * _orthogonality_of_heads(registration)
         if self.overlap:
-            moving_maps, fixed_maps = label_channels(moving_labels, fixed_labels, self.labels)
-            terms["overlap"] = self.overlap * soft_dice(warp(moving_maps, u), fixed_maps).mean()
+            terms["overlap"] = self.overlap * overlap_loss(u, moving_labels, fixed_labels, self.labels).mean()
         if self.landmarks and not (moving_points is None and fixed_points is None):
             if moving_points is None or fixed_points is None:
                 raise ValueError("the landmark term needs the points of both images")
@@ -201,11 +182,13 @@ class RegistrationLoss:
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def _similarities(self, fixed: Tensor, warped: Tensor) -> dict[str, Tensor]:
-        if self.metric == "ncc":
-            term = 1 - ncc(fixed, warped).mean()
-        else:
-            term = -local_ncc(fixed, warped, window=self.window).mean()
-        terms = {"similarity": self.similarity * term}
+        terms = {}
+        if self.similarity:
+            if self.metric == "ncc":
+                term = 1 - ncc(fixed, warped).mean()
+            else:
+                term = -local_ncc(fixed, warped, window=self.window).mean()
+            terms["similarity"] = self.similarity * term
         if self.ssim:
             terms["ssim"] = self.ssim * (1 - ssim(fixed, warped).mean())
         return terms

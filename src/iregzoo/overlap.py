@@ -10,9 +10,7 @@ from iregzoo.fields import check_displacement, identity
 EPS = 1e-5
 
 
-def overlap_loss(
-    displacement: Tensor, moving: Tensor | None, fixed: Tensor | None, values: tuple[int, ...]
-) -> Tensor:
+def overlap_loss(displacement: Tensor, moving: Tensor | None, fixed: Tensor | None, values: tuple[int, ...]) -> Tensor:
     """One minus the mean soft Dice of warped and fixed labels: (B,), over the labels that either map holds.
 
     The Dice is that of one channel a label, warped linearly with zeros outside. Here no channel is made: each of the

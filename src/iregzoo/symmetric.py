@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iregzoo.fields import warp
-from iregzoo.losses import diffusion, folding, gradicon, inverse_consistency, label_channels, soft_dice
+from iregzoo.losses import diffusion, folding, gradicon, inverse_consistency
+from iregzoo.overlap import overlap_loss
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc, mse
 
@@ -109,8 +110,12 @@ class SymmetricLoss:
         if self.folding:
             terms["folding"] = self.folding * folding(displacement, margin=self.margin).mean()
         if self.overlap:
-            labels = torch.cat(label_channels(moving_labels, fixed_labels, self.labels))
-            terms["overlap"] = self.overlap * soft_dice(warp(labels, displacement), _swap(labels)).mean()
+            there, back = displacement.chunk(2)
+            overlaps = [
+                overlap_loss(there, moving_labels, fixed_labels, self.labels),
+                overlap_loss(back, fixed_labels, moving_labels, self.labels),
+            ]
+            terms["overlap"] = self.overlap * torch.cat(overlaps).mean()
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
 
