@@ -76,13 +76,16 @@ class Synthesis:
         if _chance(random, self.stripped):
             labels = self._strip(labels, random)
         means, spreads = self._brightness(random)
-        texture = _between(random, 0, self.noise) * _normal(random, labels.shape) + _smooth_field(labels.shape, 8, random)
+        texture = _between(random, 0, self.noise) * _normal(random, labels.shape) + _smooth_field(
+            labels.shape, 8, random
+        )
         image = means[labels] + spreads[labels] * texture
         image = blurred(image, _between(random, 0.3, max(self.blur, 0.3)))
         if _chance(random, self.thick):
             image = _thick_slices(image, random)
         image = image * (_between(random, 0, self.bias) * _smooth_field(labels.shape, 4, random)).exp()
-        return _normalised(image) ** float((self.gamma * _normal(random, (1,))).exp())
+        exponent = float((self.gamma * _normal(random, (1,))).exp())
+        return _normalised(image).pow(exponent)
 
     def _strip(self, labels: Tensor, random: Random) -> Tensor:
         """The labels of the brain alone."""
@@ -148,7 +151,8 @@ def _normalised(image: Tensor) -> Tensor:
     flat = image.flatten()
     some = flat[:: max(1, len(flat) // SAMPLED)]
     low, high = torch.quantile(some, some.new_tensor(PERCENTILES)).tolist()
-    return ((image - low) / max(high - low, 1e-6)).clamp(0, 1)
+    scaled: Tensor = (image - low) / max(high - low, 1e-6)
+    return scaled.clamp(0, 1)
 
 
 def _normal(random: Random, shape: Sequence[int]) -> Tensor:
