@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy.ndimage import map_coordinates
 
 from geometry import GRIDS, Array, apply_world, field_transform, from_image, make_grid, move_all, noise_image, waves
-from iregzoo.space.files import write_displacement, write_image, write_transform
-from iregzoo.space.grid import Grid
+from iregzoo.space.files import write_displacement, write_image, write_transform, write_voxel_displacement
+from iregzoo.space.grid import RAS_FROM_LPS, Grid
 
 EACH_GRID = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 AFFINE = np.array([[1.05, 0.1, 0, 5], [-0.1, 0.95, 0.05, -30], [0.02, 0, 1.1, 8], [0, 0, 0, 1.0]])
@@ -74,3 +76,24 @@ def test_transform_deforms_and_then_moves_by_the_affine(tmp_path: Path, grid: Gr
         move_all(sitk.ReadTransform(str(tmp_path / "transform.h5")), points), expected, atol=1e-9
     )
     assert np.abs(deformed - points).max() > 1
+
+
+@EACH_GRID
+def test_voxel_displacement_reads_the_moving_array_where_itk_reads_the_moving_image(tmp_path: Path, grid: Grid) -> None:
+    """As Learn2Reg's evaluator does, between grids that differ in shape, spacing and orientation."""
+    x, y, z = (float(middle) for middle in grid.centre)
+    moving = make_grid((21, 26, 24), (1.1, 1.7, 1.4), degrees=(8, 0, 20), axes=(1, 0, 2), centre=(x + 1, y, z - 2))
+    displacement = waves(grid)
+    write_voxel_displacement(tmp_path / "disp.nii.gz", displacement, grid, moving)
+    image = nib.load(tmp_path / "disp.nii.gz")
+    field = np.asarray(image.dataobj)
+    assert field.shape == (*grid.shape, 3)
+    assert field.dtype == np.float32
+    np.testing.assert_allclose(image.affine, RAS_FROM_LPS @ grid.affine, atol=1e-4)
+    values = np.random.default_rng(0).random(moving.shape)
+    read = field.astype(float).transpose(3, 0, 1, 2) + np.indices(grid.shape)
+    within = ((read > 0) & (read < np.array(moving.shape).reshape(3, 1, 1, 1) - 1)).all(0)
+    assert within.mean() > 0.1
+    reference, transform = grid.to_sitk(np.zeros(grid.shape)), field_transform(displacement, grid)
+    expected = from_image(sitk.Resample(moving.to_sitk(values), reference, transform, sitk.sitkLinear))[0, 0].numpy()
+    np.testing.assert_allclose(map_coordinates(values, read, order=1)[within], expected[within], atol=2e-5)

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.space.grid import Grid, Matrix
+from iregzoo.fields import identity
+from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix, apply_matrix, inverse, to_voxels
 
 
 def write_image(path: Path, data: Tensor, grid: Grid) -> None:
@@ -27,6 +30,25 @@ def write_displacement(path: Path, displacement: Tensor, grid: Grid) -> None:
     """Write a displacement (1, 3, X, Y, Z), LPS mm, as the float32 vector image that ITK reads."""
     vectors = displacement[0].movedim(0, -1).float().cpu().numpy()
     _write_sitk(grid.to_sitk(vectors, vector=True), path)
+
+
+def write_voxel_displacement(path: Path, displacement: Tensor, fixed: Grid, moving: Grid) -> None:
+    """Write a displacement (1, 3, X, Y, Z), LPS mm on the fixed grid, as Learn2Reg's evaluator reads it.
+
+    A NIfTI image of shape (X, Y, Z, 3), float32: where to read the moving array, in its voxels, minus where one is in
+    the fixed array. ``scipy.ndimage.map_coordinates(moving, identity + field)`` is the warped image, also where the two
+    grids differ in shape, spacing or orientation.
+    """
+    index = identity(fixed.shape, dtype=torch.float64)
+    linear = np.eye(4)
+    linear[:3, :3] = inverse(moving.affine)[:3, :3]
+    read = apply_matrix(to_voxels(fixed, None, moving), index) + apply_matrix(linear, displacement.double())
+    vectors = (read - index)[0].movedim(0, -1).float().cpu().numpy()
+    _reserve(path, vectors.nbytes)
+    try:
+        nib.save(nib.Nifti1Image(vectors, RAS_FROM_LPS @ fixed.affine), path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
 
 
 def write_transform(path: Path, deformation: Tensor, grid: Grid, affine: Matrix | None = None) -> None:
