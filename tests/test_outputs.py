@@ -103,6 +103,17 @@ def test_overwrite_keeps_what_is_not_its_own_and_removes_what_is_stale(tmp_path:
     }
 
 
+def test_overwrite_reaches_into_folders_and_keeps_what_is_not_its_own_there(tmp_path: Path) -> None:
+    owned = ("fields/a.txt", "fields/b.txt", "c.txt")
+    for text, names in (("old", ("fields/a.txt", "fields/b.txt")), ("new", ("fields/b.txt", "c.txt"))):
+        with whole_folder(tmp_path / "results", overwrite=text == "new", owned=owned) as folder:
+            (folder / "fields").mkdir()
+            for name in names:
+                (folder / name).write_text(text)
+        (tmp_path / "results" / "fields" / "notes.txt").write_text("mine")
+    assert contents(tmp_path / "results") == {"c.txt": "new", "fields/b.txt": "new", "fields/notes.txt": "mine"}
+
+
 def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("mine")
     with pytest.raises(InputError, match=r"results: is a file, not a folder; choose another --output"):

@@ -20,8 +20,8 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str]) -> It
     Args:
         target: the folder to fill; made if need be.
         overwrite: allow a folder that holds something already.
-        owned: every name that such results may have; with ``overwrite``, those of an earlier run that this one did not
-            write are removed.
+        owned: every name that such results may have, with slashes below folders; with ``overwrite``, those of an
+            earlier run that this one did not write are removed.
 
     Raises:
         InputError: where ``target`` is a file, cannot be written, or is not empty.
@@ -82,9 +82,10 @@ def _remove(folders: list[Path]) -> None:
 
 def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
     if target.is_dir() and any(target.iterdir()):
-        written = {path.name for path in staging.iterdir()}
-        for path in staging.iterdir():
-            path.replace(target / path.name)
+        written = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
+        for name in written:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).replace(target / name)
         for name in set(owned) - written:
             (target / name).unlink(missing_ok=True)
         return
