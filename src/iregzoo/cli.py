@@ -29,6 +29,7 @@ def register(
     init: str = "auto",
     controller: str = "auto",
     max_iterations: int | None = None,
+    refine: int = 0,
     inverse: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -50,6 +51,7 @@ def register(
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
         controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
         max_iterations: the most iterations a level of the method's pyramid.
+        refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network; 0 for none.
         inverse: also write the way from fixed to moving.
         overwrite: replace the results of an earlier run in the folder.
     """
@@ -62,14 +64,14 @@ def register(
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels)):
         if Path(path).resolve().parent == Path(output).resolve() and Path(path).name in FILES:
             raise InputError(f"{path}: lies where the results would go; choose another --output")
-    stages = (*STAGES, "inverse") if inverse else STAGES
+    stages = (*STAGES, *(["refine"] if refine else []), *(["inverse"] if inverse else []))
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, _Progress(len(stages)) as bar:
         bar("read")
         scans = read_scans(fixed, moving, fixed_labels, moving_labels)
         bar("weights")
         method = load(bundle, weights, choose_device(device))
         steering = choose_controller(controller, max_iterations, method.network.controller)
-        result = register_scans(scans, method, init=init, controller=steering, progress=bar)
+        result = register_scans(scans, method, init=init, controller=steering, refine=refine, progress=bar)
         report = write(result, folder, provenance(method), inverse=inverse, progress=bar)
     print(summary_line(report))
     for doubt in report["warnings"]:
@@ -86,6 +88,7 @@ def evaluate(
     init: str = "auto",
     controller: str | Sequence[str] = "auto",
     max_iterations: int | None = None,
+    refine: int = 0,
     overwrite: bool = False,
 ) -> None:
     """Register every pair of a table and measure the results: metrics.csv (a row per pair) and summary.json.
@@ -100,6 +103,7 @@ def evaluate(
         init: affine start: auto, none, center, rigid or affine.
         controller: one or more of auto, tci, iterstop, fixed, separated by commas.
         max_iterations: the most iterations a level.
+        refine: gradient steps after the network, as for register; 0 for none.
         overwrite: replace the results of an earlier run in the folder.
     """
     from iregzoo.cases import read_cases
@@ -123,6 +127,7 @@ def evaluate(
             controllers=controllers,
             init=init,
             max_iterations=max_iterations,
+            refine=refine,
             progress=bar,
         )
     for result in summary["results"]:

@@ -17,7 +17,7 @@ from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.metrics import mean_of, surface_scores, tre
 from iregzoo.quality import compare, figures, labels_of
-from iregzoo.register import Result, choose_controller, read_scans, register
+from iregzoo.register import Result, check_refine, choose_controller, read_scans, register
 from iregzoo.space.points import move_points, read_points
 from iregzoo.zoo import Method
 
@@ -47,6 +47,7 @@ def evaluate(
     controllers: Sequence[str] = ("auto",),
     init: str = "auto",
     max_iterations: int | None = None,
+    refine: int = 0,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Register every case with every method and controller; write ``metrics.csv`` and ``summary.json``.
@@ -54,21 +55,24 @@ def evaluate(
     A case that fails is listed under ``failed`` in the summary and does not stop the others.
 
     Raises:
-        InputError: for a controller that one of the methods does not take, before anything is measured.
+        InputError: for a controller that one of the methods does not take, and for ``refine`` that is no whole number,
+            before anything is measured.
     """
+    check_refine(refine)
     rows: list[Row] = []
     failed: list[dict[str, str]] = []
     for method, name, controller in _settings(methods, controllers, max_iterations):
         for case in cases:
             progress(f"{method.bundle.name} {case.name}")
             try:
-                row = _measure(case, method, init, controller)
+                row = _measure(case, method, init, controller, refine)
             except InputError as error:
                 failed.append({"bundle": method.bundle.name, "pair": case.name, "reason": str(error)})
                 continue
             rows.append({"bundle": method.bundle.name, "controller": name, **row})
     summary = {
         "iregzoo": __version__,
+        "refine": refine,
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
         "methods": [{"bundle": m.bundle.name, "weights": m.weights, "sha256": m.sha256} for m in methods],
         "results": list(_summaries(rows)),
@@ -94,10 +98,10 @@ def _settings(
     return chosen
 
 
-def _measure(case: Case, method: Method, init: str, controller: Controller | None) -> Row:
+def _measure(case: Case, method: Method, init: str, controller: Controller | None, refine: int) -> Row:
     scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
     begin = time.perf_counter()
-    result = register(scans, method, init=init, controller=controller)
+    result = register(scans, method, init=init, controller=controller, refine=refine)
     seconds = time.perf_counter() - begin
     found = figures(result, compare(result))
     row: Row = {"fixed": case.fixed, "moving": case.moving}
