@@ -31,6 +31,7 @@ FLOORS = {
         "evaluate",
         "batch",
         "phantom",
+        "template",
     ),
     4: ("label", "cli", "__main__"),
 }
