@@ -1,0 +1,321 @@
+"""Finishing by gradient steps: a known shift is found better, nothing gets worse, and the stage in the pipeline."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from geometry import GRIDS, make_grid, move_all, noise_image, waves
+from iregzoo import cli, refinement
+from iregzoo.errors import InputError
+from iregzoo.evaluate import evaluate
+from iregzoo.fields import jacobian_determinant, warp
+from iregzoo.losses import diffusion, folding
+from iregzoo.phantom import Phantom, make_phantom, recovered
+from iregzoo.refinement import refine_displacement
+from iregzoo.register import Scans, read_scans, register
+from iregzoo.similarity import box_sum, local_ncc
+from iregzoo.space.frame import Frame, warp_scan
+from iregzoo.space.grid import network_grid
+from iregzoo.space.scan import Scan
+from iregzoo.zoo import Method, load
+
+SHAPE = (24, 28, 20)
+INSIDE = (slice(None), slice(None), *[slice(5, -5)] * 3)
+
+
+def texture(batch: int = 1, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """Smooth noise in [0, 1], (B, 1, *shape)."""
+    image = torch.rand(batch, 1, *shape, generator=torch.manual_seed(seed))
+    for _ in range(2):
+        image = box_sum(image, 3) / 27
+    return (image - image.amin()) / (image.amax() - image.amin())
+
+
+def smooth_field(batch: int = 1, seed: int = 0, reach: float = 1.0, window: int = 9) -> Tensor:
+    """A random displacement (B, 3, *SHAPE) with a standard deviation of ``reach`` voxels."""
+    field = torch.randn(batch, 3, *SHAPE, generator=torch.manual_seed(seed))
+    for _ in range(2):
+        field = box_sum(field, window)
+    return reach * field / field.std()
+
+
+def shifted(voxels: float) -> Tensor:
+    """The displacement that moves everything along the first axis."""
+    field = torch.zeros(1, 3, *SHAPE)
+    field[:, 0] = voxels
+    return field
+
+
+def folded_voxels(displacement: Tensor) -> list[int]:
+    return (jacobian_determinant(displacement) <= 0).flatten(1).sum(1).tolist()
+
+
+def objective(displacement: Tensor, start: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+    """What the steps lower, from its description alone."""
+    alike = local_ncc(fixed, warp(moving, displacement), window=9)
+    return diffusion(displacement - start) + 100 * folding(displacement, margin=0.1) - alike
+
+
+@pytest.mark.parametrize("begun", [0.0, 0.6])
+def test_a_known_shift_is_found_from_a_worse_start(begun: float) -> None:
+    moving, true = texture(), shifted(1.0)
+    fixed = warp(moving, true, padding="border")
+    found = refine_displacement(shifted(begun), moving, fixed, steps=25)
+    error = (found - true).norm(dim=1, keepdim=True)[INSIDE].mean()
+    assert error < 0.3 * (1 - begun) + 0.03
+
+
+def test_a_known_deformation_is_found_better_with_more_steps() -> None:
+    moving, true = texture(seed=1), smooth_field(seed=2, reach=0.7)
+    fixed = warp(moving, true, padding="border")
+    errors = []
+    for steps in (0, 5, 30):
+        found = refine_displacement(torch.zeros_like(true), moving, fixed, steps=steps)
+        errors.append(float((found - true)[INSIDE].norm(dim=1).mean()))
+    assert errors[1] < 0.8 * errors[0]
+    assert errors[2] < 0.4 * errors[0]
+
+
+@pytest.mark.parametrize("rate", [0.1, 3.0, 100.0])
+def test_no_pair_gets_worse_by_its_own_objective_or_folds_more(rate: float) -> None:
+    """Also at rates that overshoot, and from a start that folds itself."""
+    moving, fixed = texture(4, seed=3), texture(4, seed=4)
+    start = torch.cat((smooth_field(2, seed=5), smooth_field(2, seed=6, reach=4.0, window=5)))
+    before = folded_voxels(start)
+    assert before[2] > 0
+    found = refine_displacement(start, moving, fixed, steps=6, rate=rate)
+    assert torch.isfinite(found).all()
+    assert (objective(found, start, moving, fixed) <= objective(start, start, moving, fixed)).all()
+    assert all(after <= allowed for after, allowed in zip(folded_voxels(found), before, strict=True))
+    assert (found != start).any() == (rate < 10)
+
+
+def test_a_correction_that_folds_is_taken_back_there_alone() -> None:
+    start = smooth_field(2, seed=7, reach=0.3)
+    correction = 0.3 * smooth_field(2, seed=8)
+    correction[0, 0, 10:13, 12:16, 8:12] += torch.tensor([3.0, 0.0, -3.0]).view(3, 1, 1)
+    assert folded_voxels(start) == [0, 0]
+    assert folded_voxels(start + correction)[0] > 0
+    assert folded_voxels(start + correction)[1] == 0
+    kept = refinement._without_folds(start, correction)
+    assert folded_voxels(start + kept) == [0, 0]
+    assert torch.equal(kept[1], correction[1])
+    assert torch.equal(kept[0, :, :, -2:], correction[0, :, :, -2:])
+    assert kept[0].norm() > 0.3 * correction[0].norm()
+
+
+def test_what_no_halving_mends_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refinement, "HALVINGS", 0)
+    start, correction = torch.zeros(2, 3, *SHAPE), torch.zeros(2, 3, *SHAPE)
+    correction[0, 0, 10] = 5.0
+    correction[1, 0] = 0.5
+    kept = refinement._without_folds(start, correction)
+    assert not kept[0].any()
+    assert torch.equal(kept[1], correction[1])
+
+
+def test_no_steps_are_exactly_nothing() -> None:
+    start = smooth_field()
+    assert torch.equal(refine_displacement(start, texture(), texture(seed=1), steps=0), start)
+
+
+def test_a_batch_gives_each_pair_what_it_gets_alone() -> None:
+    moving, fixed, start = texture(3, seed=9), texture(3, seed=10), smooth_field(3, seed=11)
+    together = refine_displacement(start, moving, fixed, steps=4)
+    for i in range(3):
+        alone = refine_displacement(start[i : i + 1], moving[i : i + 1], fixed[i : i + 1], steps=4)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+
+
+def test_a_pair_that_is_not_finite_keeps_its_start_and_disturbs_no_other() -> None:
+    moving, fixed, start = texture(2, seed=12), texture(2, seed=13), smooth_field(2, seed=14)
+    alone = refine_displacement(start[1:], moving[1:], fixed[1:], steps=3)
+    moving[0, 0, 4, 4, 4] = float("nan")
+    found = refine_displacement(start, moving, fixed, steps=3)
+    assert torch.equal(found[0], start[0])
+    torch.testing.assert_close(found[1:], alone, rtol=0, atol=1e-4)
+
+
+def test_images_without_contrast_move_nothing() -> None:
+    start, empty = smooth_field(reach=0.1), torch.zeros(1, 1, *SHAPE)
+    assert torch.equal(refine_displacement(start, empty, empty, steps=3), start)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_inputs_are_untouched_and_no_gradient_leaves(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        tensors = (smooth_field(), texture(), texture(seed=1))
+        copies = [tensor.clone() for tensor in tensors]
+        found = refine_displacement(*tensors, steps=2)
+    assert not torch.equal(found, tensors[0])
+    assert not found.requires_grad
+    for tensor, copy in zip(tensors, copies, strict=True):
+        assert torch.equal(tensor, copy)
+        assert tensor.grad is None
+
+
+def test_an_input_that_wants_a_gradient_gets_none() -> None:
+    start = smooth_field().requires_grad_()
+    for steps in (0, 2):
+        assert not refine_displacement(start, texture(), texture(seed=1), steps=steps).requires_grad
+    assert start.grad is None
+
+
+def test_two_axes_and_other_precisions() -> None:
+    moving, fixed = texture(shape=(40, 36, 9))[..., 4], texture(seed=1, shape=(40, 36, 9))[..., 4]
+    start = torch.zeros(1, 2, 40, 36, dtype=torch.float64)
+    found = refine_displacement(start, moving, fixed, steps=5)
+    assert found.dtype == torch.float64
+    assert local_ncc(fixed, warp(moving, found)) > local_ncc(fixed, moving)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": -1}, "steps=-1"),
+        ({"moving": torch.zeros(1, 1, 8, 8, 8)}, r"moving has shape \(1, 1, 8, 8, 8\)"),
+        ({"fixed": torch.zeros(1, 2, *SHAPE)}, r"fixed has shape \(1, 2, 24, 28, 20\)"),
+        ({"displacement": torch.zeros(1, 2, *SHAPE)}, "displacement has shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, object], said: str) -> None:
+    given = {"displacement": smooth_field(), "moving": texture(), "fixed": texture(), "steps": 1, **changes}
+    with pytest.raises(ValueError, match=said):
+        refine_displacement(**given)  # type: ignore[arg-type]
+
+
+# --- the stage in the pipeline
+
+
+@pytest.mark.parametrize("name", ["oblique", "flipped", "everything"])
+def test_a_displacement_carried_to_another_grid_moves_the_same_places(name: str) -> None:
+    """In mm, on the fixed grid, whether it is read from the network's grid or from the one it was carried to."""
+    fixed = GRIDS[name]
+    coarse = network_grid(fixed, (2.0, 2.0, 2.0), stride=4)
+    own = network_grid(fixed, fixed.spacing.tolist(), stride=1)
+    frame = Frame(fixed, fixed, coarse, np.eye(4))
+    displacement = Frame(coarse, coarse, coarse, np.eye(4)).in_voxels(waves(coarse)).float()
+    carried = frame.carry(displacement, own)
+    assert carried.shape[2:] == own.shape
+    again = Frame(fixed, fixed, own, np.eye(4)).deform(carried)
+    difference = (again - frame.deform(displacement))[INSIDE].norm(dim=1)
+    assert float(difference.max()) < 0.1
+    assert float(difference.mean()) < 0.02
+
+
+@pytest.fixture(scope="module")
+def method() -> Method:
+    return load("iirp")
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
+    return make_phantom(tmp_path_factory.mktemp("phantom"))
+
+
+def test_refining_finds_more_of_a_known_deformation(phantom: Phantom, method: Method) -> None:
+    scans = read_scans(phantom.fixed, phantom.moving, phantom.fixed_labels, phantom.moving_labels)
+    plain, again, refined = (register(scans, method, init="none", refine=steps) for steps in (0, 0, 8))
+    assert plain.refinement is None
+    assert torch.equal(plain.displacement, again.displacement)
+    assert recovered(phantom, refined)["recovered_percent"] > recovered(phantom, plain)["recovered_percent"] + 5
+    assert refined.refinement is not None
+    assert refined.refinement.local_ncc_after > refined.refinement.local_ncc_before
+    assert list(refined.seconds) == ["start", "network", "refine", "warp"]
+    expected = warp_scan(scans.moving, refined.displacement, scans.fixed.grid)
+    assert torch.equal(refined.warped, expected)
+
+
+def test_a_coarse_network_is_refined_on_the_fixed_scans_own_voxels(method: Method) -> None:
+
+    grid = make_grid((40, 36, 32), (0.9, 1.2, 1.0), axes=(2, 0, 1), signs=(-1, 1, -1))
+    fixed, moving = (Scan(noise_image(grid.shape, seed), grid, Path(str(seed))) for seed in (1, 2))
+    coarse = replace(method, card=replace(method.card, spacing=(2.0, 2.0, 2.0), minimum=(1, 1, 1)))
+    result = register(Scans(fixed, moving), coarse, init="none", refine=1)
+    assert result.refinement is not None
+    np.testing.assert_allclose(result.refinement.network.spacing, 2.0)
+    np.testing.assert_allclose(result.frame.network.spacing, (1.2, 1.0, 0.9))
+    assert sorted(result.frame.network.shape) == sorted(grid.shape)
+    assert result.registration.displacement.shape[2:] == result.frame.network.shape
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["iregzoo", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_register_refines_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, phantom: Phantom) -> None:
+    output = tmp_path / "out"
+    pair = ["--fixed", str(phantom.fixed), "--moving", str(phantom.moving), "--output", str(output)]
+    assert run(monkeypatch, "register", *pair, "--bundle", "iirp", "--init", "none", "--refine", "4", "--inverse") == 0
+    report = json.loads((output / "report.json").read_text())
+    assert report["refinement"]["steps"] == 4
+    assert report["refinement"]["local_ncc_after"] > report["refinement"]["local_ncc_before"]
+    assert report["refinement"]["shape"] == [72, 88, 72]
+    assert report["refinement"]["spacing_mm"] == [1, 1, 1]
+    assert report["seconds"]["refine"] > 0
+    assert report["inverse_error_mean_mm"] < 0.05
+    # The files hold the refined field, and the inverse is of that.
+    fixed, moving = (sitk.ReadImage(str(path), sitk.sitkFloat32) for path in (phantom.fixed, phantom.moving))
+    forward, backward = (sitk.ReadTransform(str(output / f"{way}transform.h5")) for way in ("", "inverse_"))
+    warped = sitk.ReadImage(str(output / "warped.nii.gz"), sitk.sitkFloat32)
+    difference = sitk.GetArrayFromImage(warped - sitk.Resample(moving, fixed, forward))
+    assert np.abs(difference).max() < 1e-3 * np.ptp(sitk.GetArrayFromImage(moving))
+    places = np.random.default_rng(0).uniform(-20, 20, (200, 3))
+    again = move_all(forward, move_all(backward, places))
+    assert np.linalg.norm(again - places, axis=1).mean() < 0.05
+
+
+def test_evaluate_measures_the_refined_pair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, phantom: Phantom) -> None:
+    table = tmp_path / "pairs.csv"
+    paths = (phantom.fixed, phantom.moving, phantom.fixed_labels, phantom.moving_labels)
+    table.write_text("fixed,moving,fixed_labels,moving_labels\n" + ",".join(map(str, paths)) + "\n")
+    found = {}
+    for steps in ("0", "3"):
+        output = tmp_path / steps
+        arguments = ["--pairs", str(table), "--bundle", "iirp", "--output", str(output), "--refine", steps]
+        assert run(monkeypatch, "evaluate", *arguments, "--init", "none") == 0
+        assert json.loads((output / "summary.json").read_text())["refine"] == int(steps)
+        (row,) = csv.DictReader((output / "metrics.csv").open())
+        found[steps] = float(row["ncc_after"])
+    assert found["3"] > found["0"]
+
+
+@pytest.mark.parametrize("steps", ["-1", "2.5", "many", "True"])
+@pytest.mark.parametrize("command", ["register", "evaluate"])
+def test_what_is_no_number_of_steps_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    phantom: Phantom,
+    command: str,
+    steps: str,
+) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"fixed,moving\n{phantom.fixed},{phantom.moving}\n")
+    given = {
+        "register": ["--fixed", str(phantom.fixed), "--moving", str(phantom.moving)],
+        "evaluate": ["--pairs", str(table), "--bundle", "iirp"],
+    }[command]
+    assert run(monkeypatch, command, *given, "--output", str(tmp_path / "out"), "--refine", steps) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert f"refine {steps.strip()}" in error.replace("'", "")
+    assert "whole number" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_are_checked_before_anything_is_measured(method: Method, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="refine -3: give a whole number"):
+        evaluate([], [method], tmp_path, refine=-3)
