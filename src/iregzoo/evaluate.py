@@ -1,10 +1,12 @@
-"""Pairs in, table out: every figure on the fixed image's own grid, after the whole pipeline of ``register``."""
+"""Pairs in, table out: every figure on the fixed image's own grid, after the whole pipeline of ``register``.
 
-import csv
+Methods and peers start from the same scans, in one process, with as many threads, and the same code measures both.
+``seconds`` are a method's from scans in memory to the warped scan, affine start included, and a peer's for its affine
+and its deformable registration; neither reads or writes a file in them.
+"""
+
 import json
-import math
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,30 +15,19 @@ import torch
 
 from iregzoo import __version__
 from iregzoo.cases import Case
+from iregzoo.entrants import Entrant, line_up
 from iregzoo.errors import InputError
-from iregzoo.iteration import Controller
-from iregzoo.metrics import mean_of, surface_scores, tre
-from iregzoo.quality import compare, figures, labels_of
-from iregzoo.register import Result, check_refine, choose_controller, read_scans, register
-from iregzoo.space.points import move_points, read_points
+from iregzoo.learn2reg import field_folders, field_names, write_field
+from iregzoo.measure import Row, measure
+from iregzoo.peers import describe, find_peers
+from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
+from iregzoo.quality import Comparison, compare
+from iregzoo.register import Result, check_refine, read_scans
+from iregzoo.tables import by_method, comparisons, markdown, summarise, title, write_table
 from iregzoo.zoo import Method
 
-FILES = ("metrics.csv", "summary.json")
-NUMBERS = (
-    "dice_mean",
-    "dice_before",
-    "hd95_mm",
-    "assd_mm",
-    "tre_mm",
-    "folding_percent",
-    "near_singular_percent",
-    "sdlogj",
-    "ncc_before",
-    "ncc_after",
-    "mse",
-    "seconds",
-)
-Row = dict[str, Any]
+FILES = ("metrics.csv", "summary.json", "table.md", "dice.png", "time.png", "cases.png")
+See = Callable[[int, Row, Result, Comparison], None]
 
 
 def evaluate(
@@ -45,149 +36,119 @@ def evaluate(
     folder: Path,
     *,
     controllers: Sequence[str] = ("auto",),
+    peers: Sequence[str] = (),
     init: str = "auto",
     max_iterations: int | None = None,
     refine: int = 0,
+    learn2reg: Path | None = None,
+    plots: bool = True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Register every case with every method and controller; write ``metrics.csv`` and ``summary.json``.
+    """Register every case with every method and controller, and with every peer; write ``FILES``.
 
     A case that fails is listed under ``failed`` in the summary and does not stop the others.
 
+    Args:
+        cases: from ``read_cases``.
+        methods: from ``zoo.load``.
+        folder: an existing folder.
+        controllers: names, see ``choose_controller``.
+        peers: names, see ``peers.PEERS``; every method is tested against each of them, see ``comparisons``.
+        init: affine start of the methods; peers make their own.
+        max_iterations: the most iterations a level.
+        refine: gradient steps after the network.
+        learn2reg: an existing folder for every displacement field, see ``field_folders``; none are written if None.
+        plots: also draw ``dice.png`` (where there are labels), ``time.png`` and ``cases.png``.
+        progress: told each registration's name as it begins.
+
+    Returns:
+        What ``summary.json`` holds.
+
     Raises:
-        InputError: for a controller that one of the methods does not take, and for ``refine`` that is no whole number,
-            before anything is measured.
+        InputError: before anything is measured, for a controller that one of the methods does not take, a peer that is
+            unknown or not installed, ``refine`` that is no whole number, and pairs of one name with ``learn2reg``.
     """
     check_refine(refine)
-    rows: list[Row] = []
-    failed: list[dict[str, str]] = []
-    for method, name, controller in _settings(methods, controllers, max_iterations):
-        for case in cases:
-            progress(f"{method.bundle.name} {case.name}")
-            try:
-                row = _measure(case, method, init, controller, refine)
-            except InputError as error:
-                failed.append({"bundle": method.bundle.name, "pair": case.name, "reason": str(error)})
-                continue
-            rows.append({"bundle": method.bundle.name, "controller": name, **row})
+    tools = find_peers(peers)
+    entrants = line_up(methods, controllers, tools, init=init, max_iterations=max_iterations, refine=refine)
+    names = field_names(cases) if learn2reg else []
+    folders = field_folders([method.bundle.name for method in methods], controllers, peers)
+    extremes = Extremes()
+
+    def see(number: int, row: Row, result: Result, images: Comparison) -> None:
+        if plots:
+            extremes.see(cases[number], row, result, images)
+        if learn2reg:
+            write_field(result, learn2reg / folders[title(row)] / names[number])
+
+    rows, failed = _measure_all(cases, entrants, see, progress)
+    label_names = {label: name for method in reversed(methods) for label, name in method.card.labels.items()}
     summary = {
         "iregzoo": __version__,
         "refine": refine,
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": _machine(methods),
         "methods": [{"bundle": m.bundle.name, "weights": m.weights, "sha256": m.sha256} for m in methods],
-        "results": list(_summaries(rows)),
+        "peers": [describe(tool) for tool in tools],
+        "results": list(_results(rows, entrants, label_names)),
+        "comparisons": comparisons(rows, peers),
         "failed": failed,
     }
-    _write_table(folder / "metrics.csv", rows)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    _write(folder, rows, summary)
+    if plots and rows:
+        overlap_plot(rows, label_names, folder / "dice.png")
+        time_plot(rows, folder / "time.png")
+        cases_picture(extremes, folder / "cases.png")
     return summary
 
 
-def _settings(
-    methods: Sequence[Method], controllers: Sequence[str], max_iterations: int | None
-) -> list[tuple[Method, str, Controller | None]]:
-    """Every method with every controller, all chosen before anything is measured."""
-    chosen = []
-    for method in methods:
-        for name in controllers:
+def _measure_all(
+    cases: Sequence[Case], entrants: Sequence[Entrant], see: See, progress: Callable[[str], None]
+) -> tuple[list[Row], list[dict[str, str]]]:
+    """A row for each registration that went well, and a reason for each that did not; ``see`` gets what went well."""
+    rows: list[Row] = []
+    failed: list[dict[str, str]] = []
+    for entrant in entrants:
+        for number, case in enumerate(cases):
+            progress(f"{entrant.bundle} {case.name}")
             try:
-                controller = choose_controller(name, max_iterations, method.network.controller)
+                row, result, images = _measure(case, entrant)
             except InputError as error:
-                raise InputError(f"bundle {method.bundle.name}, {error}") from None
-            chosen.append((method, name, controller))
-    return chosen
+                failed.append({"bundle": entrant.bundle, "pair": case.name, "reason": str(error)})
+                continue
+            rows.append({**row, "case": number})
+            see(number, row, result, images)
+    return rows, failed
 
 
-def _measure(case: Case, method: Method, init: str, controller: Controller | None, refine: int) -> Row:
+def _measure(case: Case, entrant: Entrant) -> tuple[Row, Result, Comparison]:
     scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
-    begin = time.perf_counter()
-    result = register(scans, method, init=init, controller=controller, refine=refine)
-    seconds = time.perf_counter() - begin
-    found = figures(result, compare(result))
-    row: Row = {"fixed": case.fixed, "moving": case.moving}
-    row |= _overlap(result, found)
-    if case.fixed_points and case.moving_points:
-        expected = read_points(case.moving_points)
-        moved = move_points(read_points(case.fixed_points), result.displacement, result.frame.fixed)
-        if len(moved) != len(expected):
-            raise InputError(f"{case.fixed_points}: {len(moved)} points, but {case.moving_points}: {len(expected)}")
-        row["tre_mm"] = float(tre(moved, expected).mean())
-    for name in ("folding_percent", "near_singular_percent", "sdlogj", "ncc_before", "ncc_after"):
-        row[name] = found.get(name, math.nan)
-    return row | {
-        "mse": found["mse_after"],
-        "iterations": " ".join(map(str, found["iterations"])),
-        "seconds": round(seconds, 3),
-    }
+    result, seconds = entrant.run(scans)
+    images = compare(result)
+    row = {"bundle": entrant.bundle, "controller": entrant.controller, **measure(case, result, images)}
+    return {**row, "seconds": round(seconds, 3)}, result, images
 
 
-def _overlap(result: Result, found: Mapping[str, Any]) -> Row:
-    if "dice" not in found or result.scans.fixed_labels is None or result.warped_labels is None:
-        return {}
-    fixed = result.scans.fixed_labels.data
-    labels = labels_of(fixed, result.warped_labels)
-    hd95, assd = surface_scores(result.warped_labels, fixed, labels, result.frame.fixed.spacing.tolist())
+def _results(
+    rows: Sequence[Row], entrants: Sequence[Entrant], label_names: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    groups = by_method(rows)
+    for entrant in entrants:
+        members = groups.get((entrant.bundle, entrant.controller))
+        if members:
+            yield {**summarise(members, label_names), "parameters": entrant.parameters}
+
+
+def _machine(methods: Sequence[Method]) -> dict[str, Any]:
+    devices = {str(next(method.network.parameters()).device): None for method in methods}
     return {
-        "dice_mean": found.get("dice_mean", math.nan),
-        "dice_before": found.get("dice_before_mean", math.nan),
-        **{f"dice_{label}": value for label, value in found["dice"].items()},
-        "hd95_mm": mean_of(hd95),
-        "assd_mm": mean_of(assd),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": ", ".join(devices) or "cpu",
     }
 
 
-def _summaries(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Mean and standard deviation of each figure, by method and controller, and the worst case."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["bundle"], row["controller"]), []).append(row)
-    for (bundle, controller), members in groups.items():
-        summary: dict[str, Any] = {"bundle": bundle, "controller": controller, "pairs": len(members)}
-        for name in NUMBERS:
-            values = torch.tensor([row[name] for row in members if not math.isnan(row.get(name, math.nan))])
-            if len(values):
-                spread = float(values.std()) if len(values) > 1 else 0.0
-                summary[name] = {"mean": float(values.mean()), "sd": spread, "pairs": len(values)}
-        summary["iterations"] = _mean_iterations(members)
-        measured = [row for row in members if not math.isnan(row.get("dice_mean", math.nan))]
-        if measured:
-            worst = min(measured, key=lambda row: row["dice_mean"])
-            summary["worst"] = {name: worst[name] for name in ("fixed", "moving", "dice_mean")}
-        yield summary
-
-
-def _mean_iterations(rows: Sequence[Row]) -> list[float]:
-    counts = torch.tensor([[float(count) for count in row["iterations"].split()] for row in rows])
-    return [round(value, 2) for value in counts.mean(0).tolist()]
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    labels = sorted(
-        {name for row in rows for name in row if name.startswith("dice_") and name[5:].isdigit()},
-        key=lambda name: int(name[5:]),
-    )
-    columns = [
-        "bundle",
-        "controller",
-        "fixed",
-        "moving",
-        "dice_mean",
-        "dice_before",
-        *labels,
-        *NUMBERS[2:-1],
-        "iterations",
-        "seconds",
-    ]
-    if not any("tre_mm" in row for row in rows):
-        columns.remove("tre_mm")
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, restval="")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _cell(value) for name, value in row.items() if name in columns})
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value
+def _write(folder: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> None:
+    write_table(folder / "metrics.csv", rows)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    (folder / "table.md").write_text(markdown(summary), encoding="utf-8")

@@ -12,7 +12,7 @@ from iregzoo.flags import flag
 
 
 @contextmanager
-def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str]) -> Iterator[Path]:
+def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], option: str = "--output") -> Iterator[Path]:
     """A place to write results to, which become ``target`` once the block ends well.
 
     Whatever ends the block early (an error, Ctrl-C) leaves ``target`` as it was. Other files in it are never touched.
@@ -22,6 +22,7 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str]) -> It
         overwrite: allow a folder that holds something already.
         owned: every name that such results may have, with slashes below folders; with ``overwrite``, those of an
             earlier run that this one did not write are removed.
+        option: what to choose another of, for the messages.
 
     Raises:
         InputError: where ``target`` is a file, cannot be written, or is not empty.
@@ -29,27 +30,29 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str]) -> It
     target = target.absolute()
     missing: list[Path] = []
     try:
-        check_target(target, overwrite=overwrite, owned=owned)
+        check_target(target, overwrite=overwrite, owned=owned, option=option)
         missing = _missing_parents(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         _remove(missing)
-        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another --output") from None
+        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
     try:
         yield staging
         _publish(staging, target, owned)
         missing = []
     except OSError as error:
         raise InputError(
-            f"{target}: writing failed ({error.strerror or error}); make room or choose another --output"
+            f"{target}: writing failed ({error.strerror or error}); make room or choose another {option}"
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _remove(missing)
 
 
-def check_target(target: str | Path, *, overwrite: bool = False, owned: Collection[str] = ()) -> None:
+def check_target(
+    target: str | Path, *, overwrite: bool = False, owned: Collection[str] = (), option: str = "--output"
+) -> None:
     """Refuse, before any work, a folder that ``whole_folder`` would refuse.
 
     Raises:
@@ -58,15 +61,15 @@ def check_target(target: str | Path, *, overwrite: bool = False, owned: Collecti
     """
     target = Path(target)
     if target.exists() and not target.is_dir():
-        raise InputError(f"{target}: is a file, not a folder; choose another --output")
+        raise InputError(f"{target}: is a file, not a folder; choose another {option}")
     if target.is_dir():
         if not os.access(target, os.W_OK | os.X_OK):
-            raise InputError(f"{target}: is not writable; choose another --output")
+            raise InputError(f"{target}: is not writable; choose another {option}")
         if any(target.iterdir()) and not flag(overwrite, "overwrite"):
-            raise InputError(f"{target}: is not empty; choose another --output or add --overwrite")
+            raise InputError(f"{target}: is not empty; choose another {option} or add --overwrite")
     for name in owned:
         if (target / name).is_dir():
-            raise InputError(f"{target / name}: is a folder, where a file would go; move it or choose another --output")
+            raise InputError(f"{target / name}: is a folder, where a file would go; move it or choose another {option}")
 
 
 def _missing_parents(target: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from iregzoo.errors import InputError
 from iregzoo.quality import Comparison
 from iregzoo.register import Result
-from iregzoo.space.grid import canonical_axes
+from iregzoo.space.grid import Grid, canonical_axes
 
 PLANES = ("sagittal", "coronal", "axial")
 COLUMNS = (
@@ -79,11 +79,6 @@ def _canonical_volumes(result: Result, images: Comparison) -> tuple[dict[str, Vo
     """Everything that is drawn, with axes running right, anterior, superior: volumes, grid positions, spacing."""
     frame = result.frame
     order, signs = canonical_axes(frame.fixed)
-
-    def canonical(volume: Tensor) -> Volume:
-        turned: Volume = volume.permute(order).flip([axis for axis, sign in enumerate(signs) if sign < 0]).numpy()
-        return turned
-
     volumes = {
         "fixed": images.fixed,
         "start": images.start,
@@ -92,14 +87,21 @@ def _canonical_volumes(result: Result, images: Comparison) -> tuple[dict[str, Vo
         "after": images.after - images.fixed,
         "jacobian": images.determinant[:, None],
     }
-    turned = {name: canonical(volume[0, 0]) for name, volume in volumes.items()}
+    turned = {name: canonical(volume[0, 0], frame.fixed) for name, volume in volumes.items()}
     in_voxels = frame.in_voxels(result.deformation).float()
     positions = []
     for axis, (source, sign) in enumerate(zip(order, signs, strict=True)):
-        moved = sign * canonical(in_voxels[0, source])
+        moved = sign * canonical(in_voxels[0, source], frame.fixed)
         shape = [-1 if a == axis else 1 for a in range(3)]
         positions.append(moved + np.arange(moved.shape[axis], dtype=np.float32).reshape(shape))
     return turned, positions, [float(frame.fixed.spacing[axis]) for axis in order]
+
+
+def canonical(volume: Tensor, grid: Grid) -> Volume:
+    """A volume (X, Y, Z) of a grid with its axes running nearest to right, anterior, superior."""
+    order, signs = canonical_axes(grid)
+    turned: Volume = volume.permute(order).flip([axis for axis, sign in enumerate(signs) if sign < 0]).numpy()
+    return turned
 
 
 def _slice(volume: Volume, axis: int, index: int) -> Volume:

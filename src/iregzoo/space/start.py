@@ -67,7 +67,7 @@ def _candidates(fixed: Scan, moving: Scan) -> Iterator[Matrix]:
     for axis, angle in product(range(3), (-TILT, TILT)):
         angles = [0.0, 0.0, 0.0]
         angles[axis] = angle
-        yield _matrix(sitk.Euler3DTransform(centre.tolist(), *angles, (target - centre).tolist()))
+        yield matrix_of(sitk.Euler3DTransform(centre.tolist(), *angles, (target - centre).tolist()))
     yield _shift(target - centre)
 
 
@@ -143,10 +143,10 @@ def _optimise(images: tuple[sitk.Image, sitk.Image], initial: sitk.Transform, *,
         method.Execute(*images)
     except RuntimeError:  # ITK gives up where the images no longer overlap: this start leads nowhere
         return np.eye(4)
-    return _matrix(initial)
+    return matrix_of(initial)
 
 
-def _matrix(transform: sitk.Transform) -> Matrix:
+def matrix_of(transform: sitk.Transform) -> Matrix:
     """The affine (4, 4) of a linear ITK transform."""
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     columns = [np.array(transform.TransformPoint(tuple(unit))) - origin for unit in np.eye(3)]

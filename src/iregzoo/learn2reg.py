@@ -1,0 +1,59 @@
+"""Displacement fields in the names and folders that Learn2Reg's evaluator takes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from iregzoo.cases import Case
+from iregzoo.errors import InputError
+from iregzoo.register import Result
+from iregzoo.space.files import write_voxel_displacement
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+def field_names(cases: Sequence[Case]) -> list[str]:
+    """``disp_<fixed>_<moving>.nii.gz`` of each case, after its scans' file names.
+
+    Raises:
+        InputError: where two cases would have one name.
+    """
+    names = [f"disp_{_stem(case.fixed)}_{_stem(case.moving)}.nii.gz" for case in cases]
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(
+            f"--learn2reg: {count} pairs of the table would be written to {name}; give the scans names of their own"
+        )
+    return names
+
+
+def _stem(path: str) -> str:
+    name = Path(path).name
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+    return name.removesuffix(name[len(name) - len(ending) :])
+
+
+def field_folders(bundles: Sequence[str], controllers: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
+    """Where the fields of each method go: ``bundle (controller)`` or a peer to a folder.
+
+    That is the folder itself (``.``) where only one takes part; else one for each below it, ``bundle`` or ``peer``, and
+    ``bundle-controller`` where there are several controllers.
+    """
+    several = len(controllers) > 1
+    folders = {f"{b} ({c})": f"{b}-{c}" if several else b for b in bundles for c in controllers}
+    folders |= {peer: peer for peer in peers}
+    return folders if len(folders) > 1 else dict.fromkeys(folders, ".")
+
+
+def field_files(
+    cases: Sequence[Case], bundles: Sequence[str], controllers: Sequence[str], peers: Sequence[str]
+) -> list[str]:
+    """Every field that may be written, relative to the folder of all."""
+    folders = field_folders(bundles, controllers, peers).values()
+    return [(Path(folder) / name).as_posix() for folder in folders for name in field_names(cases)]
+
+
+def write_field(result: Result, path: Path) -> None:
+    """Write a result's whole displacement, affine included; see ``write_voxel_displacement``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_voxel_displacement(path, result.displacement, result.frame.fixed, result.frame.moving)

@@ -1,0 +1,64 @@
+"""The figures of one registered pair, whoever registered it: a row of ``iregzoo evaluate``'s table."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from iregzoo.cases import Case
+from iregzoo.errors import InputError
+from iregzoo.metrics import mean_of, surface_scores, tre
+from iregzoo.quality import Comparison, figures, labels_of
+from iregzoo.register import Result
+from iregzoo.similarity import ssim
+from iregzoo.space.points import move_points, read_points
+
+Row = dict[str, Any]
+SSIM_WINDOW = 7  # voxels
+
+
+def measure(case: Case, result: Result, images: Comparison) -> Row:
+    """What a pair's row holds beside its names and seconds; NaN for what cannot be measured.
+
+    Everything is measured on the fixed scan's own grid. Overlap and surface distances are those of the moving labels,
+    warped once with nearest neighbours. Folding and the deviation of log det J are of the deformation without the
+    affine start. Similarities are of intensities in [0, 1], see ``Comparison``; ``ssim`` is of the warped scan, with
+    windows of 7 voxels.
+
+    Raises:
+        InputError: for landmarks that cannot be read, or are not as many in both scans.
+    """
+    found = figures(result, images)
+    row: Row = {"fixed": case.fixed, "moving": case.moving}
+    row |= _overlap(result, found)
+    if case.fixed_points and case.moving_points:
+        row["tre_mm"] = _landmark_error(case, result)
+    for name in ("folding_percent", "near_singular_percent", "sdlogj", "ncc_before", "ncc_after"):
+        row[name] = found.get(name, math.nan)
+    row["mse"] = found["mse_after"]
+    large_enough = min(images.fixed.shape[2:]) >= SSIM_WINDOW
+    row["ssim"] = float(ssim(images.fixed, images.after, window=SSIM_WINDOW)) if large_enough else math.nan
+    row["iterations"] = " ".join(map(str, found["iterations"]))
+    return row
+
+
+def _landmark_error(case: Case, result: Result) -> float:
+    expected = read_points(case.moving_points)
+    moved = move_points(read_points(case.fixed_points), result.displacement, result.frame.fixed)
+    if len(moved) != len(expected):
+        raise InputError(f"{case.fixed_points}: {len(moved)} points, but {case.moving_points}: {len(expected)}")
+    return float(tre(moved, expected).mean())
+
+
+def _overlap(result: Result, found: Mapping[str, Any]) -> Row:
+    if "dice" not in found or result.scans.fixed_labels is None or result.warped_labels is None:
+        return {}
+    fixed = result.scans.fixed_labels.data
+    labels = labels_of(fixed, result.warped_labels)
+    hd95, assd = surface_scores(result.warped_labels, fixed, labels, result.frame.fixed.spacing.tolist())
+    return {
+        "dice_mean": found.get("dice_mean", math.nan),
+        "dice_before": found.get("dice_before_mean", math.nan),
+        **{f"dice_{label}": value for label, value in found["dice"].items()},
+        "hd95_mm": mean_of(hd95),
+        "assd_mm": mean_of(assd),
+    }

@@ -1,0 +1,167 @@
+"""What people use instead: ANTs SyN and greedy, from the scans as they are in the files, each with its own affine.
+
+Their fields become the same kind of thing as a network's, so that the same code measures both. They come with the
+optional extra ``peers``; nothing here is imported before one of them is asked for.
+"""
+
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import SimpleITK as sitk
+import torch
+
+from iregzoo.errors import InputError
+from iregzoo.register import Result, Scans, finish
+from iregzoo.registration import Registration
+from iregzoo.space.frame import Frame
+from iregzoo.space.grid import RAS_FROM_LPS, Matrix
+from iregzoo.space.scan import Scan
+from iregzoo.space.start import matrix_of
+
+Found = tuple[Matrix, sitk.Image, float]
+GREEDY_AFFINE = "-a -ia-image-centers -m NCC 2x2x2 -n 100x50x25"
+GREEDY_DEFORMABLE = "-m NCC 2x2x2 -n 100x50x25 -wp 0"
+SEED = "1"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A registration tool that is no network.
+
+    Attributes:
+        name: as ``--peers`` knows it.
+        module, package: what to import, and the package that has it.
+        settings: what is run, in the tool's own words.
+        run: a pair to the affine (4, 4), LPS mm, the deformation on the fixed grid, LPS mm, that comes before the
+            affine, and the seconds that the tool took.
+    """
+
+    name: str
+    module: str
+    package: str
+    settings: str
+    run: Callable[[Scans], Found]
+
+
+def find_peers(names: Sequence[str]) -> list[Peer]:
+    """The peers of these names, each of which is installed.
+
+    Raises:
+        InputError: for another name, and for a peer whose package is not installed.
+    """
+    found = []
+    for name in names:
+        if name not in PEERS:
+            raise InputError(f"peer {name!r} is unknown; choose from {', '.join(PEERS)}")
+        peer = PEERS[name]
+        # ANTs reads these: as many threads as the networks have, and a seed, without which no run is like another.
+        os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(torch.get_num_threads())
+        os.environ["ANTS_RANDOM_SEED"] = SEED
+        try:
+            import_module(peer.module)
+        except ImportError as error:
+            raise InputError(
+                f'peer {name} needs the package {peer.package} ({error}); pip install "iregzoo[peers]"'
+            ) from None
+        found.append(peer)
+    return found
+
+
+def describe(peer: Peer) -> dict[str, str]:
+    """What a summary says of a peer: name, package, version, settings."""
+    return {"name": peer.name, "package": peer.package, "version": version(peer.package), "settings": peer.settings}
+
+
+def register_with(peer: Peer, scans: Scans) -> tuple[Result, float]:
+    """Register a pair with a peer, with as many threads as torch has.
+
+    Returns:
+        The result, as ``register`` gives it, and the seconds of the peer alone, without reading files or warping here.
+
+    Raises:
+        InputError: where the peer gives up.
+    """
+    try:
+        affine, warp, seconds = peer.run(scans)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{peer.name} failed on {scans.moving.path.name} ({reason})") from None
+    frame = Frame(scans.fixed.grid, scans.moving.grid, scans.fixed.grid, affine)
+    deformation = torch.from_numpy(sitk.GetArrayFromImage(warp).transpose(3, 2, 1, 0).copy()).double()[None]
+    result = finish(scans, frame, f"{peer.name}'s own", Registration(frame.in_voxels(deformation)))
+    return result, seconds
+
+
+def _ants_syn(scans: Scans) -> Found:
+    """``ants.registration(type_of_transform="SyN")``: its affine on Mattes' MI, then SyN; see ``PEERS``."""
+    ants = import_module("ants")
+
+    def image(scan: Scan) -> object:
+        grid = scan.grid
+        return ants.from_numpy(
+            scan.data[0, 0].numpy(),
+            origin=tuple(grid.affine[:3, 3].tolist()),
+            spacing=tuple(grid.spacing.tolist()),
+            direction=grid.affine[:3, :3] / grid.spacing,
+        )
+
+    fixed, moving = image(scans.fixed), image(scans.moving)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        ants.registration(fixed, moving, type_of_transform="SyN", outprefix=f"{folder}/")
+        seconds = time.perf_counter() - begin
+        affine = matrix_of(sitk.ReadTransform(str(Path(folder) / "0GenericAffine.mat")))
+        return affine, sitk.ReadImage(str(Path(folder) / "1Warp.nii.gz")), seconds
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep off the terminal what greedy's optimiser prints past Python, at every line search that fails."""
+    terminals = [os.dup(stream) for stream in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        for stream, terminal in zip((1, 2), terminals, strict=True):
+            os.dup2(terminal, stream)
+        for opened in (*terminals, nowhere):
+            os.close(opened)
+
+
+def _greedy(scans: Scans) -> Found:
+    """Greedy's affine, then its deformable registration; see ``PEERS``."""
+    tool = import_module("picsl_greedy").Greedy3D()
+    fixed, moving = (scan.grid.to_sitk(scan.data[0, 0].numpy()) for scan in (scans.fixed, scans.moving))
+    printed = io.StringIO()
+    common = f"-d 3 -V 0 -threads {torch.get_num_threads()} -i fixed moving"
+    begin = time.perf_counter()
+    with _silent():
+        given = {"fixed": fixed, "moving": moving, "affine": None}
+        tool.execute(f"{common} {GREEDY_AFFINE} -o affine", **given, out=printed, err=printed)
+        tool.execute(f"{common} -it affine {GREEDY_DEFORMABLE} -o warp", warp=None, out=printed, err=printed)
+    seconds = time.perf_counter() - begin
+    return RAS_FROM_LPS @ tool["affine"] @ RAS_FROM_LPS, tool["warp"], seconds
+
+
+PEERS = {
+    "ants-syn": Peer(
+        "ants-syn",
+        "ants",
+        "antspyx",
+        f"ants.registration, type_of_transform SyN, its defaults (Mattes, 40x20x0), seed {SEED}",
+        _ants_syn,
+    ),
+    "greedy": Peer(
+        "greedy", "picsl_greedy", "picsl_greedy", f"greedy {GREEDY_AFFINE}, then {GREEDY_DEFORMABLE}", _greedy
+    ),
+}

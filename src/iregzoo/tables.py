@@ -1,0 +1,207 @@
+"""What an evaluation says in figures: a CSV row a pair, a summary of each method, a Markdown table, comparisons."""
+
+import csv
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iregzoo.measure import Row
+from iregzoo.significance import holm, signed_rank
+
+FIRST = ("bundle", "controller", "fixed", "moving", "dice_mean", "dice_before")
+REST = (
+    "hd95_mm",
+    "assd_mm",
+    "tre_mm",
+    "folding_percent",
+    "near_singular_percent",
+    "sdlogj",
+    "ncc_before",
+    "ncc_after",
+    "mse",
+    "ssim",
+)
+NUMBERS = (*FIRST[-2:], *REST, "seconds")
+Key = tuple[str, str]
+Summary = dict[str, Any]
+
+
+def by_method(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    """Rows of each bundle (or peer) and controller, in the order in which they were measured."""
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["bundle"], row["controller"]), []).append(row)
+    return groups
+
+
+def title(of: Mapping[str, Any]) -> str:
+    """A row's or a summary's method in words: ``iirp (auto)``, ``greedy``."""
+    return f"{of['bundle']} ({of['controller']})" if of["controller"] else str(of["bundle"])
+
+
+def numbers(rows: Iterable[Row], name: str) -> list[float]:
+    """What of a column is a number."""
+    return [row[name] for row in rows if not math.isnan(row.get(name, math.nan))]
+
+
+def label_columns(rows: Iterable[Row]) -> list[str]:
+    """Columns of single labels, ``dice_<label>``, by label."""
+    found = {name for row in rows for name in row if name.startswith("dice_") and name[5:].lstrip("-").isdigit()}
+    return sorted(found, key=lambda name: int(name[5:]))
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write a CSV file with a row for each pair and method; what could not be measured is empty."""
+    columns = [*FIRST, *label_columns(rows), *REST, "iterations", "seconds"]
+    if not any("tre_mm" in row for row in rows):
+        columns.remove("tre_mm")
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, restval="")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: _cell(value) for name, value in row.items() if name in columns})
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def summarise(rows: Sequence[Row], label_names: Mapping[str, str]) -> Summary:
+    """One method's figures over all its pairs, and its worst case.
+
+    Each figure, and ``dice_<label>`` of each label, becomes ``mean``, ``sd`` (of the sample), ``median`` and the number
+    of ``pairs`` that have it; a label that ``label_names`` knows also gets its ``name``.
+    """
+    summary: Summary = {"bundle": rows[0]["bundle"], "controller": rows[0]["controller"], "pairs": len(rows)}
+    for name in (*NUMBERS, *label_columns(rows)):
+        values = numbers(rows, name)
+        if values:
+            summary[name] = {
+                "mean": statistics.fmean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "median": statistics.median(values),
+                "pairs": len(values),
+            }
+            if name[5:] in label_names and name.startswith("dice_"):
+                summary[name]["name"] = label_names[name[5:]]
+    summary["iterations"] = _mean_iterations(rows)
+    measured = [row for row in rows if not math.isnan(row.get("dice_mean", math.nan))]
+    if measured:
+        worst = min(measured, key=lambda row: float(row["dice_mean"]))
+        summary["worst"] = {name: worst[name] for name in ("fixed", "moving", "dice_mean")}
+    return summary
+
+
+def _mean_iterations(rows: Sequence[Row]) -> list[float]:
+    levels = zip(*([float(count) for count in row["iterations"].split()] for row in rows), strict=True)
+    return [round(statistics.fmean(level), 2) for level in levels]
+
+
+def comparisons(rows: Sequence[Row], peers: Sequence[str]) -> list[dict[str, Any]]:
+    """Every method against every peer on the pairs that both have: signed ranks, with Holm's correction.
+
+    What is compared is ``dice_mean``, or ``ncc_after`` where no pair of the two has labels. Each comparison has
+    ``method``, ``peer``, ``metric``, ``pairs``, ``median_difference`` (method − peer), ``statistic``, two-sided ``p``,
+    and ``p_holm``, corrected for all comparisons of the list.
+    """
+    groups = by_method(rows)
+    found: list[dict[str, Any]] = []
+    for key, members in groups.items():
+        if key[0] in peers:
+            continue
+        for peer in peers:
+            compared = _compare(members, groups.get((peer, ""), []))
+            if compared:
+                found.append({"method": title(members[0]), "peer": peer, **compared})
+    for entry, corrected in zip(found, holm([entry["p"] for entry in found]), strict=True):
+        entry["p_holm"] = corrected
+    return found
+
+
+def _compare(members: Sequence[Row], others: Sequence[Row]) -> dict[str, Any] | None:
+    for metric in ("dice_mean", "ncc_after"):
+        theirs = {row["case"]: row[metric] for row in others if not math.isnan(row.get(metric, math.nan))}
+        ours = {row["case"]: row[metric] for row in members if not math.isnan(row.get(metric, math.nan))}
+        both = [case for case in ours if case in theirs]
+        if both:
+            test = signed_rank([ours[case] for case in both], [theirs[case] for case in both])
+            return {
+                "metric": metric,
+                "pairs": test.pairs,
+                "median_difference": test.median_difference,
+                "statistic": test.statistic,
+                "p": test.p,
+            }
+    return None
+
+
+def comparison_line(found: Mapping[str, Any]) -> str:
+    """A comparison in a line."""
+    measure = {"dice_mean": "Dice", "ncc_after": "NCC"}[found["metric"]]
+    pairs = f"{found['pairs']} pair{'' if found['pairs'] == 1 else 's'}"
+    return (
+        f"{found['method']} against {found['peer']}: {measure} {found['median_difference']:+.4f} (median difference, "
+        f"{pairs}), Wilcoxon p = {found['p']:.2g}, with Holm's correction {found['p_holm']:.2g}"
+    )
+
+
+MARKDOWN = (
+    ("Dice", "dice_mean", 3),
+    ("HD95, mm", "hd95_mm", 2),
+    ("ASSD, mm", "assd_mm", 2),
+    ("TRE, mm", "tre_mm", 2),
+    ("folding, %", "folding_percent", 3),
+    ("sd log J", "sdlogj", 3),
+    ("NCC", "ncc_after", 3),
+    ("SSIM", "ssim", 3),
+    ("seconds", "seconds", 2),
+)
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The table of a summary in Markdown: a row a method or peer, means over the pairs, Dice with its deviation."""
+    results = summary["results"]
+    shown = [column for column in MARKDOWN if any(column[1] in result for result in results)]
+    lines = [
+        "| " + " | ".join(("bundle", "controller", "parameters", *(column[0] for column in shown))) + " |",
+        "|" + "---|" * (3 + len(shown)),
+    ]
+    for result in results:
+        cells = [
+            result["bundle"],
+            result["controller"] or "–",
+            f"{result['parameters']:,}" if result["parameters"] else "–",
+        ]
+        cells += [_mean(result, name, digits) for _, name, digits in shown]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _caption(summary), *_compared(summary)]) + "\n"
+
+
+def _mean(result: Summary, name: str, digits: int) -> str:
+    if name not in result:
+        return "–"
+    spread = f" ± {result[name]['sd']:.{digits}f}" if name == "dice_mean" else ""
+    return f"{result[name]['mean']:.{digits}f}{spread}"
+
+
+def _caption(summary: Mapping[str, Any]) -> str:
+    """What was measured, on how many pairs, with what: the sentence under a table."""
+    results, machine = summary["results"], summary["machine"]
+    counts = sorted({result["pairs"] for result in results})
+    pairs = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
+    parts = [f"Means over {pairs} pair{'' if counts == [1] else 's'}, Dice ± standard deviation"]
+    if any("dice_before" in result for result in results):
+        before = next(result["dice_before"] for result in results if "dice_before" in result)
+        parts.append(f"unregistered Dice {before['mean']:.3f}")
+    parts.append(f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, {machine['device']}")
+    if summary["failed"]:
+        parts.append(f"{len(summary['failed'])} registrations failed")
+    return "; ".join(parts) + "."
+
+
+def _compared(summary: Mapping[str, Any]) -> list[str]:
+    return ["", *(f"- {comparison_line(found)}." for found in summary["comparisons"])] if summary["comparisons"] else []
