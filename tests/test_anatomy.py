@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +23,7 @@ STRUCTURES = {
     53: (6, -4, 8, 4),
 }
 SHAPE = (24, 24, 24)
-STILL = {"together": Pose(), "alone": Pose(), "mirror": 0.0}
+STILL: dict[str, Any] = {"together": Pose(), "alone": Pose(), "mirror": 0.0}
 
 
 def write_person(path: Path, affine: np.ndarray, turn: str) -> None:
@@ -58,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pairs_of(folder: Path, **settings: object) -> SynthesisedPairs:
     table = read_table(folder)
-    arguments = {"shape": SHAPE, "spacing": 2.0, "length": 6, **settings}
+    arguments = {"shape": SHAPE, "spacing": [2.0], "length": 6, **settings}
     return SynthesisedPairs(read_anatomies(folder, "train"), table.synthesis(), **arguments)  # type: ignore[arg-type]
 
 
@@ -111,15 +112,36 @@ def test_a_bend_does_not_depend_on_the_grid(folder: Path) -> None:
     """As many mm on a grid of twice the spacing."""
     bends = []
     for spacing, size in ((1.0, 48), (2.0, 24)):
-        pairs = pairs_of(folder, shape=(size, size, size), spacing=spacing, alone=Pose(bend=5.0))
-        spread = [float(pairs._bend(torch.Generator().manual_seed(s)).std()) * spacing for s in range(20)]
+        pairs = pairs_of(folder, shape=(size, size, size), spacing=[spacing], alone=Pose(bend=5.0))
+        spread = [float(pairs._bend(spacing, torch.Generator().manual_seed(s)).std()) * spacing for s in range(20)]
         bends.append(np.mean(spread))
     assert abs(bends[0] / bends[1] - 1) < 0.1
 
 
+def test_a_range_of_spacings_gives_each_pair_its_own(folder: Path) -> None:
+    sizes = [int((pair["label"] > 0).sum()) for pair in pairs_of(folder, **STILL, spacing=[1.0, 3.0])]
+    assert max(sizes) > 2 * min(sizes)
+
+
+def test_both_images_have_one_look_or_each_its_own(folder: Path) -> None:
+    for alike in (1.0, 0.0):
+        pairs = pairs_of(folder, **STILL, alike=alike)
+        looks = [pairs._looks(torch.Generator().manual_seed(seed)) for seed in range(6)]
+        assert [torch.equal(first.mean, second.mean) for first, second in looks] == [alike == 1.0] * 6
+
+
+def test_the_head_is_shown_in_both_or_in_each_by_itself(folder: Path) -> None:
+    table = read_table(folder)
+    for both, expected in ((1.0, {0}), (0.0, {0, 1})):
+        pairs = pairs_of(folder, **STILL, both=both, alike=0.0, length=12)
+        looks = [pairs._looks(torch.Generator().manual_seed(seed)) for seed in range(12)]
+        assert table.tissues[502]
+        assert {abs(int(first.shown[502] > 0) - int(second.shown[502] > 0)) for first, second in looks} == expected
+
+
 def test_one_person_makes_no_pair(folder: Path) -> None:
     with pytest.raises(InputError, match="1 label maps: a pair needs two people"):
-        SynthesisedPairs(read_anatomies(folder, "val"), read_table(folder).synthesis(), SHAPE, 2.0, 1)
+        SynthesisedPairs(read_anatomies(folder, "val"), read_table(folder).synthesis(), SHAPE, [2.0], 1)
 
 
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:

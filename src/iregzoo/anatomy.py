@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from iregzoo.errors import InputError
 from iregzoo.fields import identity
-from iregzoo.synthesis import Random, Synthesis, Tissue
+from iregzoo.synthesis import Look, Random, Synthesis, Tissue
 
 Sample = dict[str, Any]
 Matrix = NDArray[np.float64]
@@ -183,12 +183,14 @@ class SynthesisedPairs(Dataset[Sample]):
         anatomies: of ``read_anatomies``, at least two.
         synthesis: makes the images.
         shape: of the grid, in voxels.
-        spacing: of the grid, in mm.
+        spacing: of the grid in mm: one number, or two between which each pair's lies.
         length: pairs an epoch.
         seed: of everything random here.
         together: what is done to both people of a pair.
         alone: what is done to each.
         mirror: probability of mirroring both left to right.
+        alike: probability that both images have one look.
+        both: probability that both show the head, or neither.
 
     Raises:
         InputError: for fewer than two anatomies.
@@ -199,18 +201,21 @@ class SynthesisedPairs(Dataset[Sample]):
         anatomies: Sequence[Anatomy],
         synthesis: Synthesis,
         shape: Sequence[int],
-        spacing: float,
+        spacing: Sequence[float],
         length: int,
         seed: int = 0,
         together: Pose = Pose(turn=6.0, move=5.0, scale=0.05),
         alone: Pose = Pose(turn=2.0, move=2.0, scale=0.03, bend=3.0),
         mirror: float = 0.5,
+        alike: float = 0.25,
+        both: float = 0.75,
     ) -> None:
         if len(anatomies) < 2:
             raise InputError(f"{len(anatomies)} label maps: a pair needs two people; name more in splits.json")
         self.anatomies, self.synthesis = anatomies, synthesis
-        self.shape, self.spacing, self.length, self.seed = tuple(shape), spacing, length, seed
+        self.shape, self.spacing, self.length, self.seed = tuple(shape), tuple(spacing), length, seed
         self.together, self.alone, self.mirror = together, alone, mirror
+        self.alike, self.both = alike, both
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -221,21 +226,39 @@ class SynthesisedPairs(Dataset[Sample]):
             raise IndexError(index)
         random = torch.Generator().manual_seed(hash((self.seed, self.epoch, index)) % 2**63)
         chosen = torch.randperm(len(self.anatomies), generator=random)[:2].tolist()
+        grid = self._grid(random)
+        labels = [self._lay(self.anatomies[i], grid, random) for i in chosen]
+        looks = self._looks(random)
+        images = [self.synthesis(each, random, look) for each, look in zip(labels, looks, strict=True)]
+        return {"image": torch.cat(images), "label": torch.cat(labels)}
+
+    def _grid(self, random: Random) -> Matrix:
+        """Matrix (4, 4) from the grid's voxels to mm about the middle of the average brain."""
+        low, high = self.spacing[0], self.spacing[-1]
+        spacing = low + (high - low) * float(torch.rand(1, generator=random))
+        grid = np.diag([spacing] * 3 + [1.0])
+        grid[:3, 3] = -spacing * (np.array(self.shape) - 1) / 2
         common = self.together.matrix(random)
         if float(torch.rand(1, generator=random)) < self.mirror:
             common = np.diag([-1.0, 1.0, 1.0, 1.0]) @ common
-        labels = [self._lay(self.anatomies[i], common, random) for i in chosen]
-        images = [self.synthesis(each, random) for each in labels]
-        return {"image": torch.cat(images), "label": torch.cat(labels)}
+        matrix: Matrix = common @ grid
+        return matrix
 
-    def _lay(self, anatomy: Anatomy, common: Matrix, random: Random) -> Tensor:
-        """A person's label map (1, *shape) on the grid, whose middle is the brain's."""
-        middle = np.eye(4)
-        middle[:3] = np.column_stack((np.eye(3) * self.spacing, -self.spacing * (np.array(self.shape) - 1) / 2))
-        to_voxels = anatomy.pose @ self.alone.matrix(random) @ common @ middle
+    def _looks(self, random: Random) -> tuple[Look, Look]:
+        """How both images look; what is shown of the head is the same in both more often than not."""
+        first = self.synthesis.look(random)
+        second = first if float(torch.rand(1, generator=random)) < self.alike else self.synthesis.look(random)
+        if float(torch.rand(1, generator=random)) < self.both:
+            second = replace(second, shown=first.shown)
+        return first, second
+
+    def _lay(self, anatomy: Anatomy, grid: Matrix, random: Random) -> Tensor:
+        """A person's label map (1, *shape) on a grid."""
+        to_voxels = anatomy.pose @ self.alone.matrix(random) @ grid
         linear = torch.as_tensor(to_voxels[:3, :3], dtype=torch.float32)
         offset = torch.as_tensor(to_voxels[:3, 3], dtype=torch.float32)
-        places = identity(self.shape)[0] + self._bend(random)
+        spacing = float(np.linalg.norm(grid[:3, 0]))
+        places = identity(self.shape)[0] + self._bend(spacing, random)
         points = (torch.einsum("ij,jxyz->ixyz", linear, places) + offset.view(3, 1, 1, 1)).round().long()
         inside = torch.ones(self.shape, dtype=torch.bool)
         place = torch.zeros(self.shape, dtype=torch.long)
@@ -244,12 +267,12 @@ class SynthesisedPairs(Dataset[Sample]):
             place = place * size + points[axis].clamp(0, size - 1)
         return (anatomy.labels.flatten()[place] * inside)[None]
 
-    def _bend(self, random: Random) -> Tensor:
+    def _bend(self, spacing: float, random: Random) -> Tensor:
         """A smooth random displacement (3, *shape) in voxels: coarse and fine waves of about the same strain."""
         bend = torch.zeros(3, *self.shape)
-        strength = self.alone.bend / self.spacing * float(torch.rand(1, generator=random))
+        strength = self.alone.bend / spacing * float(torch.rand(1, generator=random))
         for share, apart_mm in ((0.8, 40.0), (0.4, 20.0)):
-            knots = [max(2, round(size * self.spacing / apart_mm) + 1) for size in self.shape]
+            knots = [max(2, round(size * spacing / apart_mm) + 1) for size in self.shape]
             waves = torch.randn(1, 3, *knots, generator=random)
             bend += share * F.interpolate(waves, size=self.shape, mode="trilinear", align_corners=True)[0]
         return strength * bend

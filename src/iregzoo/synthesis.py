@@ -36,6 +36,20 @@ class Tissue:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What of an image is drawn before its voxels are, by label from 0 to the highest.
+
+    Attributes:
+        mean, spread: brightness of each label.
+        shown: the label that stands for each one, 0 for one that the image lacks.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    shown: Tensor
+
+
+@dataclass(frozen=True)
 class Synthesis:
     """Label map to image: brightness by label, texture, blur, thick slices, bias field and gamma, all random.
 
@@ -57,11 +71,11 @@ class Synthesis:
     cover: Sequence[int] = ()
     t1: float = 0.5
     stripped: float = 0.5
-    noise: float = 1.0
-    blur: float = 1.0
+    noise: float = 0.7
+    blur: float = 0.8
     bias: float = 0.3
     gamma: float = 0.25
-    thick: float = 0.25
+    thick: float = 0.15
     highest: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,30 +83,26 @@ class Synthesis:
             raise ValueError(f"tissues of labels {sorted(self.tissues)[:5]}…; expected one of label 0, the background")
         object.__setattr__(self, "highest", max(self.tissues))
 
-    def __call__(self, labels: Tensor, random: Random) -> Tensor:
-        """Image (1, *shape) in [0, 1] of an integer label map (1, *shape) of three axes."""
-        labels = labels.long()
-        labels = labels.where((labels >= 0) & (labels <= self.highest), 0)
+    def look(self, random: Random) -> Look:
+        """Draw how an image looks."""
+        shown = torch.arange(self.highest + 1)
         if _chance(random, self.stripped):
-            labels = self._strip(labels, random)
-        means, spreads = self._brightness(random)
-        texture = _between(random, 0, self.noise) * _normal(random, labels.shape) + _smooth_field(
-            labels.shape, 8, random
-        )
-        image = means[labels] + spreads[labels] * texture
+            shown[[*self.head, *(self.cover if _chance(random, 0.5) else ())]] = 0
+        return Look(*self._brightness(random), shown)
+
+    def __call__(self, labels: Tensor, random: Random, look: Look | None = None) -> Tensor:
+        """Image (1, *shape) in [0, 1] of an integer label map (1, *shape) of three axes; without a look it draws one."""
+        look = self.look(random) if look is None else look
+        labels = labels.long()
+        labels = look.shown[labels.where((labels >= 0) & (labels <= self.highest), 0)]
+        noise = _between(random, 0, self.noise) * _normal(random, labels.shape)
+        image = look.mean[labels] + look.spread[labels] * (noise + _smooth_field(labels.shape, 8, random))
         image = blurred(image, _between(random, 0.3, max(self.blur, 0.3)))
         if _chance(random, self.thick):
             image = _thick_slices(image, random)
         image = image * (_between(random, 0, self.bias) * _smooth_field(labels.shape, 4, random)).exp()
         exponent = float((self.gamma * _normal(random, (1,))).exp())
         return _normalised(image).pow(exponent)
-
-    def _strip(self, labels: Tensor, random: Random) -> Tensor:
-        """The labels of the brain alone."""
-        gone = [*self.head, *(self.cover if _chance(random, 0.5) else ())]
-        kept = torch.arange(self.highest + 1)
-        kept[gone] = 0
-        return kept[labels]
 
     def _brightness(self, random: Random) -> tuple[Tensor, Tensor]:
         """Mean and spread of every label from 0 to the highest."""
