@@ -91,7 +91,7 @@ class Synthesis:
         return Look(*self._brightness(random), shown)
 
     def __call__(self, labels: Tensor, random: Random, look: Look | None = None) -> Tensor:
-        """Image (1, *shape) in [0, 1] of an integer label map (1, *shape) of three axes; without a look it draws one."""
+        """Image (1, *shape) in [0, 1] of a label map (1, *shape) of three axes; it draws a look if it gets none."""
         look = self.look(random) if look is None else look
         labels = labels.long()
         labels = look.shown[labels.where((labels >= 0) & (labels <= self.highest), 0)]
