@@ -1,0 +1,160 @@
+"""Measure what docs/evaluation.md shows, and write its tables and pictures.
+
+    python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--parts hippocampus,iterations,brain]
+
+DIR holds the hippocampus scans (images/, labels/, splits.json); --brain-dir the label maps of whole heads, which are
+rendered first. Each part runs ``iregzoo evaluate`` and replaces its tables between the markers of the page. Peers need
+``pip install "iregzoo[peers]"``.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import fire
+
+from iregzoo.zoo import bundles
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "evaluation.md"
+PICTURES = PAGE.with_suffix("")
+ITERATIONS = (
+    ("iterstop", None),
+    ("tci", None),
+    *(("fixed", count) for count in (1, 2, 3, 4)),
+)
+
+
+def main(dataset_dir: str, brain_dir: str | None = None, parts: Any = "hippocampus,iterations,brain") -> None:
+    """Run the chosen parts and write the page."""
+    chosen = parts.split(",") if isinstance(parts, str) else list(parts)
+    with TemporaryDirectory() as scratch:
+        if "hippocampus" in chosen:
+            hippocampus(Path(dataset_dir), Path(scratch))
+        if "iterations" in chosen:
+            iterations(Path(dataset_dir), Path(scratch))
+        if "brain" in chosen and brain_dir:
+            brain(Path(brain_dir), Path(scratch))
+
+
+def hippocampus(data: Path, scratch: Path) -> None:
+    """Every method and peer on the test split."""
+    pairs = cyclic(data, "test", scratch)
+    found = evaluate(scratch / "hippocampus", "--pairs", pairs, "--bundle", having("hippocampus"), peers=True)
+    write("hippocampus", table(found))
+    picture(found, "hippocampus")
+
+
+def iterations(data: Path, scratch: Path) -> None:
+    """Controllers of the two methods that iterate, on the split for choosing."""
+    pairs = cyclic(data, "val", scratch)
+    lines = [
+        "| method | controller | Dice, mean ± sd | folding, % | iterations a level, coarse to fine | s a pair |",
+        "|---|---|---|---|---|---|",
+    ]
+    for controller, count in ITERATIONS:
+        name = f"{controller}-{count or ''}"
+        limit = ("--max-iterations", str(count)) if count else ()
+        folder = evaluate(
+            scratch / name, "--pairs", pairs, "--bundle", "iirp,ipear", "--controller", controller, "--noplots", *limit
+        )
+        for result in summary(folder)["results"]:
+            dice = result["dice_mean"]
+            lines.append(
+                f"| {result['bundle']} | {controller} {count or ''} | {dice['mean']:.4f} ± {dice['sd']:.3f} "
+                f"| {result['folding_percent']['mean']:.3f} | {', '.join(f'{n:.2f}' for n in result['iterations'])} "
+                f"| {result['seconds']['mean']:.2f} |"
+            )
+    lines[2:] = sorted(lines[2:], key=lambda line: line.split("|")[1])
+    write("iterations", "\n".join([*lines, "", machine(summary(folder))]))
+
+
+def brain(data: Path, scratch: Path) -> None:
+    """Whole heads, rendered as T1 and as random contrast."""
+    rendered = scratch / "rendered"
+    run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered)
+    for part in ("t1", "contrast"):
+        pairs = rendered / f"{part}.csv"
+        options = ("--pairs", pairs, "--bundle", having("brain"), "--weights", "brain")
+        found = evaluate(scratch / part, *options, peers=True)
+        write(f"brain-{part}", table(found))
+        picture(found, f"brain-{part}")
+
+
+def having(weights: str) -> str:
+    """The bundles that have weights of a name."""
+    return ",".join(bundle.name for bundle in bundles() if weights in bundle.weights)
+
+
+def cyclic(data: Path, split: str, scratch: Path) -> Path:
+    """The table of pairs of a split."""
+    pairs = scratch / f"{split}.csv"
+    run("benchmarks/cyclic_pairs.py", "--dataset-dir", data, "--split", split, "--output", pairs)
+    return pairs
+
+
+def run(*command: Any) -> None:
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+
+
+def evaluate(folder: Path, *options: Any, peers: bool = False) -> Path:
+    """Run ``iregzoo evaluate``; gives the folder of its results."""
+    run("-m", "iregzoo", "evaluate", "--output", folder, *options, *(("--peers", "ants-syn,greedy") if peers else ()))
+    return folder
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def table(folder: Path) -> str:
+    """The means, the comparisons with each peer, the worst cases and the machine, in Markdown."""
+    found = summary(folder)
+    worst = [f"{each['bundle']} {each['worst']['dice_mean']:.3f}" for each in found["results"] if "worst" in each]
+    before = found["results"][0]["dice_before"]["mean"]
+    lines = [(folder / "table.md").read_text().strip(), ""]
+    lines += [f"Dice before registration, where the headers put the scans: {before:.3f}. Worst pair of each, Dice: "]
+    lines[-1] += f"{', '.join(worst)}."
+    if found.get("comparisons"):
+        lines += [
+            "",
+            "| method | peer | median difference in Dice | p (Wilcoxon) | p (Holm) |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {each['method']} | {each['peer']} | {each['median_difference']:+.3f} | {each['p']:.1g} "
+            f"| {each['p_holm']:.1g} |"
+            for each in found["comparisons"]
+        ]
+    return "\n".join([*lines, "", machine(found)])
+
+
+def machine(found: dict[str, Any]) -> str:
+    """What it was measured on, and on how many pairs."""
+    of, pairs = found["machine"], found["results"][0]["pairs"]
+    return f"{pairs} pairs; {of['threads']} threads of an {of['processor']} CPU, torch {of['torch']}."
+
+
+def picture(folder: Path, name: str) -> None:
+    """Keep the box plots, and accuracy against time."""
+    PICTURES.mkdir(exist_ok=True)
+    for kind in ("dice", "time", "cases"):
+        if (folder / f"{kind}.png").is_file():
+            shutil.copy(folder / f"{kind}.png", PICTURES / f"{name}_{kind}.png")
+
+
+def write(part: str, text: str) -> None:
+    """Replace what stands between the markers of a part."""
+    first, last = f"<!-- {part}: written by benchmarks/evaluation.py -->\n", f"\n<!-- {part}: end -->"
+    page = PAGE.read_text()
+    head, rest = page.split(first)
+    PAGE.write_text(head + first + text + last + rest.split(last, 1)[1])
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
