@@ -59,8 +59,8 @@ def folded_voxels(displacement: Tensor) -> list[int]:
 
 def objective(displacement: Tensor, start: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
     """What the steps lower, from its description alone."""
-    alike = local_ncc(fixed, warp(moving, displacement), window=9)
-    return diffusion(displacement - start) + 100 * folding(displacement, margin=0.1) - alike
+    alike = local_ncc(fixed, warp(moving, displacement), window=5)
+    return 4 * diffusion(displacement - start) + 100 * folding(displacement, margin=0.1) - alike
 
 
 @pytest.mark.parametrize("begun", [0.0, 0.6])
@@ -83,7 +83,7 @@ def test_a_known_deformation_is_found_better_with_more_steps() -> None:
     assert errors[2] < 0.4 * errors[0]
 
 
-@pytest.mark.parametrize("rate", [0.1, 3.0, 100.0])
+@pytest.mark.parametrize("rate", [0.2, 3.0, 100.0])
 def test_no_pair_gets_worse_by_its_own_objective_or_folds_more(rate: float) -> None:
     """Also at rates that overshoot, and from a start that folds itself."""
     moving, fixed = texture(4, seed=3), texture(4, seed=4)

@@ -15,6 +15,7 @@ from iregzoo.fields import check_displacement, jacobian_determinant, resize, war
 from iregzoo.losses import diffusion
 from iregzoo.similarity import box_sum, local_ncc
 
+WINDOW = 5  # of the local NCC, in voxels
 COARSER = 2  # voxels of the images per voxel of the correction, along each axis
 SMOOTHINGS = 2  # running means over 3 voxels that smooth the correction
 DAMPING = 1e-3  # Adam's epsilon, for gradients a voxel: where the images are flat, as in air, nearly nothing moves
@@ -28,9 +29,9 @@ def refine_displacement(
     fixed: Tensor,
     *,
     steps: int,
-    rate: float = 0.1,
-    window: int = 9,
-    smoothness: float = 1.0,
+    rate: float = 0.2,
+    window: int = WINDOW,
+    smoothness: float = 4.0,
     folding: float = 100.0,
     margin: float = 0.1,
 ) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from iregzoo.errors import InputError
 from iregzoo.fields import warp
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
-from iregzoo.refinement import refine_displacement
+from iregzoo.refinement import WINDOW, refine_displacement
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc
 from iregzoo.space.frame import Frame, make_frame, network_input, warp_scan
@@ -46,7 +46,7 @@ class Refinement:
     Attributes:
         steps: those asked for.
         network: the grid on which the network saw the pair; that of the frame is the refinement's.
-        local_ncc_before, local_ncc_after: of the pair on the refinement's grid, in [0, 1].
+        local_ncc_before, local_ncc_after: of the pair on the refinement's grid and over its windows, in [0, 1].
     """
 
     steps: int
@@ -229,7 +229,7 @@ def _refine(
     moving, fixed = image[:, :1], image[:, 1:]
     begun = frame.carry(registration.displacement, own.network).to(device)
     refined = refine_displacement(begun, moving, fixed, steps=steps)
-    before, after = (float(local_ncc(fixed, warp(moving, u))) for u in (begun, refined))
+    before, after = (float(local_ncc(fixed, warp(moving, u), window=WINDOW)) for u in (begun, refined))
     # What the network gave with its own field belongs to that: the inverse is made anew, from the refined one.
     finished = replace(registration, displacement=refined.cpu(), inverse=None, opposite=None, pyramid=())
     return own, finished, Refinement(steps, frame.network, before, after)
