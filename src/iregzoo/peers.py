@@ -143,7 +143,7 @@ def _greedy(scans: Scans) -> Found:
     tool = import_module("picsl_greedy").Greedy3D()
     fixed, moving = (scan.grid.to_sitk(scan.data[0, 0].numpy()) for scan in (scans.fixed, scans.moving))
     printed = io.StringIO()
-    common = f"-d 3 -V 0 -threads {torch.get_num_threads()} -i fixed moving"
+    common = f"-d 3 -V 0 -seed {SEED} -threads {torch.get_num_threads()} -i fixed moving"
     begin = time.perf_counter()
     with _silent():
         given = {"fixed": fixed, "moving": moving, "affine": None}
@@ -162,6 +162,10 @@ PEERS = {
         _ants_syn,
     ),
     "greedy": Peer(
-        "greedy", "picsl_greedy", "picsl_greedy", f"greedy {GREEDY_AFFINE}, then {GREEDY_DEFORMABLE}", _greedy
+        "greedy",
+        "picsl_greedy",
+        "picsl_greedy",
+        f"greedy {GREEDY_AFFINE}, then {GREEDY_DEFORMABLE}, seed {SEED}",
+        _greedy,
     ),
 }
