@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.fields import identity, sample
+from iregzoo.space.separable import axis_order, resample_axes
 
 Matrix = NDArray[np.float64]
 
@@ -101,6 +102,9 @@ def read_at(image: Tensor, points: Tensor, *, mode: str = "linear", outside: flo
 
 def pull(image: Tensor, matrix: Matrix, shape: Sequence[int], *, mode: str = "linear", outside: float = 0.0) -> Tensor:
     """Resample an image (1, C, X, Y, Z) to a grid of ``shape`` whose voxels ``matrix`` takes to voxels of the image."""
+    order = axis_order(matrix, shape)
+    if order is not None and mode == "linear" and image.is_floating_point():
+        return resample_axes(image, matrix, shape, order, outside=outside)
     points = apply_matrix(matrix, identity(shape, device=image.device))
     return read_at(image, points, mode=mode, outside=outside)
 

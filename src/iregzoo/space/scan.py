@@ -14,9 +14,11 @@ from torch import Tensor
 
 from iregzoo.errors import InputError
 from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
+from iregzoo.space.separable import axis_order, resample_axes
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 PERCENTILES = (0.5, 99.5)
+NO_BLUR = 0.25  # voxels: a narrower Gaussian changes nothing
 Window = Sequence[float]  # the intensities that become 0 and 1
 
 sitk.ProcessObject.GlobalWarningDisplayOff()  # what matters is said in one line of ours
@@ -226,14 +228,18 @@ def resample_to(scan: Scan, grid: Grid, world: Matrix | None = None, *, mode: st
     if mode == "linear":
         # Voxels of the scan per voxel of the grid, along each axis of the scan.
         coarser = np.linalg.norm(matrix[:3, :3], axis=1)
-        data = _smooth(data, 0.5 * np.sqrt(np.maximum(coarser**2 - 1, 0)))
+        sigma = 0.5 * np.sqrt(np.maximum(coarser**2 - 1, 0))
+        sigma = np.where(sigma < NO_BLUR, 0.0, sigma)
+        order = axis_order(matrix, grid.shape)
+        if order is not None and data.is_floating_point():
+            return resample_axes(data, matrix, grid.shape, order, sigma=sigma.tolist(), outside=scan.outside)
+        data = _smooth(data, sigma)
         return pull(data, matrix, grid.shape, outside=scan.outside)
     return pull(data, matrix, grid.shape, mode=mode)
 
 
 def _smooth(data: Tensor, sigma: Matrix) -> Tensor:
-    """Gaussian smoothing, standard deviations in voxels; those below a quarter voxel are left out."""
-    sigma = np.where(sigma < 0.25, 0.0, sigma)
+    """Gaussian smoothing, standard deviations in voxels."""
     if not sigma.any():
         return data
     from scipy.ndimage import gaussian_filter
