@@ -1,6 +1,7 @@
 """Affine start: where to look in the moving image before anything deforms."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from iregzoo.errors import InputError
-from iregzoo.space.grid import Grid, Matrix, network_grid
+from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.scan import Scan, normalise, resample_to
 
 STARTS = ("none", "center", "rigid", "affine")
@@ -43,19 +44,18 @@ def _shift(offset: NDArray[np.float64]) -> Matrix:
 
 
 def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
-    fixed, moving = normalise(fixed), normalise(moving)
-    coarse = _isotropic(fixed, COARSE_MM)
-    small_fixed = resample_to(fixed, coarse)[0, 0].numpy()
+    # All else looks at these small scans: the full ones are read once.
+    fine = _isotropic(normalise(fixed), FINE_MM), _isotropic(normalise(moving), FINE_MM)
+    coarse = _isotropic(fine[0], COARSE_MM), _isotropic(fine[1], COARSE_MM)
+    seen = coarse[0].data[0, 0].numpy()
 
     def information(world: Matrix) -> float:
-        return mutual_information(small_fixed, resample_to(moving, coarse, world)[0, 0].numpy())
+        return mutual_information(seen, resample_to(coarse[1], coarse[0].grid, world)[0, 0].numpy())
 
-    ranked = sorted(_candidates(fixed, moving), key=information, reverse=True)
-    images = _image(fixed, COARSE_MM), _image(moving, COARSE_MM)
-    rigid = [_optimise(images, _euler(world, fixed), steps=100) for world in ranked[:3]]
+    ranked = sorted(_candidates(*coarse), key=information, reverse=True)
+    rigid = [_optimise(coarse, _euler(world, fixed), steps=100) for world in ranked[:3]]
     best = max([ranked[0], *rigid], key=information)
-    images = _image(fixed, FINE_MM), _image(moving, FINE_MM)
-    found = _optimise(images, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
+    found = _optimise(fine, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
     return max((best, found), key=information)
 
 
@@ -91,15 +91,12 @@ def mutual_information(first: NDArray[np.float32], second: NDArray[np.float32], 
     return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
 
 
-def _isotropic(scan: Scan, spacing: float) -> Grid:
+def _isotropic(scan: Scan, spacing: float) -> Scan:
+    """The scan on a grid of one spacing, finer where an axis would have too few voxels."""
     extent = np.array(scan.grid.shape) * scan.grid.spacing
     step = min(spacing, float(extent.min()) / MIN_VOXELS)
-    return network_grid(scan.grid, (step, step, step), stride=1)
-
-
-def _image(scan: Scan, spacing: float) -> sitk.Image:
-    grid = _isotropic(scan, spacing)
-    return grid.to_sitk(resample_to(scan, grid)[0, 0].numpy())
+    grid = network_grid(scan.grid, (step, step, step), stride=1)
+    return replace(scan, data=resample_to(scan, grid), grid=grid)
 
 
 def _euler(world: Matrix, fixed: Scan) -> sitk.Transform:
@@ -125,11 +122,13 @@ def _translation(world: Matrix, fixed: Scan) -> list[float]:
     return translation
 
 
-def _optimise(images: tuple[sitk.Image, sitk.Image], initial: sitk.Transform, *, steps: int) -> Matrix:
+def _optimise(scans: tuple[Scan, Scan], initial: sitk.Transform, *, steps: int) -> Matrix:
+    """The linear transform that maximises mutual information, from an initial one that becomes it."""
+    fixed, moving = (scan.grid.to_sitk(scan.data[0, 0].numpy()) for scan in scans)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    voxels = int(np.prod(images[0].GetSize()))
+    voxels = int(np.prod(scans[0].grid.shape))
     method.SetMetricSamplingPercentage(min(1.0, 60_000 / voxels), 1)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
@@ -140,7 +139,7 @@ def _optimise(images: tuple[sitk.Image, sitk.Image], initial: sitk.Transform, *,
     method.SetSmoothingSigmasPerLevel([1, 0])
     method.SetInitialTransform(initial, inPlace=True)
     try:
-        method.Execute(*images)
+        method.Execute(fixed, moving)
     except RuntimeError:  # ITK gives up where the images no longer overlap: this start leads nowhere
         return np.eye(4)
     return matrix_of(initial)
