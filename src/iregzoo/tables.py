@@ -142,11 +142,15 @@ def _compare(members: Sequence[Row], others: Sequence[Row]) -> dict[str, Any] | 
 def comparison_line(found: Mapping[str, Any]) -> str:
     """A comparison in a line."""
     measure = {"dice_mean": "Dice", "ncc_after": "NCC"}[found["metric"]]
-    pairs = f"{found['pairs']} pair{'' if found['pairs'] == 1 else 's'}"
+    pairs = _counted(found["pairs"], "pair")
     return (
         f"{found['method']} against {found['peer']}: {measure} {found['median_difference']:+.4f} (median difference, "
         f"{pairs}), Wilcoxon p = {found['p']:.2g}, with Holm's correction {found['p_holm']:.2g}"
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 MARKDOWN = (
@@ -191,15 +195,15 @@ def _mean(result: Summary, name: str, digits: int) -> str:
 def _caption(summary: Mapping[str, Any]) -> str:
     """What was measured, on how many pairs, with what: the sentence under a table."""
     results, machine = summary["results"], summary["machine"]
-    counts = sorted({result["pairs"] for result in results})
-    pairs = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
-    parts = [f"Means over {pairs} pair{'' if counts == [1] else 's'}, Dice ± standard deviation"]
+    counts = sorted({result["pairs"] for result in results}) or [0]
+    pairs = _counted(counts[0], "pair") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} pairs"
+    parts = [f"Means over {pairs}, Dice ± standard deviation"]
     if any("dice_before" in result for result in results):
         before = next(result["dice_before"] for result in results if "dice_before" in result)
         parts.append(f"unregistered Dice {before['mean']:.3f}")
-    parts.append(f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, {machine['device']}")
+    parts.append(f"{_counted(machine['threads'], 'thread')}, {machine['device']}")
     if summary["failed"]:
-        parts.append(f"{len(summary['failed'])} registrations failed")
+        parts.append(f"{_counted(len(summary['failed']), 'registration')} failed")
     return "; ".join(parts) + "."
 
 
