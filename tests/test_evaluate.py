@@ -16,7 +16,7 @@ from iregzoo.errors import InputError
 from iregzoo.evaluate import FILES, evaluate
 from iregzoo.outputs import whole_folder
 from iregzoo.phantom import make_phantom
-from iregzoo.zoo import Method, load
+from iregzoo.zoo import Method, load, untrained
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,34 @@ def test_the_table_holds_the_figures_of_each_pair_and_controller(folder: Path, m
     assert rows[1]["iterations"] == "1 1 1 1"
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["results"] == summary["results"]
-    assert written["results"][1]["dice_mean"]["mean"] == pytest.approx(float(rows[1]["dice_mean"]), abs=1e-5)
+    result = written["results"][1]
+    assert result["dice_mean"]["mean"] == pytest.approx(float(rows[1]["dice_mean"]), abs=1e-5)
+    assert result["dice_3"]["median"] == pytest.approx(float(rows[1]["dice_3"]), abs=1e-5)
+    assert result["dice_1"]["name"] == method.card.labels["1"]
+    assert result["parameters"] == sum(p.numel() for p in untrained(method.bundle).parameters() if p.requires_grad)
     assert written["failed"] == []
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert "| iirp | fixed |" in (tmp_path / "table.md").read_text()
+
+
+def test_ssim_of_the_table_is_that_of_the_written_scans(folder: Path, method: Method, tmp_path: Path) -> None:
+    """From the files alone, and with MONAI's SSIM."""
+    from monai.metrics.regression import SSIMMetric
+
+    from iregzoo.register import read_scans, register
+    from iregzoo.results import provenance, write
+
+    case = Case(str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"))
+    evaluate([case], [method], tmp_path, init="none", plots=False)
+    (entry,) = csv.DictReader((tmp_path / "metrics.csv").open())
+    write(register(read_scans(case.fixed, case.moving), method, init="none"), tmp_path, provenance(method))
+    images = []
+    for path, limits in ((Path(case.fixed), Path(case.fixed)), (tmp_path / "warped.nii.gz", Path(case.moving))):
+        values, own = (sitk.GetArrayFromImage(sitk.ReadImage(str(name))) for name in (path, limits))
+        low, high = np.percentile(own, (0.5, 99.5))
+        images.append(torch.from_numpy(np.clip((values - low) / (high - low), 0, 1)).float()[None, None])
+    metric = SSIMMetric(3, data_range=1.0, kernel_type="uniform", win_size=7)
+    assert float(entry["ssim"]) == pytest.approx(float(metric(*images)), abs=1e-3)
 
 
 def test_dice_of_the_table_is_that_of_the_labels_that_itk_warps(folder: Path, method: Method, tmp_path: Path) -> None:
@@ -120,6 +146,9 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
         (["--bundle", "iirp,sm_gicnet", "--controller", "iterstop"], ["bundle sm_gicnet", "iterstop", "one pass"]),
         (["--bundle", "iirp,sm_gicnet", "--max-iterations", "2"], ["bundle sm_gicnet", "max-iterations 2", "one pass"]),
         (["--bundle", "iirp", "--controller", ","], ["--controller", "nothing"]),
+        (["--bundle", "iirp", "--peers", "elastix"], ["peer 'elastix'", "ants-syn, greedy"]),
+        (["--bundle", "iirp", "--plots", "maybe"], ["plots 'maybe'", "true or false"]),
+        (["--bundle", "iirp,pan", "--weights", "elbow"], ["'elbow'", "iirp", "hippocampus"]),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(
@@ -148,6 +177,29 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
 
 def test_a_method_named_twice_is_measured_once() -> None:
     assert cli.names("iirp, pan,iirp", "bundle") == ["iirp", "pan"]
+
+
+def test_a_peer_stands_beside_the_methods(folder: Path, method: Method, tmp_path: Path) -> None:
+    pytest.importorskip("picsl_greedy")
+    (tmp_path / "small").mkdir()
+    for name in row().values():
+        image = sitk.Shrink(sitk.ReadImage(str(folder / name)), [2, 2, 2])
+        sitk.WriteImage(image, str(tmp_path / "small" / name))
+    cases = read_cases(write_table(tmp_path / "small" / "pairs.csv", [row()]))
+    summary = evaluate(cases, [method], tmp_path, init="none", peers=["greedy"], learn2reg=tmp_path / "fields")
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [(entry["bundle"], entry["controller"]) for entry in rows] == [("iirp", "auto"), ("greedy", "")]
+    assert rows[0]["dice_before"] == rows[1]["dice_before"]
+    assert float(rows[1]["dice_mean"]) > float(rows[1]["dice_before"]) + 0.1
+    assert float(rows[1]["folding_percent"]) < 1
+    assert (rows[1]["iterations"], summary["results"][1]["parameters"]) == ("", 0)
+    assert summary["peers"][0]["name"] == "greedy"
+    (comparison,) = summary["comparisons"]
+    assert comparison["median_difference"] == pytest.approx(
+        float(rows[0]["dice_mean"]) - float(rows[1]["dice_mean"]), abs=1e-5
+    )
+    written = sorted(path.relative_to(tmp_path / "fields").as_posix() for path in (tmp_path / "fields").rglob("*.gz"))
+    assert written == ["greedy/disp_fixed_moving.nii.gz", "iirp/disp_fixed_moving.nii.gz"]
 
 
 def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Method, tmp_path: Path) -> None:
