@@ -51,9 +51,11 @@ def identity(shape: Sequence[int], *, device: torch.device | str = "cpu", dtype:
 def _sample_normalised(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
     if mode not in ("linear", "nearest") or padding not in ("zeros", "border"):
         raise ValueError(f"mode={mode!r}, padding={padding!r}; expected linear or nearest, zeros or border")
+    # An image is read in its own precision; integers in that of the grid, which holds a large label.
+    dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else grid.dtype
     sampled = F.grid_sample(
-        image.to(grid.dtype),
-        grid,
+        image.to(dtype),
+        grid.to(dtype),
         mode="bilinear" if mode == "linear" else "nearest",
         padding_mode=padding,
         align_corners=True,

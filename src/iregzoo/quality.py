@@ -11,7 +11,7 @@ from iregzoo.fields import jacobian_determinant
 from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
 from iregzoo.register import Result
 from iregzoo.similarity import mse, ncc
-from iregzoo.space.frame import affine_displacement, warp_scan
+from iregzoo.space.grid import Matrix, pull, to_voxels
 from iregzoo.space.scan import intensity_range, scale
 
 NEAR_SINGULAR = 0.1  # det J
@@ -41,12 +41,16 @@ class Comparison:
 def compare(result: Result) -> Comparison:
     """Make what both the figures and the picture of a result show."""
     scans, frame = result.scans, result.frame
-    limits = intensity_range(scans.moving)
-    still = torch.zeros_like(result.displacement)
+    moving, limits = scans.moving, intensity_range(scans.moving)
+
+    def placed(world: Matrix | None) -> Tensor:
+        matrix = to_voxels(frame.fixed, world, moving.grid)
+        return scale(pull(moving.data, matrix, frame.fixed.shape, outside=moving.outside), limits)
+
     return Comparison(
         fixed=scale(scans.fixed.data, intensity_range(scans.fixed)),
-        before=scale(warp_scan(scans.moving, still, frame.fixed), limits),
-        start=scale(warp_scan(scans.moving, affine_displacement(frame.start, frame.fixed), frame.fixed), limits),
+        before=placed(None),
+        start=placed(frame.start),
         after=scale(result.warped, limits),
         determinant=jacobian_determinant(frame.in_voxels(result.deformation).float()),
     )
@@ -104,7 +108,8 @@ def _overlap(result: Result) -> dict[str, Any]:
     labels = labels_of(fixed.data, moving.data)
     if not labels:
         return {}
-    unmoved = warp_scan(moving, torch.zeros_like(result.displacement), result.frame.fixed, mode="nearest")
+    grid = result.frame.fixed
+    unmoved = pull(moving.data, to_voxels(grid, None, moving.grid), grid.shape, mode="nearest")
     before = dice(unmoved, fixed.data, labels)
     after = dice(warped, fixed.data, labels)
     found = {"dice_before_mean": mean_of(before), "dice_mean": mean_of(after), "dice_before": before, "dice": after}

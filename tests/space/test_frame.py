@@ -25,7 +25,7 @@ from geometry import (
 from iregzoo.fields import inverse_error, invert, jacobian_determinant
 from iregzoo.space import frame as frame_module
 from iregzoo.space.frame import Frame, affine_displacement, make_frame, network_input, warp_scan
-from iregzoo.space.grid import Grid, Matrix, network_grid
+from iregzoo.space.grid import Grid, Matrix, network_grid, pull, slabs, to_voxels
 from iregzoo.space.scan import Scan, normalise
 
 EACH_GRID = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -65,7 +65,7 @@ def test_shift_arrives_as_the_same_millimetres_everywhere(grid: Grid) -> None:
 def test_one_voxel_along_a_network_axis_is_one_step_of_that_axis(grid: Grid) -> None:
     frame = frame_of(grid)
     for axis in range(3):
-        field = torch.zeros(1, 3, *frame.network.shape)
+        field = torch.zeros(1, 3, *frame.network.shape, dtype=torch.float64)
         field[:, axis] = 1
         found = at_points(frame.deform(field))
         np.testing.assert_allclose(found, np.broadcast_to(frame.network.affine[:3, axis], found.shape), atol=1e-9)
@@ -167,6 +167,23 @@ def test_labels_are_warped_as_itk_warps_them(fixed: str, moving: str) -> None:
     found = warp_scan(scan_of(labels, grid), displacement, onto, mode="nearest")
     assert found.dtype == torch.int32
     assert torch.equal(found, expected)
+
+
+def test_large_grids_are_read_in_slabs_as_in_one() -> None:
+    grid, onto = GRIDS["everything"], make_grid((130, 50, 60), degrees=(5, -8, 3))
+    shape = onto.shape
+    assert len(list(slabs(shape))) > 1
+    data = noise_image(grid.shape)
+    scan = scan_of(data, grid)
+    displacement = waves(onto, 6.0) + torch.from_numpy(grid.centre - onto.centre).view(1, 3, 1, 1, 1)
+    reference, transform = onto.to_sitk(np.zeros(shape)), field_transform(displacement, onto)
+    expected = from_image(sitk.Resample(to_image(data, grid), reference, transform, sitk.sitkLinear))
+    assert float((expected > 0).float().mean()) > 0.01
+    assert float((warp_scan(scan, displacement, onto) - expected).abs().max()) < 1e-4 * float(data.max())
+    still = affine_displacement(START, onto)
+    turned = warp_scan(scan, still, onto)
+    assert float((pull(data, to_voxels(onto, START, grid), shape) - turned).abs().max()) < 1e-4 * float(data.max())
+    assert torch.equal(frame_of(onto, start=START).total(torch.zeros_like(still)), still)
 
 
 @EACH_GRID

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iregzoo.fields import identity, sample
 from iregzoo.space.grid import (
     Grid,
     Matrix,
@@ -15,7 +14,10 @@ from iregzoo.space.grid import (
     bounding_grid,
     inverse,
     network_grid,
+    positions,
+    pull,
     read_at,
+    slabs,
     to_voxels,
 )
 from iregzoo.space.scan import Scan, Window, normalise, resample_to
@@ -42,15 +44,13 @@ class Frame:
     def deform(self, displacement: Tensor) -> Tensor:
         """The network's displacement on the fixed image's grid: (1, 3, *fixed.shape), LPS mm, without the affine.
 
-        Beyond the network's grid the displacement of its border goes on.
+        Beyond the network's grid the displacement of its border goes on. In the precision of what is given.
 
         Args:
             displacement: (1, 3, *network.shape) in voxels of the network's grid.
         """
-        points = apply_matrix(
-            to_voxels(self.fixed, None, self.network), identity(self.fixed.shape, dtype=torch.float64)
-        )
-        return _linear(self.network.affine, sample(displacement.double(), points, padding="border"))
+        matrix = to_voxels(self.fixed, None, self.network)
+        return pull(_linear(self.network.affine, displacement), matrix, self.fixed.shape, outside=None)
 
     def carry(self, displacement: Tensor, grid: Grid) -> Tensor:
         """The network's displacement on another grid: (1, 3, *grid.shape) float32, in voxels of that grid.
@@ -69,15 +69,13 @@ class Frame:
             inverted: the inverse of the network's displacement, (1, 3, *network.shape) in voxels of the network's grid.
         """
         affine = inverse(self.start)
-        points = apply_matrix(
-            to_voxels(self.moving, affine, self.network), identity(self.moving.shape, dtype=torch.float64)
-        )
-        moved = _linear(self.network.affine, sample(inverted.double(), points, padding="border"))
-        return moved + affine_displacement(affine, self.moving)
+        matrix = to_voxels(self.moving, affine, self.network)
+        moved = pull(_linear(self.network.affine, inverted), matrix, self.moving.shape, outside=None)
+        return _moved(np.eye(4), affine, moved, self.moving)
 
     def total(self, deformation: Tensor) -> Tensor:
         """Deformation and affine as one displacement on the fixed grid: (1, 3, *fixed.shape), LPS mm."""
-        return deformation + affine_displacement(self.start, self.fixed) + _linear(self.start - np.eye(4), deformation)
+        return _moved(self.start, self.start, deformation, self.fixed)
 
     def in_voxels(self, deformation: Tensor) -> Tensor:
         """A displacement in mm on the fixed grid in that grid's voxels, for its Jacobian."""
@@ -93,7 +91,16 @@ def _linear(matrix: Matrix, vectors: Tensor) -> Tensor:
 
 def affine_displacement(world: Matrix, grid: Grid) -> Tensor:
     """Displacement (1, 3, *shape), LPS mm, of an affine of the world at every voxel of a grid."""
-    return apply_matrix((world - np.eye(4)) @ grid.affine, identity(grid.shape, dtype=torch.float64))
+    return positions((world - np.eye(4)) @ grid.affine, grid.shape, slice(None))
+
+
+def _moved(turn: Matrix, world: Matrix, vectors: Tensor, grid: Grid) -> Tensor:
+    """The displacement of an affine of the world on a grid, plus vectors (1, 3, *shape) that another one turns."""
+    moved = torch.empty_like(vectors)
+    for part in slabs(grid.shape):
+        still = positions((world - np.eye(4)) @ grid.affine, grid.shape, part, device=vectors.device)
+        moved[:, :, part] = still + _linear(turn, vectors[:, :, part].double())
+    return moved
 
 
 def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "linear") -> Tensor:
@@ -107,11 +114,13 @@ def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "line
         grid: of the result.
         mode: ``linear``, or ``nearest`` for a label map.
     """
-    points = apply_matrix(to_voxels(grid, None, scan.grid), identity(grid.shape, dtype=torch.float64))
-    points = points + _linear(inverse(scan.grid.affine), displacement.double())
-    if mode == "nearest":
-        return read_at(scan.data, points, mode=mode)
-    return read_at(scan.data.double(), points, outside=scan.outside).float()
+    matrix, turn = to_voxels(grid, None, scan.grid), inverse(scan.grid.affine)
+    outside = 0.0 if mode == "nearest" else scan.outside
+    warped = scan.data.new_empty(1, 1, *grid.shape)
+    for part in slabs(grid.shape):
+        points = positions(matrix, grid.shape, part) + _linear(turn, displacement[:, :, part].double())
+        warped[:, :, part] = read_at(scan.data, points, mode=mode, outside=outside)
+    return warped
 
 
 def make_frame(

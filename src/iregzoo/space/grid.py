@@ -4,7 +4,7 @@ World coordinates are ITK's: millimetres, LPS. Arrays are indexed (i, j, k) as N
 0 is the image's first axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iregzoo.fields import identity, sample
+from iregzoo.fields import sample
 from iregzoo.space.separable import axis_order, resample_axes
 
 Matrix = NDArray[np.float64]
@@ -89,24 +89,59 @@ def apply_matrix(matrix: Matrix, points: Tensor) -> Tensor:
     return mapped + offset.view(1, 3, *[1] * (points.dim() - 2))
 
 
-def read_at(image: Tensor, points: Tensor, *, mode: str = "linear", outside: float = 0.0) -> Tensor:
+def slabs(shape: Sequence[int], voxels: int = 1 << 18) -> Iterator[slice]:
+    """Parts of a grid along its first axis, of about so many voxels: what is needed on the way stays small."""
+    rows = max(1, voxels // (shape[1] * shape[2]))
+    return (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
+
+
+def positions(matrix: Matrix, shape: Sequence[int], part: slice, *, device: torch.device | str = "cpu") -> Tensor:
+    """Where an affine (4, 4) takes the voxels of a slab of a grid: (1, 3, part, shape[1], shape[2]), float64."""
+    first, second, third = (
+        torch.arange(*axis.indices(size), device=device, dtype=torch.float64)
+        for axis, size in zip((part, slice(None), slice(None)), shape, strict=True)
+    )
+    linear = torch.as_tensor(matrix, dtype=torch.float64, device=device)[:3, :, None]
+    i, j, k = (linear[:, axis] * along for axis, along in enumerate((first, second, third)))
+    return (i[:, :, None, None] + (j + linear[:, 3])[:, None, :, None] + k[:, None, None, :])[None]
+
+
+def read_at(image: Tensor, points: Tensor, *, mode: str = "linear", outside: float | None = 0.0) -> Tensor:
     """Read an image (1, C, X, Y, Z) at voxel coordinates (1, 3, *shape) as ITK's resampler does.
 
-    A voxel reaches half a voxel beyond its centre, also at the faces; points further out get ``outside``.
+    A voxel reaches half a voxel beyond its centre, also at the faces; points further out get ``outside``, or what the
+    border holds where that is None.
     """
+    values = _nearest(image, points) if mode == "nearest" else sample(image, points, mode=mode, padding="border")
+    if outside is None:
+        return values
     limits = torch.tensor(image.shape[2:], dtype=points.dtype, device=points.device).view(1, 3, *[1] * 3)
     inside = ((points >= -0.5) & (points < limits - 0.5)).all(1, keepdim=True)
-    values = sample(image, points, mode=mode, padding="border")
     return torch.where(inside, values, torch.as_tensor(outside, dtype=values.dtype, device=values.device))
 
 
-def pull(image: Tensor, matrix: Matrix, shape: Sequence[int], *, mode: str = "linear", outside: float = 0.0) -> Tensor:
-    """Resample an image (1, C, X, Y, Z) to a grid of ``shape`` whose voxels ``matrix`` takes to voxels of the image."""
+def _nearest(image: Tensor, points: Tensor) -> Tensor:
+    """The voxels nearest to points, whole numbers of any size untouched."""
+    x, y, z = ((along + 0.5).floor().clamp(0, n - 1) for along, n in zip(points[0], image.shape[2:], strict=True))
+    index = ((x * image.shape[3] + y) * image.shape[4] + z).long()
+    return image.flatten(2)[:, :, index]
+
+
+def pull(
+    image: Tensor, matrix: Matrix, shape: Sequence[int], *, mode: str = "linear", outside: float | None = 0.0
+) -> Tensor:
+    """Resample an image (1, C, X, Y, Z) to a grid of ``shape`` whose voxels ``matrix`` takes to voxels of the image.
+
+    ``mode`` and ``outside`` are those of ``read_at``.
+    """
     order = axis_order(matrix, shape)
     if order is not None and mode == "linear" and image.is_floating_point():
         return resample_axes(image, matrix, shape, order, outside=outside)
-    points = apply_matrix(matrix, identity(shape, device=image.device))
-    return read_at(image, points, mode=mode, outside=outside)
+    pulled = image.new_empty(1, image.shape[1], *shape)
+    for part in slabs(shape):
+        points = positions(matrix, shape, part, device=image.device)
+        pulled[:, :, part] = read_at(image, points, mode=mode, outside=outside)
+    return pulled
 
 
 def canonical_axes(grid: Grid) -> tuple[list[int], list[int]]:

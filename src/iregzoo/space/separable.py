@@ -80,5 +80,5 @@ def _along(weights: Tensor, image: Tensor, axis: int) -> Tensor:
     """Turn one axis of an image by a matrix (new, old)."""
     if axis == image.dim() - 1:
         return image @ weights.mT
-    turned: Tensor = (weights @ image.flatten(axis + 1)).unflatten(-1, image.shape[axis + 1 :])
-    return turned
+    turned = weights @ image.flatten(axis + 1)
+    return turned.reshape(*image.shape[:axis], len(weights), *image.shape[axis + 1 :])
