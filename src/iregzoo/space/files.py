@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from iregzoo.errors import InputError
 from iregzoo.fields import identity
 from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix, apply_matrix, inverse, to_voxels
+from iregzoo.space.packing import gzip_floats
 
 
 def write_image(path: Path, data: Tensor, grid: Grid) -> None:
@@ -69,24 +71,43 @@ def write_transform(path: Path, deformation: Tensor, grid: Grid, affine: Matrix 
 
 
 def _write_sitk(image: sitk.Image, path: Path) -> None:
-    _reserve(path, image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent())
+    """Write an image as ITK does; what holds floats is packed by ``gzip_floats``."""
+    size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    floats = "float" in image.GetPixelIDTypeAsString() and path.name.endswith(".nii.gz")
+    plain = path.with_name(f".{path.name.removesuffix('.gz')}")  # for a moment, beside the packed one
+    _reserve(path, 2 * size if floats else size)
     try:
-        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
-    except RuntimeError as error:
+        if floats:
+            sitk.WriteImage(image, str(plain))
+            gzip_floats(plain, path, threads=torch.get_num_threads())
+        else:
+            sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+    except (RuntimeError, OSError) as error:
         raise _cannot_write(path, error) from None
+    finally:
+        plain.unlink(missing_ok=True)
 
 
 def _reserve(path: Path, size: int) -> None:
     """Make sure that ``size`` bytes fit: where they do not, ITK leaves half a NIfTI file silently, and HDF5 crashes."""
-    room, block = path.with_name(f".{path.name}.room"), os.urandom(1 << 20)
+    room = path.with_name(f".{path.name}.room")
     try:
         with room.open("wb") as file:
-            for _ in range(size // len(block) + 1):
-                file.write(block)
+            _fill(file, size)
     except OSError as error:
         raise _cannot_write(path, error) from None
     finally:
         room.unlink(missing_ok=True)
+
+
+def _fill(file: BinaryIO, size: int) -> None:
+    """Take so many bytes of the disk: all at once where the system can, else by writing them."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    block = os.urandom(1 << 20)
+    for _ in range(size // len(block) + 1):
+        file.write(block)
 
 
 def _cannot_write(path: Path, error: RuntimeError | OSError) -> InputError:
