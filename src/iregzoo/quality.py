@@ -12,7 +12,7 @@ from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
 from iregzoo.register import Result
 from iregzoo.similarity import mse, ncc
 from iregzoo.space.grid import Matrix, pull, to_voxels
-from iregzoo.space.scan import intensity_range, scale
+from iregzoo.space.scan import scale
 
 NEAR_SINGULAR = 0.1  # det J
 LITTLE_ALIKE = 0.3  # NCC
@@ -41,17 +41,17 @@ class Comparison:
 def compare(result: Result) -> Comparison:
     """Make what both the figures and the picture of a result show."""
     scans, frame = result.scans, result.frame
-    moving, limits = scans.moving, intensity_range(scans.moving)
+    moving = scans.moving
 
     def placed(world: Matrix | None) -> Tensor:
         matrix = to_voxels(frame.fixed, world, moving.grid)
-        return scale(pull(moving.data, matrix, frame.fixed.shape, outside=moving.outside), limits)
+        return scale(pull(moving.data, matrix, frame.fixed.shape, outside=moving.outside), moving.limits)
 
     return Comparison(
-        fixed=scale(scans.fixed.data, intensity_range(scans.fixed)),
+        fixed=scale(scans.fixed.data, scans.fixed.limits),
         before=placed(None),
         start=placed(frame.start),
-        after=scale(result.warped, limits),
+        after=scale(result.warped, moving.limits),
         determinant=jacobian_determinant(frame.in_voxels(result.deformation).float()),
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from geometry import GRIDS, draw_head, make_grid, noise_image, to_image
 from iregzoo.errors import InputError
 from iregzoo.space.grid import Grid
-from iregzoo.space.scan import Scan, intensity_range, normalise, read_labels, read_scan, resample_to
+from iregzoo.space.scan import Scan, normalise, read_labels, read_scan, resample_to
 
 GRID = GRIDS["everything"]
 EYE = np.eye(4)
@@ -311,7 +311,7 @@ def test_image_that_is_nearly_all_one_value_keeps_its_contrast() -> None:
     image = torch.zeros(1, 1, 20, 20, 20)
     image[0, 0, 3:5, 3:5, 3:5] = 7.0
     scan = scan_of(image, make_grid((20, 20, 20)))
-    assert intensity_range(scan) == (0.0, 7.0)
+    assert scan.limits == (0.0, 7.0)
     assert torch.equal(normalise(scan).data, image / 7)
 
 

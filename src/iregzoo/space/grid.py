@@ -62,7 +62,8 @@ class Grid:
     def to_sitk(self, array: NDArray[Any], *, vector: bool = False) -> sitk.Image:
         """An ITK image of this geometry from (X, Y, Z), or (X, Y, Z, C) of vectors."""
         axes = (2, 1, 0, 3) if vector else (2, 1, 0)
-        image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(axes)), isVector=vector)
+        turned = torch.from_numpy(array).permute(axes).contiguous().numpy()  # faster than NumPy at this
+        image = sitk.GetImageFromArray(turned, isVector=vector)
         image.SetOrigin(self.affine[:3, 3].tolist())
         image.SetSpacing(self.spacing.tolist())
         image.SetDirection((self.affine[:3, :3] / self.spacing).ravel().tolist())

@@ -1,7 +1,8 @@
 """Reading scans and label maps, with every check that input needs, and their intensities."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,18 @@ class Scan:
     grid: Grid
     path: Path
 
-    @property
+    @cached_property
     def outside(self) -> float:
         """What lies beyond the field of view: 0, or the lowest value where that is below 0 (air in CT)."""
         return min(0.0, float(self.data.min()))
+
+    @cached_property
+    def limits(self) -> tuple[float, float]:
+        """The intensities that become 0 and 1: two percentiles, so that a few bright voxels change nothing."""
+        low, high = (float(value) for value in np.percentile(self.data.numpy(), PERCENTILES))
+        if high > low:
+            return low, high
+        return float(self.data.min()), float(self.data.max())  # nearly all voxels are one value: take the full range
 
 
 def read_scan(path: str | Path) -> Scan:
@@ -180,18 +189,10 @@ def _read_dicom(folder: Path) -> sitk.Image:
     return reader.Execute()
 
 
-def intensity_range(scan: Scan, percentiles: Iterable[float] = PERCENTILES) -> tuple[float, float]:
-    """What of a scan becomes 0 and 1: two percentiles, so that a few bright voxels change nothing."""
-    low, high = (float(value) for value in np.percentile(scan.data.numpy(), list(percentiles)))
-    if high > low:
-        return low, high
-    return float(scan.data.min()), float(scan.data.max())  # nearly all voxels are one value: take the full range
-
-
 def scale(data: Tensor, limits: tuple[float, float]) -> Tensor:
     """Intensities from ``limits`` to [0, 1], clipped."""
     low, high = limits
-    return ((data - low) / (high - low)).clamp(0, 1)
+    return (data - low).div_(high - low).clamp_(0, 1)
 
 
 def normalise(scan: Scan, window: Window | None = None) -> Scan:
@@ -205,7 +206,7 @@ def normalise(scan: Scan, window: Window | None = None) -> Scan:
         InputError: where the window is empty, or the scan has next to nothing in it.
     """
     if window is None:
-        return replace(scan, data=scale(scan.data, intensity_range(scan)))
+        return replace(scan, data=scale(scan.data, scan.limits))
     low, high = window
     if not low < high:
         raise InputError(f"intensity window {low:g} to {high:g}: is empty; give the lower value first")
