@@ -16,7 +16,7 @@ from torch import Tensor
 from iregzoo.errors import InputError
 from iregzoo.quality import Comparison
 from iregzoo.register import Result
-from iregzoo.space.grid import Grid, canonical_axes
+from iregzoo.space.grid import Grid, canonical_axes, inverse
 
 PLANES = ("sagittal", "coronal", "axial")
 COLUMNS = (
@@ -41,15 +41,19 @@ def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path
     Raises:
         InputError: where the file cannot be written.
     """
-    volumes, positions, spacing = _canonical_volumes(result, images)
+    grid = result.frame.fixed
+    order, _ = canonical_axes(grid)
+    spacing = grid.spacing[order]
+    shown = {"fixed": images.fixed, "start": images.start, "warped": images.after, "jacobian": images.determinant[None]}
+    volumes = {name: canonical(volume[0, 0], grid) for name, volume in shown.items()}
     middle = _middle(volumes["fixed"])
     figure = Figure(figsize=(2.4 * len(COLUMNS) + 0.6, 8.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(COLUMNS))
     for across in range(3):
-        cuts = {name: _slice(volume, across, middle[across]) for name, volume in volumes.items()}
+        cuts = {name: np.take(volume, middle[across], axis=across) for name, volume in volumes.items()}
         inside = [axis for axis in range(3) if axis != across]
-        lines = [_slice(positions[axis], across, middle[across]) for axis in inside]
+        lines = _lines(result, across, middle[across])
         _draw_row(axes[across], cuts, lines, spacing[inside[1]] / spacing[inside[0]])
         axes[across, 0].set_ylabel(PLANES[across], fontsize=11)
     for axis, title in zip(axes[0], COLUMNS, strict=True):
@@ -75,53 +79,37 @@ def headline(result: Result, figures: Mapping[str, Any]) -> str:
     return f"{first}\n{'   ·   '.join(parts)}"
 
 
-def _canonical_volumes(result: Result, images: Comparison) -> tuple[dict[str, Volume], list[Volume], list[float]]:
-    """Everything that is drawn, with axes running right, anterior, superior: volumes, grid positions, spacing."""
-    frame = result.frame
-    order, signs = canonical_axes(frame.fixed)
-    volumes = {
-        "fixed": images.fixed,
-        "start": images.start,
-        "warped": images.after,
-        "before": images.start - images.fixed,
-        "after": images.after - images.fixed,
-        "jacobian": images.determinant[:, None],
-    }
-    turned = {name: canonical(volume[0, 0], frame.fixed) for name, volume in volumes.items()}
-    in_voxels = frame.in_voxels(result.deformation).float()
-    positions = []
-    for axis, (source, sign) in enumerate(zip(order, signs, strict=True)):
-        moved = sign * canonical(in_voxels[0, source], frame.fixed)
-        shape = [-1 if a == axis else 1 for a in range(3)]
-        positions.append(moved + np.arange(moved.shape[axis], dtype=np.float32).reshape(shape))
-    return turned, positions, [float(frame.fixed.spacing[axis]) for axis in order]
-
-
 def canonical(volume: Tensor, grid: Grid) -> Volume:
-    """A volume (X, Y, Z) of a grid with its axes running nearest to right, anterior, superior."""
+    """A view of a volume (X, Y, Z) of a grid with its axes running nearest to right, anterior, superior."""
     order, signs = canonical_axes(grid)
-    turned: Volume = volume.permute(order).flip([axis for axis, sign in enumerate(signs) if sign < 0]).numpy()
+    turned: Volume = volume.permute(order).numpy()[tuple(slice(None, None, sign) for sign in signs)]
     return turned
 
 
-def _slice(volume: Volume, axis: int, index: int) -> Volume:
-    plane: Volume = np.take(volume, index, axis=axis)
-    return plane
+def _lines(result: Result, across: int, index: int) -> list[NDArray[np.float64]]:
+    """Where the deformation reads the moving image from a plane, in voxels along the plane's two axes."""
+    grid = result.frame.fixed
+    order, signs = canonical_axes(grid)
+    moved = np.stack([np.take(canonical(channel, grid), index, axis=across) for channel in result.deformation[0]])
+    inside = [axis for axis in range(3) if axis != across]
+    turn = np.array(signs)[inside, None] * inverse(grid.affine)[:3, :3][np.array(order)[inside]]
+    return list(np.tensordot(turn, moved, 1) + np.indices(moved.shape[1:]))
 
 
 def _middle(volume: Volume) -> list[int]:
     """The voxel through which the planes go: the centre of what the image shows."""
-    bright = np.argwhere(volume > 0.1)
-    if not len(bright):
-        return [size // 2 for size in volume.shape]
-    return [int(index) for index in (bright.min(0) + bright.max(0)) // 2]
+    bright, middle = volume > 0.1, []
+    for axis, size in enumerate(volume.shape):
+        seen = np.flatnonzero(bright.any(tuple(other for other in range(3) if other != axis)))
+        middle.append(int(seen[0] + seen[-1]) // 2 if len(seen) else size // 2)
+    return middle
 
 
-def _draw_row(axes: NDArray[Any], cuts: Mapping[str, Volume], lines: list[Volume], aspect: float) -> None:
+def _draw_row(axes: NDArray[Any], cuts: Mapping[str, Volume], lines: list[NDArray[np.float64]], aspect: float) -> None:
     for axis, name in zip(axes, ("fixed", "start", "warped"), strict=False):
         _show(axis, cuts[name], aspect, cmap="gray", vmin=0, vmax=1)
-    for axis, name in zip(axes[3:], ("before", "after"), strict=False):
-        _show(axis, cuts[name], aspect, cmap="seismic", vmin=-1, vmax=1)
+    for axis, name in zip(axes[3:], ("start", "warped"), strict=False):
+        _show(axis, cuts[name] - cuts["fixed"], aspect, cmap="seismic", vmin=-1, vmax=1)
     _show(axes[5], cuts["fixed"], aspect, cmap="gray", vmin=0, vmax=2)
     _draw_grid(axes[5], lines)
     _show(axes[6], cuts["jacobian"], aspect, cmap=JACOBIAN_COLOURS, norm=JACOBIAN_NORM)
@@ -135,7 +123,7 @@ def _show(axis: Axes, cut: Volume, aspect: float, **style: Any) -> None:
     axis.set_yticks([])
 
 
-def _draw_grid(axis: Axes, positions: list[Volume]) -> None:
+def _draw_grid(axis: Axes, positions: list[NDArray[np.float64]]) -> None:
     """Lines of the fixed grid at the places where the deformation reads the moving image."""
     across, up = positions
     step = max(1, max(across.shape) // GRID_LINES)
