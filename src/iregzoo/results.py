@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,20 @@ def write(
         progress: told the name of each stage as it begins.
     """
     seconds = dict(result.seconds)
-    grid = result.frame.fixed
-    with timed("write", seconds, progress):
-        write_image(folder / "warped.nii.gz", result.warped, grid)
-        if result.warped_labels is not None:
-            write_image(folder / "warped_labels.nii.gz", result.warped_labels, grid)
-        write_displacement(folder / "displacement.nii.gz", result.displacement, grid)
-        write_transform(folder / "transform.h5", result.deformation, grid, result.frame.start)
     extra: dict[str, Any] = {}
-    if inverse:
-        with timed("inverse", seconds, progress):
-            extra = _write_inverse(result, folder)
-    with timed("report", seconds, progress):
-        images = compare(result)
-        found = figures(result, images) | extra
-        picture(result, images, found, folder / "report.png")
+    # One thread writes while this one looks at the result. Not more: each file makes sure of its own room on the disk.
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(_write_forward, result, folder)
+        if inverse:
+            with timed("inverse", seconds, progress):
+                writing.result()
+                extra = _write_inverse(result, folder)
+        with timed("report", seconds, progress):
+            images = compare(result)
+            found = figures(result, images) | extra
+            picture(result, images, found, folder / "report.png")
+        with timed("write", seconds, progress):
+            writing.result()
     report = {**provenance, **_geometry(result), **_refined(result), **found, "seconds": seconds}
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
@@ -99,6 +99,16 @@ def _refined(result: Result) -> dict[str, Any]:
     found = {name: value for name, value in vars(refinement).items() if name != "network"}
     grid = result.frame.network
     return {"refinement": {**found, "shape": list(grid.shape), "spacing_mm": grid.spacing.tolist()}}
+
+
+def _write_forward(result: Result, folder: Path) -> None:
+    """The way from moving to fixed: the scan, its labels, the displacement and the transform."""
+    grid = result.frame.fixed
+    write_image(folder / "warped.nii.gz", result.warped, grid)
+    if result.warped_labels is not None:
+        write_image(folder / "warped_labels.nii.gz", result.warped_labels, grid)
+    write_displacement(folder / "displacement.nii.gz", result.displacement, grid)
+    write_transform(folder / "transform.h5", result.deformation, grid, result.frame.start)
 
 
 def _write_inverse(result: Result, folder: Path) -> dict[str, Any]:
