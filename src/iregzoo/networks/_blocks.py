@@ -13,7 +13,7 @@ from iregzoo.registration import Registration
 
 def conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Conv3d 3×3×3 and LeakyReLU(0.1)."""
-    return nn.Sequential(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1))
+    return nn.Sequential(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
 
 
 def flow_conv(channels: int) -> nn.Conv3d:
@@ -33,7 +33,7 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels, channels, 3, padding=1)
-        self.activation = nn.LeakyReLU(0.1)
+        self.activation = nn.LeakyReLU(0.1, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.activation(self.conv(x) + x)
