@@ -19,6 +19,14 @@ def test_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def anatomies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three people's label maps."""
+    from anatomies import write_anatomies
+
+    return write_anatomies(tmp_path_factory.mktemp("anatomies"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_bundles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Test the bundles of this checkout, whatever the user has downloaded."""

@@ -15,7 +15,7 @@ ROOT = Path(iregzoo.__file__).parent
 FLOORS = {
     0: ("__init__", "errors", "flags", "fields", "similarity", "iteration", "attention", "registration"),
     1: ("losses", "metrics", "networks", "overlap", "significance", "symmetric", "synthesis", "refinement"),
-    2: ("anatomy", "cases", "space", "datasets", "pairs", "training"),
+    2: ("anatomy", "canonical", "cases", "space", "datasets", "pairs", "training"),
     3: (
         "bundle",
         "zoo",

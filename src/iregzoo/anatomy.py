@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from iregzoo.errors import InputError
@@ -191,6 +191,7 @@ class SynthesisedPairs(Dataset[Sample]):
         mirror: probability of mirroring both left to right.
         alike: probability that both images have one look.
         both: probability that both show the head, or neither.
+        canonical: brings both images to one contrast (``networks.canonical``); None leaves them as they are.
 
     Raises:
         InputError: for fewer than two anatomies.
@@ -209,13 +210,14 @@ class SynthesisedPairs(Dataset[Sample]):
         mirror: float = 0.5,
         alike: float = 0.25,
         both: float = 0.75,
+        canonical: nn.Module | None = None,
     ) -> None:
         if len(anatomies) < 2:
             raise InputError(f"{len(anatomies)} label maps: a pair needs two people; name more in splits.json")
         self.anatomies, self.synthesis = anatomies, synthesis
         self.shape, self.spacing, self.length, self.seed = tuple(shape), tuple(spacing), length, seed
         self.together, self.alone, self.mirror = together, alone, mirror
-        self.alike, self.both = alike, both
+        self.alike, self.both, self.canonical = alike, both, canonical
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -230,7 +232,17 @@ class SynthesisedPairs(Dataset[Sample]):
         labels = [self._lay(self.anatomies[i], grid, random) for i in chosen]
         looks = self._looks(random)
         images = [self.synthesis(each, random, look) for each, look in zip(labels, looks, strict=True)]
-        return {"image": torch.cat(images), "label": torch.cat(labels)}
+        return {"image": self._seen(torch.cat(images)), "label": torch.cat(labels)}
+
+    @torch.no_grad()
+    def _seen(self, images: Tensor) -> Tensor:
+        """Both images as the network that is trained gets them."""
+        if self.canonical is None:
+            return images
+        device = next(self.canonical.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16):
+            made: Tensor = self.canonical(images[None].to(device))
+        return made[0].cpu()
 
     def _grid(self, random: Random) -> Matrix:
         """Matrix (4, 4) from the grid's voxels to mm about the middle of the average brain."""

@@ -22,9 +22,18 @@ from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, write
 from iregzoo.space.frame import Frame, make_frame, network_input
 from iregzoo.space.start import affine_start
-from iregzoo.zoo import WeightsCard, find_weights, read_bundle
+from iregzoo.zoo import WeightsCard, complete, find_weights, read_bundle
 
-__all__ = ["LoadPair", "PairInferer", "PairNetwork", "SaveRegistration", "check_target", "find_weights", "read_bundle"]
+__all__ = [
+    "LoadPair",
+    "PairInferer",
+    "PairNetwork",
+    "SaveRegistration",
+    "check_target",
+    "complete",
+    "find_weights",
+    "read_bundle",
+]
 
 Sample = Mapping[str, Any]
 

@@ -55,11 +55,14 @@ class PairNetwork(nn.Module):
 
     Args:
         network: a module that is a ``RegistrationNetwork``.
+        canonical: a module that first brings both images to one contrast, (B, 2, D, H, W) to the same; None for a
+            network that sees the images as they are.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, canonical: nn.Module | None = None) -> None:
         super().__init__()
         self.network = network
+        self.canonical = canonical
 
     @property
     def stride(self) -> int:
@@ -80,6 +83,8 @@ class PairNetwork(nn.Module):
         """
         if image.dim() != 5 or image.shape[1] != 2:
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 2, D, H, W), moving then fixed")
+        if self.canonical is not None:
+            image = self.canonical(image)
         registration: Registration = self.network(image[:, :1], image[:, 1:], controller)
         return registration
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iregzoo.errors import InputError
+from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.registration import PairNetwork
 
 
@@ -30,6 +31,7 @@ class WeightsCard:
         description: what it was trained on.
         labels: names of the labels it was trained and tested with.
         window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
+        canonical: whether the file also holds the network that brings any contrast to one (``networks.canonical``).
     """
 
     file: str
@@ -40,6 +42,7 @@ class WeightsCard:
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     window: tuple[float, float] | None = None
+    canonical: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,12 @@ def untrained(bundle: Bundle) -> PairNetwork:
     return network
 
 
+def complete(network: PairNetwork, card: WeightsCard) -> PairNetwork:
+    """The network with what these weights also need: the same one, changed."""
+    network.canonical = CanonicalNet() if card.canonical else None
+    return network
+
+
 def load(name: str, weights: str | None = None, device: str | torch.device = "cpu") -> Method:
     """Load a bundle's network with weights, ready for inference.
 
@@ -164,8 +173,8 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
         InputError: unknown bundle or weights; a file that is missing, truncated, changed, or of another network.
     """
     bundle = find(name)
-    network = untrained(bundle)
     found = find_weights(bundle, weights)
+    network = complete(untrained(bundle), found.card)
     load_strictly(network, read_state(found.path), found.path)
     network.eval().requires_grad_(False)
     # Channels last is the faster layout of 3-D convolutions on the CPU; torch's stubs do not know the argument.

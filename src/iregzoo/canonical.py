@@ -1,0 +1,95 @@
+"""Training with the network that brings any contrast to one (``networks.canonical``), and of it."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from torch import Tensor
+
+from iregzoo.errors import InputError
+from iregzoo.flags import flag
+from iregzoo.networks.canonical import BRIGHTNESS, CanonicalNet, canonical_image
+from iregzoo.pairs import Sample
+from iregzoo.synthesis import BRIGHTEST, Synthesis, Tissue
+
+STRUCTURE = 3.0  # what a voxel of a structure counts, and one of the rest 1
+
+
+@dataclass(frozen=True)
+class CanonicalStep:
+    """One step of MONAI's ``SupervisedTrainer``, as its ``iteration_update``: the absolute error on synthesised images.
+
+    Args:
+        amp: run the network in bfloat16.
+
+    Raises:
+        InputError: where the loss is not finite.
+    """
+
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "amp", flag(self.amp, "amp"))
+
+    def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
+        image, target = canonical_pair(batch, engine.state.device)
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+            made = engine.network(image)
+        weight = torch.where(target > 0, STRUCTURE, 1.0)
+        loss = ((made - target).abs() * weight).sum() / weight.sum()
+        if not loss.isfinite():
+            raise InputError(f"the loss of step {engine.state.iteration} is not finite; lower learning_rate")
+        torch.autograd.backward(loss)
+        engine.optimizer.step()
+        return {"loss": float(loss.detach())}
+
+
+def canonical_pair(batch: Sample, device: torch.device, non_blocking: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
+    """MONAI's ``prepare_batch``: images (B, 2, *shape), and of their labels what the network is to make of them."""
+    image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "label"))
+    return image, canonical_image(label)
+
+
+def canonical_synthesis(blur: float = 1.2) -> Synthesis:
+    """Images like those that the network makes, a little blurred and uneven, to train methods on before it is there."""
+    tissues = {
+        label: Tissue(kind=label, mean=BRIGHTEST * brightness, mean_sd=4.0, std=6.0, std_sd=3.0)
+        for label, brightness in {0: 0.0, **BRIGHTNESS}.items()
+    }
+    return Synthesis(tissues, t1=1.0, stripped=0.0, blur=blur, bias=0.05, gamma=0.05, thick=0.0)
+
+
+def trained(path: str | Path) -> CanonicalNet:
+    """The network with the weights that its training wrote, for use.
+
+    Raises:
+        InputError: where there are none.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; train the network of canonical/train.json first")
+    network = CanonicalNet()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval().requires_grad_(False)
+
+
+def assemble(network: str, canonical: str, output: str) -> None:
+    """Write a trained method and the canonical network that it was trained with as one file, in half precision.
+
+    Args:
+        network: the best weights of the method's training.
+        canonical: the best weights of the canonical network's.
+        output: the weights file of the bundle.
+    """
+    state = torch.load(network, map_location="cpu", weights_only=True)
+    state |= {f"canonical.{name}": value for name, value in trained(canonical).state_dict().items()}
+    torch.save({name: value.half() for name, value in state.items()}, output)
+    print(f"written to {output}: sha256 {sha256(Path(output).read_bytes()).hexdigest()}")
+
+
+if __name__ == "__main__":
+    fire.Fire(assemble)

@@ -1,0 +1,190 @@
+"""The network that brings any contrast to one: what it is to make, how it is trained, and how weights carry it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import monai.bundle
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from iregzoo import zoo
+from iregzoo.anatomy import read_anatomies, read_table
+from iregzoo.canonical import CanonicalStep, assemble, canonical_pair, canonical_synthesis, trained
+from iregzoo.errors import InputError
+from iregzoo.networks.canonical import BRIGHTNESS, CanonicalNet, canonical_image
+from iregzoo.registration import PairNetwork, Registration
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL: dict[str, Any] = {
+    "device": "cpu",
+    "shape": [16, 16, 16],
+    "validated": [16, 16, 16],
+    "validations": 2,
+    "steps": 4,
+    "steps_per_epoch": 2,
+    "val_interval": 1,
+    "save_interval": 1,
+}
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+
+def test_left_and_right_are_alike_and_what_touches_is_not() -> None:
+    sides = [(2, 41), (3, 42), (4, 43), (5, 44), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52), (17, 53)]
+    assert all(BRIGHTNESS[left] == BRIGHTNESS[right] for left, right in [*sides, (18, 54), (26, 58), (28, 60)])
+    touching = [(2, 3), (12, 13), (11, 26), (12, 26), (17, 18), (17, 5), (10, 28), (16, 28), (7, 8), (7, 16), (4, 11)]
+    assert all(abs(BRIGHTNESS[one] - BRIGHTNESS[other]) >= 0.1 for one, other in touching)
+
+
+def test_the_canonical_image_is_the_brightness_of_each_label() -> None:
+    labels = torch.tensor([[0, 2, 17], [530, -5, 61]])
+    expected = torch.tensor([[0.0, 1.0, 0.3], [0.0, 0.0, 0.0]])
+    for dtype in (torch.int16, torch.int64, torch.float32):
+        assert torch.equal(canonical_image(labels.to(dtype)), expected)
+
+
+def network() -> CanonicalNet:
+    torch.manual_seed(0)
+    return CanonicalNet().eval()
+
+
+def test_each_channel_is_seen_by_itself() -> None:
+    images = torch.rand(2, 3, 16, 24, 16, generator=torch.manual_seed(1))
+    made = network()(images)
+    assert made.shape == images.shape
+    assert made.min() >= 0
+    assert made.max() <= 1
+    for item in range(2):
+        for channel in range(3):
+            alone = network()(images[item : item + 1, channel : channel + 1])
+            torch.testing.assert_close(made[item : item + 1, channel : channel + 1], alone)
+
+
+def test_brightness_and_contrast_of_an_image_change_little() -> None:
+    image = torch.rand(1, 1, 16, 16, 16, generator=torch.manual_seed(1))
+    torch.testing.assert_close(
+        network()(0.3 + 0.5 * image)[..., 4:-4, 4:-4, 4:-4].mean(), network()(image).mean(), atol=0.1, rtol=0
+    )
+
+
+def test_every_parameter_learns() -> None:
+    net = network().train()
+    net(torch.rand(1, 2, 16, 16, 16)).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        # A norm takes a bias away again.
+        if not name.endswith("bias") or name.startswith("head"):
+            assert parameter.grad is not None
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_shapes_that_do_not_come_down_evenly_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"images have shape \(1, 2, 16, 12, 16\); expected .* multiples of 8"):
+        network()(torch.rand(1, 2, 16, 12, 16))
+
+
+def test_a_pair_network_registers_what_the_canonical_network_makes() -> None:
+    class Recorder(torch.nn.Module):
+        stride, controller = 8, None
+
+        def forward(self, moving: Tensor, fixed: Tensor, controller: object = None) -> Registration:
+            return Registration(torch.cat((moving, fixed, fixed), dim=1))
+
+    image = torch.rand(1, 2, 16, 16, 16)
+    pair = PairNetwork(Recorder(), network())
+    torch.testing.assert_close(pair(image)[:, :2], network()(image))
+    torch.testing.assert_close(PairNetwork(Recorder())(image)[:, :2], image)
+
+
+def test_synthesised_canonical_images_look_like_the_real_ones() -> None:
+    labels = torch.tensor([0, 2, 10, 17, 53])[torch.randint(0, 5, (1, 4, 4, 4), generator=torch.manual_seed(0))]
+    labels = labels.repeat_interleave(6, 1).repeat_interleave(6, 2).repeat_interleave(6, 3)
+    made = canonical_synthesis(blur=0.3)(labels, torch.Generator().manual_seed(0))
+    assert (made - canonical_image(labels)).abs().mean() < 0.05
+
+
+def run(anatomies: Path, output: Path, *files: str, **options: Any) -> Any:
+    made = monai.bundle.create_workflow(
+        config_file=list(files),
+        workflow_type="train",
+        dataset_dir=str(anatomies),
+        output_dir=str(output),
+        **{**SMALL, **options},
+    )
+    made.run()
+    made.finalize()
+    return made
+
+
+@pytest.fixture(scope="module")
+def front(anatomies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short training of the canonical network."""
+    output = tmp_path_factory.mktemp("canonical")
+    run(anatomies, output, str(ROOT / "canonical" / "train.json"), bundle_root=str(ROOT / "canonical"), amp=False)
+    return output
+
+
+def test_its_training_writes_weights_that_load(front: Path, anatomies: Path) -> None:
+    made = trained(front / "best.pt")
+    assert not made.training
+    torch.manual_seed(0)
+    assert not torch.equal(made.head.weight, CanonicalNet().head.weight)
+    assert (front / "checkpoint_epoch=2.pt").is_file()
+
+
+def test_more_steps_come_closer(anatomies: Path, tmp_path: Path) -> None:
+    run(
+        anatomies,
+        tmp_path,
+        str(ROOT / "canonical" / "train.json"),
+        bundle_root=str(ROOT / "canonical"),
+        amp=False,
+        steps=60,
+        steps_per_epoch=20,
+    )
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    name = next(tag for tag in events.Tags()["scalars"] if tag.endswith("loss"))
+    losses = [event.value for event in events.Scalars(name)]
+    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+
+
+def test_a_method_is_trained_with_it_and_carried_in_one_file(front: Path, anatomies: Path, tmp_path: Path) -> None:
+    bundle = ROOT / "bundles" / "iirp"
+    files = [str(bundle / "configs" / name) for name in ("train.json", "train_brain.json", "finish_brain.json")]
+    weights = str(front / "best.pt")
+    small: dict[str, Any] = {"bundle_root": str(bundle), "start": None, "amp": False, "passes": [1]}
+    run(anatomies, tmp_path, *files[:2], **small)
+    finished = tmp_path / "finished"
+    run(anatomies, finished, *files, **small, front=f"$canonical.trained('{weights}')")
+    assemble(str(finished / "best.pt"), weights, str(tmp_path / "brain.pt"))
+    state = torch.load(tmp_path / "brain.pt", weights_only=True)
+    method = zoo.complete(zoo.untrained(zoo.find("iirp")), zoo.WeightsCard("brain.pt", canonical=True))
+    method.load_state_dict(state)
+    torch.testing.assert_close(
+        method.canonical.state_dict()["head.bias"], trained(weights).head.bias.data.half().float()
+    )
+
+
+def test_what_it_is_to_learn_comes_from_the_labels(anatomies: Path) -> None:
+    table = read_table(anatomies)
+    batch = {"image": torch.rand(1, 2, 8, 8, 8), "label": torch.full((1, 2, 8, 8, 8), 53)}
+    image, target = canonical_pair(batch, torch.device("cpu"))
+    assert torch.equal(image, batch["image"])
+    assert torch.equal(target, torch.full_like(image, BRIGHTNESS[53]))
+    assert len(read_anatomies(anatomies, "val")) == 2
+    assert 53 in table.compared
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"best\.pt: no such file; train the network of canonical/train\.json"):
+        trained(tmp_path / "best.pt")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training() -> None:
+    net = network()
+    state = SimpleNamespace(device=torch.device("cpu"), iteration=7)
+    engine = SimpleNamespace(state=state, network=net, optimizer=torch.optim.Adam(net.parameters()))
+    batch = {"image": torch.full((1, 2, 16, 16, 16), float("nan")), "label": torch.zeros(1, 2, 16, 16, 16)}
+    with pytest.raises(InputError, match="the loss of step 7 is not finite; lower learning_rate"):
+        CanonicalStep()(engine, batch)
