@@ -58,10 +58,9 @@ def iterations(data: Path, scratch: Path) -> None:
     ]
     for controller, count in ITERATIONS:
         name = f"{controller}-{count or ''}"
+        options = ("--pairs", pairs, "--bundle", "iirp,ipear", "--controller", controller, "--plots", "false")
         limit = ("--max-iterations", str(count)) if count else ()
-        folder = evaluate(
-            scratch / name, "--pairs", pairs, "--bundle", "iirp,ipear", "--controller", controller, "--noplots", *limit
-        )
+        folder = evaluate(scratch / name, *options, *limit)
         for result in summary(folder)["results"]:
             dice = result["dice_mean"]
             lines.append(
