@@ -1,8 +1,8 @@
 """Write the table of pairs of a split for ``iregzoo evaluate``: each scan as fixed, a template as moving.
 
-    python benchmarks/template_pairs.py --dataset-dir DIR --split val --template templates/hippocampus --output pairs.csv
+    python benchmarks/template_pairs.py --dataset-dir DIR --split val --template FOLDER --output pairs.csv
 
-DIR holds images/, labels/ and splits.json. Without --output the table goes to standard output.
+DIR holds images/, labels/ and splits.json; FOLDER the template. Without --output the table goes to standard output.
 """
 
 import argparse
