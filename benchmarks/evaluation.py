@@ -116,7 +116,7 @@ def table(folder: Path) -> str:
     found = summary(folder)
     worst = [f"{each['bundle']} {each['worst']['dice_mean']:.3f}" for each in found["results"] if "worst" in each]
     before = found["results"][0]["dice_before"]["mean"]
-    lines = [(folder / "table.md").read_text().strip(), ""]
+    lines = [(folder / "table.md").read_text(encoding="utf-8").strip(), ""]
     lines += [f"Dice before registration, where the headers put the scans: {before:.3f}. Worst pair of each, Dice: "]
     lines[-1] += f"{', '.join(worst)}."
     if found.get("comparisons"):
@@ -150,9 +150,9 @@ def picture(folder: Path, name: str) -> None:
 def write(part: str, text: str) -> None:
     """Replace what stands between the markers of a part."""
     first, last = f"<!-- {part}: written by benchmarks/evaluation.py -->\n", f"\n<!-- {part}: end -->"
-    page = PAGE.read_text()
+    page = PAGE.read_text(encoding="utf-8")
     head, rest = page.split(first)
-    PAGE.write_text(head + first + text + last + rest.split(last, 1)[1])
+    PAGE.write_text(head + first + text + last + rest.split(last, 1)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

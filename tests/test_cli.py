@@ -242,7 +242,11 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, interrupt: signal.Si
     output = tmp_path / "made" / "result"
     command = [sys.executable, "-m", "iregzoo", "register", "--fixed", str(fixed), "--moving", str(moving)]
     process = subprocess.Popen(
-        [*command, "--output", str(output), "--init", "affine"], stderr=subprocess.PIPE, text=True
+        [*command, "--output", str(output), "--init", "affine"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, which these tests may be, ignores SIGINT, and so would the process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     begin = time.monotonic()
     while not output.parent.exists() and time.monotonic() - begin < 120:  # the work has begun once its folder is there

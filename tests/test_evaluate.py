@@ -80,7 +80,7 @@ def test_the_table_holds_the_figures_of_each_pair_and_controller(folder: Path, m
     assert result["parameters"] == sum(p.numel() for p in untrained(method.bundle).parameters() if p.requires_grad)
     assert written["failed"] == []
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
-    assert "| iirp | fixed |" in (tmp_path / "table.md").read_text()
+    assert "| iirp | fixed |" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_ssim_of_the_table_is_that_of_the_written_scans(folder: Path, method: Method, tmp_path: Path) -> None:
