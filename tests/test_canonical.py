@@ -153,9 +153,10 @@ def test_a_method_is_trained_with_it_and_carried_in_one_file(front: Path, anatom
     bundle = ROOT / "bundles" / "iirp"
     files = [str(bundle / "configs" / name) for name in ("train.json", "train_brain.json", "finish_brain.json")]
     weights = str(front / "best.pt")
-    small: dict[str, Any] = {"bundle_root": str(bundle), "start": None, "amp": False, "passes": [1]}
+    small: dict[str, Any] = {"bundle_root": str(bundle), "amp": False, "passes": [1]}
     run(anatomies, tmp_path, *files[:2], **small)
     finished = tmp_path / "finished"
+    small["start"] = str(tmp_path / "best.pt")
     run(anatomies, finished, *files, **small, front=f"$canonical.trained('{weights}')")
     assemble(str(finished / "best.pt"), weights, str(tmp_path / "brain.pt"))
     state = torch.load(tmp_path / "brain.pt", weights_only=True)
