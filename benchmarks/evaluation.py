@@ -112,24 +112,13 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def table(folder: Path) -> str:
-    """The means, the comparisons with each peer, the worst cases and the machine, in Markdown."""
+    """What the run says in Markdown, the worst cases and the machine."""
     found = summary(folder)
     worst = [f"{each['bundle']} {each['worst']['dice_mean']:.3f}" for each in found["results"] if "worst" in each]
     before = found["results"][0]["dice_before"]["mean"]
     lines = [(folder / "table.md").read_text(encoding="utf-8").strip(), ""]
     lines += [f"Dice before registration, where the headers put the scans: {before:.3f}. Worst pair of each, Dice: "]
     lines[-1] += f"{', '.join(worst)}."
-    if found.get("comparisons"):
-        lines += [
-            "",
-            "| method | peer | median difference in Dice | p (Wilcoxon) | p (Holm) |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {each['method']} | {each['peer']} | {each['median_difference']:+.3f} | {each['p']:.1g} "
-            f"| {each['p_holm']:.1g} |"
-            for each in found["comparisons"]
-        ]
     return "\n".join([*lines, "", machine(found)])
 
 
@@ -149,10 +138,10 @@ def picture(folder: Path, name: str) -> None:
 
 def write(part: str, text: str) -> None:
     """Replace what stands between the markers of a part."""
-    first, last = f"<!-- {part}: written by benchmarks/evaluation.py -->\n", f"\n<!-- {part}: end -->"
+    first, last = f"<!-- {part}: written by benchmarks/evaluation.py -->\n", f"<!-- {part}: end -->"
     page = PAGE.read_text(encoding="utf-8")
     head, rest = page.split(first)
-    PAGE.write_text(head + first + text + last + rest.split(last, 1)[1], encoding="utf-8")
+    PAGE.write_text(f"{head}{first}{text}\n{last}{rest.split(last, 1)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
