@@ -22,11 +22,7 @@ from iregzoo.zoo import bundles
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
 PICTURES = PAGE.with_suffix("")
-ITERATIONS = (
-    ("iterstop", None),
-    ("tci", None),
-    *(("fixed", count) for count in (1, 2, 3, 4)),
-)
+ITERATIONS = (("iterstop", None), ("tci", None), ("fixed", 1), ("fixed", 2), ("fixed", 3), ("fixed", 4))
 
 
 def main(dataset_dir: str, brain_dir: str | None = None, parts: Any = "hippocampus,iterations,brain") -> None:
@@ -37,7 +33,7 @@ def main(dataset_dir: str, brain_dir: str | None = None, parts: Any = "hippocamp
             hippocampus(Path(dataset_dir), Path(scratch))
         if "iterations" in chosen:
             iterations(Path(dataset_dir), Path(scratch))
-        if "brain" in chosen and brain_dir:
+        if "brain" in chosen and brain_dir and having("brain"):
             brain(Path(brain_dir), Path(scratch))
 
 
@@ -116,10 +112,9 @@ def table(folder: Path) -> str:
     found = summary(folder)
     worst = [f"{each['bundle']} {each['worst']['dice_mean']:.3f}" for each in found["results"] if "worst" in each]
     before = found["results"][0]["dice_before"]["mean"]
-    lines = [(folder / "table.md").read_text(encoding="utf-8").strip(), ""]
-    lines += [f"Dice before registration, where the headers put the scans: {before:.3f}. Worst pair of each, Dice: "]
-    lines[-1] += f"{', '.join(worst)}."
-    return "\n".join([*lines, "", machine(found)])
+    cases = f"Dice before registration, where the headers put the scans: {before:.3f}. Worst pair of each, Dice: "
+    text = (folder / "table.md").read_text(encoding="utf-8").strip()
+    return "\n".join([text, "", f"{cases}{', '.join(worst)}.", "", machine(found)])
 
 
 def machine(found: dict[str, Any]) -> str:

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from iregzoo.errors import InputError
 from iregzoo.fields import identity
+from iregzoo.pairs import Sample
+from iregzoo.space.grid import Matrix
 from iregzoo.synthesis import Look, Random, Synthesis, Tissue
 
-Sample = dict[str, Any]
-Matrix = NDArray[np.float64]
 COLUMNS = ("label", "evaluate", "intensity_class", "t1_mean", "t1_mean_sd", "t1_std", "t1_std_sd")
 FEW = 20  # a label of fewer voxels says little about where it lies
 HEAD = 500  # labels from here on are tissue outside the brain
@@ -161,7 +160,7 @@ class Pose:
 
     def matrix(self, random: Random) -> Matrix:
         """A random affine (4, 4), mm to mm."""
-        angles, offset, sizes = (torch.randn(3, 3, generator=random).double() * 1.0).numpy()
+        angles, offset, sizes = torch.randn(3, 3, generator=random).double().numpy()
         matrix = np.diag([*np.exp(self.scale * sizes), 1.0])
         for axis, angle in enumerate(np.deg2rad(self.turn * angles)):
             turned = np.eye(4)
