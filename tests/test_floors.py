@@ -35,7 +35,7 @@ FLOORS = {
         "phantom",
         "template",
     ),
-    4: ("label", "cli", "__main__"),
+    4: ("label", "commands", "cli", "__main__"),
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 FREE = {*sys.stdlib_module_names, "torch", "numpy", "monai", "scipy", "iregzoo"}

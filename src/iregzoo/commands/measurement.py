@@ -1,0 +1,125 @@
+"""``iregzoo evaluate``: many pairs, measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iregzoo.commands.shared import Progress, choose_device, names
+from iregzoo.errors import InputError
+
+
+def evaluate(
+    pairs: str,
+    bundle: str | Sequence[str],
+    output: str,
+    weights: str | None = None,
+    peers: str | Sequence[str] | None = None,
+    device: str = "auto",
+    init: str = "auto",
+    controller: str | Sequence[str] = "auto",
+    max_iterations: int | None = None,
+    refine: int = 0,
+    learn2reg: str | None = None,
+    plots: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Register every pair of a table with every method and peer, and measure the results.
+
+    The folder gets metrics.csv (a row per pair and method), summary.json (of each method mean, standard deviation and
+    median of every figure and label, its worst case, and its comparison with each peer), table.md (the means), dice.png
+    (box plots by structure), time.png (accuracy against seconds) and cases.png (best and worst case of each method).
+
+    Everything is measured on the fixed scan's own grid: Dice, HD95 and ASSD (mm) of the moving labels, warped once with
+    nearest neighbours; folding (%), near-singular voxels (%) and sd of log det J of the deformation without the affine;
+    NCC, MSE and SSIM of intensities in [0, 1]; landmark error (mm). Seconds are from scans in memory to the warped
+    scan, of a peer its registration alone.
+
+    Peers start from the scans as they are in the files, with the same number of threads, and their fields are measured
+    by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its affine and
+    then its deformable registration, WNCC 2x2x2, 100x50x25 iterations each. pip install "iregzoo[peers]" has both.
+    Every method is compared with each peer on Dice (NCC where there are no labels) by Wilcoxon's signed-rank test, with
+    Holm's correction over all comparisons of the run.
+
+    Args:
+        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
+            moving_points; relative paths are looked for beside it.
+        bundle: one or more methods, separated by commas.
+        output: folder for the results, new or empty.
+        weights: a name from iregzoo list, or a weights file; each bundle's first if not given.
+        peers: one or more of ants-syn, greedy, separated by commas, to measure beside the methods.
+        device: auto, cpu, cuda or mps; peers run on the CPU.
+        init: affine start: auto, none, center, rigid or affine.
+        controller: one or more of auto, tci, iterstop, fixed, separated by commas.
+        max_iterations: the most iterations a level.
+        refine: gradient steps after the network, as for register; 0 for none.
+        learn2reg: folder, new or empty, for the displacement fields as Learn2Reg's evaluator reads them,
+            disp_<fixed>_<moving>.nii.gz in voxels of the moving array; in a folder for each where there are several
+            methods or peers.
+        plots: draw the three pictures.
+        overwrite: replace the results of an earlier run in the folders.
+    """
+    from contextlib import ExitStack
+
+    from iregzoo.cases import read_cases
+    from iregzoo.evaluate import FILES
+    from iregzoo.evaluate import evaluate as evaluate_cases
+    from iregzoo.flags import flag
+    from iregzoo.learn2reg import field_files
+    from iregzoo.outputs import whole_folder
+    from iregzoo.tables import comparison_line
+    from iregzoo.zoo import load
+
+    cases, target = read_cases(pairs), choose_device(device)
+    methods = [load(name, weights, target) for name in names(bundle, "bundle")]
+    controllers, others = names(controller, "controller"), names(peers, "peers") if peers else []
+    registrations = len(cases) * (len(methods) * len(controllers) + len(others))
+    with ExitStack() as stack:
+        folder = stack.enter_context(whole_folder(Path(output), overwrite=overwrite, owned=FILES))
+        fields = None
+        if learn2reg:
+            owned = field_files(cases, [method.bundle.name for method in methods], controllers, others)
+            fields = stack.enter_context(
+                whole_folder(Path(learn2reg), overwrite=overwrite, owned=owned, option="--learn2reg")
+            )
+        summary = evaluate_cases(
+            cases,
+            methods,
+            folder,
+            controllers=controllers,
+            peers=others,
+            init=init,
+            max_iterations=max_iterations,
+            refine=refine,
+            learn2reg=fields,
+            plots=flag(plots, "plots"),
+            progress=stack.enter_context(Progress(registrations)),
+        )
+    for result in summary["results"]:
+        print(result_line(result))
+    for comparison in summary["comparisons"]:
+        print(comparison_line(comparison))
+    if summary["failed"]:
+        first = summary["failed"][0]
+        raise InputError(
+            f"{len(summary['failed'])} of {registrations} registrations failed, first {first['pair']} with "
+            f"{first['bundle']}: {first['reason']} (the others are in {output})"
+        )
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """The summary of one method, in a line."""
+    from iregzoo.tables import title
+
+    pairs = f"{result['pairs']} pair{'' if result['pairs'] == 1 else 's'}"
+    parts = [f"{title(result)}, {pairs}"]
+    if "dice_mean" in result:
+        dice, before = result["dice_mean"], result["dice_before"]
+        parts.append(f"Dice {dice['mean']:.4f} ± {dice['sd']:.4f} (before {before['mean']:.4f})")
+    if "hd95_mm" in result:
+        parts.append(f"HD95 {result['hd95_mm']['mean']:.2f} mm")
+    parts.append(f"folding {result['folding_percent']['mean']:.3f} %")
+    parts.append(f"NCC {result['ncc_before']['mean']:.3f} → {result['ncc_after']['mean']:.3f}")
+    if result["iterations"]:
+        parts.append(f"iterations {result['iterations']}")
+    parts.append(f"{result['seconds']['mean']:.2f} s a pair")
+    return ", ".join(parts)

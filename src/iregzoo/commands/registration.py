@@ -1,0 +1,107 @@
+"""``iregzoo register`` and ``demo``: one pair of scans."""
+
+from pathlib import Path
+
+from iregzoo.commands.shared import STAGES, Progress, choose_device, summary_line
+from iregzoo.errors import InputError
+
+
+def register(
+    fixed: str,
+    moving: str,
+    output: str,
+    bundle: str = "ipear",
+    weights: str | None = None,
+    fixed_labels: str | None = None,
+    moving_labels: str | None = None,
+    device: str = "auto",
+    init: str = "auto",
+    controller: str = "auto",
+    max_iterations: int | None = None,
+    refine: int = 0,
+    inverse: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Register a moving scan to a fixed one and write the results into a folder.
+
+    Scans are NIfTI, NRRD, MetaImage or a folder with one DICOM series. The folder gets warped.nii.gz,
+    displacement.nii.gz (LPS mm), transform.h5 (ITK), report.json and report.png; warped_labels.nii.gz where moving
+    labels are given; with --inverse the same for the other way.
+
+    Args:
+        fixed: the scan that stays.
+        moving: the scan that is brought to it.
+        output: folder for the results, new or empty.
+        bundle: the method; see iregzoo list.
+        weights: a name from iregzoo list, or a weights file; the bundle's first if not given.
+        fixed_labels: label map on the fixed scan's grid.
+        moving_labels: label map on the moving scan's grid.
+        device: auto, cpu, cuda or mps.
+        init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
+        controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
+        max_iterations: the most iterations a level of the method's pyramid.
+        refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network; 0 for none.
+        inverse: also write the way from fixed to moving.
+        overwrite: replace the results of an earlier run in the folder.
+    """
+    from iregzoo.outputs import whole_folder
+    from iregzoo.register import choose_controller, read_scans
+    from iregzoo.register import register as register_scans
+    from iregzoo.results import FILES, provenance, write
+    from iregzoo.zoo import load
+
+    for path in filter(None, (fixed, moving, fixed_labels, moving_labels)):
+        if Path(path).resolve().parent == Path(output).resolve() and Path(path).name in FILES:
+            raise InputError(f"{path}: lies where the results would go; choose another --output")
+    stages = (*STAGES, *(["refine"] if refine else []), *(["inverse"] if inverse else []))
+    with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(len(stages)) as bar:
+        bar("read")
+        scans = read_scans(fixed, moving, fixed_labels, moving_labels)
+        bar("weights")
+        method = load(bundle, weights, choose_device(device))
+        steering = choose_controller(controller, max_iterations, method.network.controller)
+        result = register_scans(scans, method, init=init, controller=steering, refine=refine, progress=bar)
+        report = write(result, folder, provenance(method), inverse=inverse, progress=bar)
+    print(summary_line(report))
+    for doubt in report["warnings"]:
+        print(f"warning: {doubt}")
+    print(f"written to {output}: look at report.png first")
+
+
+def demo(
+    output: str = "iregzoo-demo", bundle: str = "iirp", weights: str | None = None, overwrite: bool = False
+) -> None:
+    """Make a phantom pair with a known deformation, register it, and say how much of the deformation was found.
+
+    Args:
+        output: folder for the phantom (fixed, moving, labels) and the results.
+        bundle: the method.
+        weights: a name from iregzoo list, or a weights file.
+        overwrite: replace an earlier demo in the folder.
+    """
+    from iregzoo.outputs import whole_folder
+    from iregzoo.phantom import FILES as PHANTOM_FILES
+    from iregzoo.phantom import make_phantom, recovered
+    from iregzoo.register import read_scans
+    from iregzoo.register import register as register_scans
+    from iregzoo.results import FILES, provenance, write
+    from iregzoo.zoo import load
+
+    owned = (*FILES, *PHANTOM_FILES)
+    with whole_folder(Path(output), overwrite=overwrite, owned=owned) as folder, Progress(len(STAGES)) as bar:
+        bar("read")
+        phantom = make_phantom(folder)
+        scans = read_scans(phantom.fixed, phantom.moving, phantom.fixed_labels, phantom.moving_labels)
+        bar("weights")
+        method = load(bundle, weights)
+        result = register_scans(scans, method, init="none", progress=bar)
+        report = write(result, folder, provenance(method), progress=bar)
+        found = recovered(phantom, result)
+    print(summary_line(report))
+    for doubt in report["warnings"]:
+        print(f"warning: {doubt}")
+    print(
+        f"known deformation {found['known_mm']:.2f} mm on average, of which {found['left_mm']:.2f} mm are left: "
+        f"{found['recovered_percent']:.0f} % recovered"
+    )
+    print(f"written to {output}: look at report.png first")

@@ -1,0 +1,74 @@
+"""What several commands share: options that mean the same everywhere, progress, and lines of results."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from iregzoo.errors import InputError
+
+STAGES = ("read", "weights", "start", "network", "warp", "write", "report")
+
+
+def choose_device(name: str) -> str:
+    """The device that ``--device`` means.
+
+    Raises:
+        InputError: for another name, or a device that this machine lacks.
+    """
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if present["cuda"] else "cpu"
+    if name not in present:
+        raise InputError(f"device {name!r} is unknown; choose auto, {', '.join(present)}")
+    if not present[name]:
+        raise InputError(f"device {name!r} is not on this machine; choose auto or cpu")
+    return name
+
+
+def names(value: str | Sequence[str], option: str) -> list[str]:
+    """What stands between an option's commas, each once.
+
+    Raises:
+        InputError: where there is nothing.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    found = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not found:
+        raise InputError(f"--{option} names nothing; give one name, or several separated by commas")
+    return found
+
+
+def summary_line(report: dict[str, Any]) -> str:
+    """What a registration did, in a line."""
+    parts = [f"NCC {report['ncc_before']:.3f} → {report['ncc_after']:.3f}"]
+    if "dice_mean" in report and "dice_before_mean" in report:
+        parts.append(f"Dice {report['dice_before_mean']:.3f} → {report['dice_mean']:.3f}")
+    parts.append(f"folding {report['folding_percent']:.3f} %")
+    if report["iterations"]:
+        parts.append(f"iterations {'-'.join(map(str, report['iterations']))}")
+    parts.append(f"{sum(report['seconds'].values()):.1f} s")
+    return ", ".join(parts)
+
+
+class Progress:
+    """A progress bar on standard error that names what is being done; silent where nobody watches."""
+
+    def __init__(self, total: int) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=total, leave=False, disable=None, bar_format="{desc} {bar:30} {n}/{total} [{elapsed}<{remaining}]"
+        )
+        self.begun = False
+
+    def __enter__(self) -> Callable[[str], None]:
+        return self.step
+
+    def step(self, name: str) -> None:
+        self.bar.update(int(self.begun))
+        self.begun = True
+        self.bar.set_description_str(name)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()

@@ -1,0 +1,57 @@
+"""``iregzoo list`` and ``import-checkpoint``: bundles and their weights."""
+
+from iregzoo.errors import InputError
+
+
+def list_bundles(json: bool = False) -> None:
+    """List the bundles at hand with their weights.
+
+    Args:
+        json: print a JSON list instead of a table.
+    """
+    import json as json_module
+
+    from iregzoo.zoo import bundles
+
+    found = bundles()
+    if json:
+        entries = [
+            {
+                "name": bundle.name,
+                "version": bundle.metadata.get("version", ""),
+                "task": bundle.metadata.get("task", ""),
+                "path": str(bundle.path),
+                "weights": {
+                    name: {
+                        "init": card.init,
+                        "spacing": card.spacing,
+                        "description": card.description,
+                        "sha256": card.sha256,
+                    }
+                    for name, card in bundle.weights.items()
+                },
+            }
+            for bundle in found
+        ]
+        print(json_module.dumps(entries, indent=2))
+        return
+    for bundle in found:
+        print(f"{bundle.name:12} {bundle.metadata.get('version', ''):8} {bundle.metadata.get('name', '')}")
+        for name, card in bundle.weights.items():
+            print(f"{'':12} --weights {name}: {card.description}; start: {card.init}")
+    if not found:
+        raise InputError("no bundles found; is the package installed completely?")
+
+
+def import_checkpoint(bundle: str, checkpoint: str, output: str) -> None:
+    """Turn a checkpoint of a method's published code into weights for its bundle, for --weights FILE.
+
+    Args:
+        bundle: the method.
+        checkpoint: the published file.
+        output: the weights file to write.
+    """
+    from iregzoo.zoo import import_checkpoint as convert
+
+    convert(bundle, checkpoint, output)
+    print(f"written to {output}: use it with --weights {output}")
