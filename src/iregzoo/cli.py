@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import get_args
 
+from iregzoo.commands.label import label_app
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
 from iregzoo.commands.zoo import import_checkpoint, list_bundles
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "list": list_bundles,
     "demo": demo,
+    "label-app": label_app,
     "import-checkpoint": import_checkpoint,
 }
 
