@@ -21,7 +21,7 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         target: the folder to fill; made if need be.
         overwrite: allow a folder that holds something already.
         owned: every name that such results may have, with slashes below folders; with ``overwrite``, those of an
-            earlier run that this one did not write are removed.
+            earlier run that this one did not write are removed, and the folders that this leaves empty.
         option: what to choose another of, for the messages.
 
     Raises:
@@ -91,6 +91,7 @@ def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
             (staging / name).replace(target / name)
         for name in set(owned) - written:
             (target / name).unlink(missing_ok=True)
+            _remove([folder for folder in (target / name).parents if target in folder.parents])
         return
     umask = os.umask(0)
     os.umask(umask)

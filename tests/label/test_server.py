@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from iregzoo import zoo
 
 from .conftest import Server
-from .scans import USELESS, thick, turned
+from .scans import USELESS, mirrored, thick, turned
 
 METHODS = ["ad_regnet", "iirp", "ipear", "pan", "sm_gicnet"]
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
@@ -241,6 +241,15 @@ def test_affine_start_and_refinement_act(server: Server, patients: list[str]) ->
     assert "refinement" not in server.infer("pan", query).content
 
 
+def test_mirror_lays_the_atlas_on_the_other_side(server: Server, patients: list[str], tmp_path: Path) -> None:
+    plain = nib.load(server.labels("pan", f"image={patients[0]}", tmp_path, ".nii.gz"))
+    other = nib.load(server.labels("pan", f"image={patients[0]}_mirrored", tmp_path, ".nii", mirror=True))
+    np.testing.assert_array_equal(voxels(mirrored(plain)), voxels(other))
+    np.testing.assert_allclose(other.affine, plain.affine, atol=1e-5)
+    report = server.infer("pan", f"image={patients[0]}_mirrored&output=json", mirror="true").content
+    assert (report["mirror"], report["warnings"]) == (True, [])
+
+
 def test_own_atlases_can_be_chosen(server: Server, hippocampi: Path, patients: list[str], tmp_path: Path) -> None:
     assert server.ask("GET", "/info/").content["models"]["own"]["labels"] == {
         "anterior hippocampus": 1,
@@ -265,6 +274,7 @@ def test_own_atlases_can_be_chosen(server: Server, hippocampi: Path, patients: l
         ({"refine": 1.5}, "refine 1.5: give a whole number"),
         ({"init": "sideways"}, "init 'sideways' is unknown"),
         ({"atlas": "../../lung"}, "atlas '../../lung' is unknown; there are: hippocampus"),
+        ({"mirror": "maybe"}, "mirror 'maybe': give true or false"),
         ({"when_in_doubt": "cry"}, "when_in_doubt 'cry': choose warn or refuse"),
         ({"model_filename": "mine.pt"}, "models/mine.pt: has no card"),
     ],

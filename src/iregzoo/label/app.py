@@ -179,6 +179,7 @@ def _inference(method: Method, atlases: Sequence[LabelledImage]) -> dict[str, An
             "init": list(INITS),
             **steering,
             "refine": 0,
+            "mirror": False,
             "when_in_doubt": ["warn", "refuse"],
         },
         "network_def": definition,

@@ -6,10 +6,11 @@ image, as metadata of its tensor, so that requests at the same time have nothing
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
@@ -17,12 +18,14 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from iregzoo.errors import InputError
+from iregzoo.flags import flag
 from iregzoo.label.atlas import place_of
 from iregzoo.label.trust import trust
 from iregzoo.register import Scans, choose_controller, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import provenance
 from iregzoo.space.grid import RAS_FROM_LPS
+from iregzoo.space.scan import Scan
 from iregzoo.template import Atlas, read_atlas
 from iregzoo.zoo import Bundle, Method, Weights, find_weights, read_bundle
 
@@ -50,6 +53,7 @@ class Options:
     init: str = "auto"
     refine: Any = 0
     atlas: str = ""
+    mirror: bool = False
     when_in_doubt: str = "warn"
     model_filename: str = "model.pt"
 
@@ -60,7 +64,8 @@ class Options:
         They are read here and not by references in ``inference.json``, whose parser would run code in them.
 
         Raises:
-            InputError: where ``when_in_doubt`` is no such choice; the others are checked where they are used.
+            InputError: where ``mirror`` or ``when_in_doubt`` is no such choice; the others are checked where they are
+                used.
         """
 
         def asked(name: str) -> Any:
@@ -77,6 +82,7 @@ class Options:
             init=str(asked("init") or "auto"),
             refine=whole("refine"),
             atlas=str(asked("atlas") or ""),
+            mirror=flag(asked("mirror") or False, "mirror"),
             when_in_doubt=str(asked("when_in_doubt") or "warn"),
             model_filename=str(asked("model_filename") or "model.pt"),
         )
@@ -119,12 +125,19 @@ class ReadRequest(Transform):
         with answering(BAD_REQUEST):
             scans = read_scans(data["image"], atlas.image, moving_labels=atlas.labels)
         affine = RAS_FROM_LPS @ scans.fixed.grid.affine
+        if options.mirror:
+            scans = replace(scans, fixed=_other_side(scans.fixed))
         meta = {
             "spatial_shape": scans.fixed.grid.shape,
             "original_affine": affine,
             "request": Request(options, scans, atlas, bundle, weights),
         }
         return {**data, "image": MetaTensor(scans.fixed.data[0], affine=torch.from_numpy(affine), meta=meta)}
+
+
+def _other_side(scan: Scan) -> Scan:
+    """A scan whose voxels are the same, but whose right is left."""
+    return replace(scan, grid=replace(scan.grid, affine=np.diag([-1.0, 1.0, 1.0, 1.0]) @ scan.grid.affine))
 
 
 def _verified(bundle: Bundle, file: str) -> Weights:
@@ -160,7 +173,8 @@ class AtlasInferer(Inferer):
             found = trust(result, asked.atlas.names)
             if found["warnings"] and options.when_in_doubt == "refuse":
                 raise InputError(f"the result is doubtful: {'; '.join(found['warnings'])}")
-        report = {**found, "seconds": result.seconds, "atlas": asked.atlas.name, **provenance(method)}
+        used = {"atlas": asked.atlas.name, "mirror": options.mirror}
+        report = {**found, **used, "seconds": result.seconds, **provenance(method)}
         assert result.warped_labels is not None
         return MetaTensor(result.warped_labels.to(torch.uint8), meta={"report": report})
 
