@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iregzoo import zoo
 from iregzoo.errors import InputError
-from iregzoo.iteration import FixedIterations
+from iregzoo.iteration import TCI, FixedIterations
 from iregzoo.registration import PairNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -422,3 +422,10 @@ def test_a_bundle_with_broken_metadata_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("IREGZOO_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"metadata\.json: is no readable metadata"):
         zoo.find("iirp")
+
+
+def test_a_card_says_what_steers_the_iterations() -> None:
+    definition = {"_target_": "iregzoo.iteration.FixedIterations", "max_iterations": 2}
+    steered = zoo.complete(zoo.untrained(zoo.find("ipear")), zoo.WeightsCard("model.pt", controller=definition))
+    assert steered.controller == FixedIterations(2)
+    assert zoo.complete(zoo.untrained(zoo.find("ipear")), zoo.WeightsCard("model.pt")).controller == TCI()

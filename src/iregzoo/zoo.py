@@ -32,6 +32,7 @@ class WeightsCard:
         labels: names of the labels it was trained and tested with.
         window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
         canonical: whether the file also holds the network that brings any contrast to one (``networks.canonical``).
+        controller: definition of what ``--controller auto`` means, as in ``build``; the method's own if empty.
     """
 
     file: str
@@ -43,6 +44,7 @@ class WeightsCard:
     labels: Mapping[str, str] = field(default_factory=dict)
     window: tuple[float, float] | None = None
     canonical: bool = False
+    controller: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def untrained(bundle: Bundle) -> PairNetwork:
 def complete(network: PairNetwork, card: WeightsCard) -> PairNetwork:
     """The network with what these weights also need: the same one, changed."""
     network.canonical = CanonicalNet() if card.canonical else None
+    if card.controller:
+        network.network.controller = build(card.controller)
     return network
 
 

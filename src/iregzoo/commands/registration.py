@@ -38,7 +38,7 @@ def register(
         moving_labels: label map on the moving scan's grid.
         device: auto, cpu, cuda or mps.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
-        controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
+        controller: of the iterations: auto (what the weights are best with), tci, iterstop or fixed.
         max_iterations: the most iterations a level of the method's pyramid.
         refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network; 0 for none.
         inverse: also write the way from fixed to moving.
