@@ -172,14 +172,11 @@ def test_more_steps_come_closer(anatomies: Path, tmp_path: Path) -> None:
 
 def test_a_method_is_trained_with_it_and_carried_in_one_file(front: Path, anatomies: Path, tmp_path: Path) -> None:
     bundle = ROOT / "bundles" / "iirp"
-    files = [str(bundle / "configs" / name) for name in ("train.json", "train_brain.json", "finish_brain.json")]
+    files = [str(bundle / "configs" / "train.json"), str(ROOT / "canonical" / "brain.json")]
     weights = str(front / "best.pt")
     small: dict[str, Any] = {"bundle_root": str(bundle), "amp": False, "passes": [1]}
-    run(anatomies, tmp_path, *files[:2], **small)
-    finished = tmp_path / "finished"
-    small["start"] = str(tmp_path / "best.pt")
-    run(anatomies, finished, *files, **small, front=f"$canonical.trained('{weights}')")
-    assemble(str(finished / "best.pt"), weights, str(tmp_path / "brain.pt"))
+    run(anatomies, tmp_path, *files, **small, front=f"$canonical.trained('{weights}')")
+    assemble(str(tmp_path / "best.pt"), weights, str(tmp_path / "brain.pt"))
     state = torch.load(tmp_path / "brain.pt", weights_only=True)
     method = zoo.complete(zoo.untrained(zoo.find("iirp")), zoo.WeightsCard("brain.pt", canonical=True))
     method.load_state_dict(state)
