@@ -1,4 +1,4 @@
-"""Measure what docs/evaluation.md shows, and write its tables and pictures.
+"""Measure what docs/evaluation.md shows, and write its tables and pictures, and those of README.md and the cards.
 
     python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--parts hippocampus,iterations,brain]
 
@@ -43,6 +43,11 @@ def hippocampus(data: Path, scratch: Path) -> None:
     found = evaluate(scratch / "hippocampus", "--pairs", pairs, "--bundle", having("hippocampus"), peers=True)
     write("hippocampus", table(found))
     picture(found, "hippocampus")
+    results = [each for each in summary(found)["results"] if each["bundle"] in PAPERS]
+    write("hippocampus-bundles", overview(results), ROOT / "README.md")
+    for each in results:
+        card = ROOT / "bundles" / each["bundle"] / "docs" / "README.md"
+        write("hippocampus-card", card_table(each, summary(found)), card)
 
 
 def iterations(data: Path, scratch: Path) -> None:
@@ -117,6 +122,57 @@ def table(folder: Path) -> str:
     return "\n".join([text, "", f"{cases}{', '.join(worst)}.", "", machine(found)])
 
 
+PAPERS = {
+    "iirp": "IIRP-Net, CVPR 2024",
+    "ipear": "iPEAR, 2025",
+    "pan": "PAN, ISBI 2024",
+    "sm_gicnet": "SM-GICNet, MIDL 2025",
+    "ad_regnet": "AD-RegNet, 2026",
+}
+FIGURES = {
+    "dice_mean": ("Dice, mean ± sd", 3),
+    "hd95_mm": ("HD95 mm", 2),
+    "assd_mm": ("ASSD mm", 2),
+    "folding_percent": ("folding %", 3),
+    "near_singular_percent": ("det J ≤ 0.1, %", 2),
+    "sdlogj": ("sd log J", 3),
+    "ncc_after": ("NCC after", 3),
+    "seconds": ("s a pair", 2),
+}
+
+
+def overview(results: list[dict[str, Any]]) -> str:
+    """The table of all bundles."""
+    lines = ["| bundle | paper | test Dice | folding | s a pair |", "|---|---|---|---|---|"]
+    for each in sorted(results, key=lambda each: list(PAPERS).index(each["bundle"])):
+        name = each["bundle"]
+        lines.append(
+            f"| [`{name}`](bundles/{name}/docs/README.md) | {PAPERS[name]} | {each['dice_mean']['mean']:.3f} "
+            f"| {each['folding_percent']['mean']:.2f} % | {each['seconds']['mean']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def card_table(result: dict[str, Any], found: dict[str, Any]) -> str:
+    """How one bundle did, and its worst pair."""
+    cells = [f"{result[name]['mean']:.{digits}f}" for name, (_, digits) in FIGURES.items()]
+    cells[0] += f" ± {result['dice_mean']['sd']:.3f}"
+    heads = [head for head, _ in FIGURES.values()]
+    worst = result["worst"]
+    moving, fixed = (Path(worst[side]).name.removesuffix(".nii.gz") for side in ("moving", "fixed"))
+    iterations = ", ".join(f"{count:.1f}" for count in result["iterations"])
+    steering = f" Iterations a level: {iterations}." if iterations else ""
+    return "\n".join(
+        [
+            f"| {' | '.join(heads)} |",
+            f"|{'---|' * len(heads)}",
+            f"| {' | '.join(cells)} |",
+            "",
+            f"{machine(found)}{steering} Worst pair: {moving} to {fixed}, Dice {worst['dice_mean']:.3f}.",
+        ]
+    )
+
+
 def machine(found: dict[str, Any]) -> str:
     """What it was measured on, and on how many pairs."""
     of, pairs = found["machine"], found["results"][0]["pairs"]
@@ -131,12 +187,12 @@ def picture(folder: Path, name: str) -> None:
             shutil.copy(folder / f"{kind}.png", PICTURES / f"{name}_{kind}.png")
 
 
-def write(part: str, text: str) -> None:
-    """Replace what stands between the markers of a part."""
+def write(part: str, text: str, path: Path = PAGE) -> None:
+    """Replace what stands between the markers of a part of a page."""
     first, last = f"<!-- {part}: written by benchmarks/evaluation.py -->\n", f"<!-- {part}: end -->"
-    page = PAGE.read_text(encoding="utf-8")
+    page = path.read_text(encoding="utf-8")
     head, rest = page.split(first)
-    PAGE.write_text(f"{head}{first}{text}\n{last}{rest.split(last, 1)[1]}", encoding="utf-8")
+    path.write_text(f"{head}{first}{text}\n{last}{rest.split(last, 1)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
