@@ -19,6 +19,9 @@ FLOORS = {
     3: (
         "bundle",
         "zoo",
+        "manifest",
+        "checks",
+        "release",
         "register",
         "quality",
         "outputs",
