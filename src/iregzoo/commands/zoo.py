@@ -1,4 +1,4 @@
-"""``iregzoo list``, ``verify``, ``pack`` and ``import-checkpoint``: bundles and their weights."""
+"""``iregzoo list``, ``download``, ``verify``, ``pack`` and ``import-checkpoint``: bundles and their weights."""
 
 from iregzoo.errors import InputError
 
@@ -41,6 +41,25 @@ def list_bundles(json: bool = False) -> None:
             print(f"{'':12} --weights {name}: {card.description}; start: {card.init}")
     if not found:
         raise InputError("no bundles found; is the package installed completely?")
+
+
+def download(name: str, version: str | None = None, source: str | None = None) -> None:
+    """Install a bundle from a release into the user's folder, ~/.cache/iregzoo unless IREGZOO_HOME names another.
+
+    What is there and whole is not transferred again, and a transfer that broke off goes on. Size and sha256 are
+    compared with the release's index, and with what this iregzoo signs off, before anything is opened. A bundle takes
+    its place as a whole or not at all.
+
+    Args:
+        name: of the bundle.
+        version: which one; the newest if not given. An older one than that at hand has to be named.
+        source: address or folder of a release; IREGZOO_SOURCE or the project's own releases if not given.
+    """
+    from iregzoo.commands.shared import Bytes
+    from iregzoo.download import download as install
+
+    with Bytes(name) as progress:
+        install(name, version, source, progress=progress, say=print)
 
 
 def verify(name: str) -> None:
