@@ -1,8 +1,9 @@
-"""A release on a real HTTP server that can misbehave, and bundles to put into it."""
+"""A release on a real HTTP server that can misbehave, bundles to put into it, and downloads from it."""
 
 import hashlib
 import json
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -12,10 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from iregzoo import cli
 from iregzoo.manifest import archive_bytes
 from iregzoo.zoo import read_bundle
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+VERSION = read_bundle(BUNDLES / "iirp").version
 
 
 @dataclass
@@ -177,3 +182,59 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of ``iregzoo ARGUMENTS``, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["iregzoo", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+class Downloads:
+    """``iregzoo download`` in this process, and what it left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+        self.monkeypatch, self.capsys, self.home = monkeypatch, capsys, home
+
+    @property
+    def place(self) -> Path:
+        return self.home / "bundles" / "iirp"
+
+    @property
+    def work(self) -> Path:
+        return self.home / "downloads" / "iirp"
+
+    def works(self, *arguments: str, source: str | None = None) -> str:
+        """Run it to its good end, and give back what it says."""
+        code = self._run(arguments, source)
+        shown = self.capsys.readouterr()
+        assert code == 0, shown.err
+        assert shown.err == ""
+        assert not self.work.exists() or [path.name for path in self.work.iterdir()] == ["lock"]
+        return shown.out
+
+    def refused(self, *words: str, arguments: tuple[str, ...] = (), source: str | None = None) -> None:
+        """It ends with 2 and a line that holds the words, and the user's bundles are as they were."""
+        before = tree(self.home / "bundles")
+        code = self._run(arguments, source)
+        error = self.capsys.readouterr().err.strip()
+        assert code == 2
+        assert len(error.splitlines()) == 1, error
+        assert error.startswith("iregzoo: ")
+        for word in words:
+            assert word in error
+        assert tree(self.home / "bundles") == before
+        assert not (self.work / "new").exists()
+        assert not (self.work / "former").exists()
+
+    def _run(self, arguments: tuple[str, ...], source: str | None) -> int:
+        where = ["--source", source] if source else []
+        return run(self.monkeypatch, "download", "iirp", *arguments, *where)
+
+    def partial(self) -> Path:
+        (found,) = self.work.glob("*.partial")
+        return found

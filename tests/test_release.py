@@ -15,13 +15,12 @@ from zipfile import ZIP_STORED, ZipFile
 import pytest
 import torch
 
-from iregzoo import cli, manifest, zoo
+from iregzoo import manifest, zoo
 from iregzoo.errors import InputError
 from iregzoo.release import INDEX, MODEL_INFO, pack, read_index
-from releases import BUNDLES, archive, change_metadata, serve, tree, variant
+from releases import BUNDLES, VERSION, archive, change_metadata, run, serve, tree, variant
 
 NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
-VERSION = zoo.read_bundle(BUNDLES / "iirp").version
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +28,6 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("IREGZOO_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("IREGZOO_SOURCE", raising=False)
     return tmp_path / "home"
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["iregzoo", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 # --- the manifest
