@@ -19,6 +19,12 @@ FLOORS = {
     3: (
         "bundle",
         "zoo",
+        "manifest",
+        "checks",
+        "release",
+        "transfer",
+        "unpack",
+        "download",
         "register",
         "quality",
         "outputs",

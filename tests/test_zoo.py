@@ -70,6 +70,22 @@ def test_bundle_of_the_users_folder_comes_first(home: Path) -> None:
     assert [bundle.name for bundle in zoo.bundles()].count("iirp") == 1
 
 
+def test_newest_of_a_name_comes_first_by_numbers(home: Path) -> None:
+    shipped = ROOT / "bundles" / "iirp"
+    own = zoo.read_bundle(shipped).version
+    folder = install(home)
+    for version, path in (("0.0.1", shipped), (own, folder), ("10.0.0", folder), ("mine", folder), ("", folder)):
+        (folder / "configs/metadata.json").write_text(json.dumps({"version": version}))
+        assert zoo.find("iirp").path == path, version
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"), [("0.9.0", "0.10.0"), ("0.1", "0.1.1"), ("9.0.0", "10.0.0"), ("1.x", "0.0.0"), ("", "0")]
+)
+def test_versions_are_compared_as_numbers(older: str, newer: str) -> None:
+    assert zoo.numbers(older) < zoo.numbers(newer)
+
+
 def test_unknown_bundle_is_refused_with_what_there_is() -> None:
     with pytest.raises(InputError, match=r"'voxelmorph' is unknown; there are: .*iirp"):
         zoo.find("voxelmorph")

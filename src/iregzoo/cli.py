@@ -11,7 +11,7 @@ from typing import get_args
 
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
-from iregzoo.commands.zoo import import_checkpoint, list_bundles
+from iregzoo.commands.zoo import download, import_checkpoint, list_bundles, pack, verify
 from iregzoo.errors import InputError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -19,6 +19,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "list": list_bundles,
     "demo": demo,
+    "download": download,
+    "verify": verify,
+    "pack": pack,
     "import-checkpoint": import_checkpoint,
 }
 

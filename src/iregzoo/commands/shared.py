@@ -72,3 +72,22 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+
+
+class Bytes:
+    """A progress bar of a transfer on standard error; silent where nobody watches."""
+
+    def __init__(self, name: str) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc=name, leave=False, disable=None, unit="B", unit_scale=True, delay=0.5)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        return self.step
+
+    def step(self, done: int, size: int) -> None:
+        self.bar.total = size
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
