@@ -159,6 +159,12 @@ def set_network(bundle: Path, definition: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "network_def": definition}))
 
 
+def set_controller(bundle: Path, definition: object) -> None:
+    cards = json.loads((bundle / "configs" / "metadata.json").read_text())["weights"]
+    cards["hippocampus"]["controller"] = definition
+    change_metadata(bundle, weights=cards)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -180,6 +186,14 @@ def set_network(bundle: Path, definition: object) -> None:
             "cannot be used by this",
         ),
         (lambda bundle: set_network(bundle, "iregzoo.networks.IIRPNet"), "defines no network"),
+        (lambda bundle: set_controller(bundle, {"_target_": "os.getcwd"}), "'os.getcwd' is none of this iregzoo's"),
+        (lambda bundle: set_controller(bundle, {"_target_": "iregzoo.iteration.replace"}), "is none of this iregzoo's"),
+        (
+            lambda bundle: set_controller(
+                bundle, {"_target_": "iregzoo.iteration.TCI", "a": {"_target_": "os.getcwd"}}
+            ),
+            "'os.getcwd' is none of this iregzoo's",
+        ),
         (lambda bundle: change_metadata(bundle, weights=[]), "not as iregzoo reads them"),
         (lambda bundle: change_metadata(bundle, weights={}), "model.pt: has no card"),
         (lambda bundle: (bundle / "LICENSE").unlink(), "has no file 'LICENSE'"),

@@ -14,6 +14,7 @@ from iregzoo import networks
 from iregzoo.checks import first_fault
 from iregzoo.errors import InputError
 from iregzoo.manifest import file_name, manifest
+from iregzoo.register import CONTROLLERS
 from iregzoo.release import Archive, index_url, read_index, source
 from iregzoo.transfer import Progress, UnreachableError, fetch, read
 from iregzoo.unpack import unpack
@@ -21,6 +22,7 @@ from iregzoo.zoo import Bundle, home, numbers, read_bundle, sha256, shipped
 
 INDEX_BYTES = 1_000_000  # the most that an index may have
 OWN = {"iregzoo.registration.PairNetwork", *(f"iregzoo.networks.{name}" for name in networks.__all__)}
+STEERING = {f"iregzoo.iteration.{kind.__name__}" for kind in CONTROLLERS.values()}
 Say = Callable[[str], None]
 
 
@@ -228,11 +230,12 @@ def _examine(path: Path, archive: Archive) -> None:
         raise InputError(f"it says that it is version {bundle.version!r}; do not trust this source")
     try:
         definition = json.loads((path / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"]
-        foreign = sorted(_targets(definition) - OWN)
+        controllers = [card.controller for card in bundle.weights.values() if card.controller]
+        foreign = sorted(_targets(definition) - OWN | set().union(*map(_targets, controllers)) - STEERING)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"its inference.json defines no network ({error!r})") from None
     if foreign:  # what a definition names would be imported and called
-        raise InputError(f"its network {foreign[0]!r} is none of this iregzoo's; a newer iregzoo may have it")
+        raise InputError(f"its network or controller {foreign[0]!r} is none of this iregzoo's; a newer one may have it")
     if fault := first_fault(bundle):
         raise InputError(fault)
 
