@@ -242,7 +242,7 @@ def test_what_was_not_asked_for_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     report = write(register(scans, method()), tmp_path / "out", provenance(method()))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("warped.nii.gz", "displacement.nii.gz", "transform.h5", "report.json", "report.png")
+        *("warped.nii.gz", "displacement.nii.gz", "transform.h5", "report.json", "report.png", "report.html")
     }
     assert not [key for key in report if key.startswith(("dice", "inverse"))]
 

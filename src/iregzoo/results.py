@@ -8,11 +8,13 @@ from typing import Any
 
 from iregzoo import __version__
 from iregzoo.fields import inverse_error, invert
+from iregzoo.page import write_page
 from iregzoo.quality import compare, figures
 from iregzoo.register import Progress, Result, timed
 from iregzoo.report import picture
 from iregzoo.space.files import write_displacement, write_image, write_transform
 from iregzoo.space.frame import warp_scan
+from iregzoo.views import views
 from iregzoo.zoo import Method
 
 FILES = (
@@ -26,6 +28,7 @@ FILES = (
     "inverse_transform.h5",
     "report.json",
     "report.png",
+    "report.html",
 )
 
 
@@ -59,10 +62,12 @@ def write(
             images = compare(result)
             found = figures(result, images) | extra
             picture(result, images, found, folder / "report.png")
+            shown = views(result, images)
         with timed("write", seconds, progress):
             writing.result()
     report = {**provenance, **_geometry(result), **_refined(result), **found, "seconds": seconds}
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_page(report, shown, folder / "report.html")
     return report
 
 

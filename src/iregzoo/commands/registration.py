@@ -25,8 +25,8 @@ def register(
     """Register a moving scan to a fixed one and write the results into a folder.
 
     Scans are NIfTI, NRRD, MetaImage or a folder with one DICOM series. The folder gets warped.nii.gz,
-    displacement.nii.gz (LPS mm), transform.h5 (ITK), report.json and report.png; warped_labels.nii.gz where moving
-    labels are given; with --inverse the same for the other way.
+    displacement.nii.gz (LPS mm), transform.h5 (ITK), and the report: report.html for a browser, report.png and
+    report.json; warped_labels.nii.gz where moving labels are given; with --inverse the same for the other way.
 
     Args:
         fixed: the scan that stays.
@@ -65,7 +65,7 @@ def register(
     print(summary_line(report))
     for doubt in report["warnings"]:
         print(f"warning: {doubt}")
-    print(f"written to {output}: look at report.png first")
+    print(f"written to {output}: open report.html first")
 
 
 def demo(
@@ -104,4 +104,4 @@ def demo(
         f"known deformation {found['known_mm']:.2f} mm on average, of which {found['left_mm']:.2f} mm are left: "
         f"{found['recovered_percent']:.0f} % recovered"
     )
-    print(f"written to {output}: look at report.png first")
+    print(f"written to {output}: open report.html first")
