@@ -24,8 +24,8 @@ FILES = (
     "inverse_warped_labels.nii.gz",
     "inverse_displacement.nii.gz",
     "inverse_transform.h5",
-    "report.json",
     "report.png",
+    "report.json",  # last: it tells what the others are
 )
 
 
@@ -61,7 +61,8 @@ def write(
             picture(result, images, found, folder / "report.png")
         with timed("write", seconds, progress):
             writing.result()
-    report = {**provenance, **_geometry(result), **_refined(result), **found, "seconds": seconds}
+    sizes = {name: (folder / name).stat().st_size for name in FILES[:-1] if (folder / name).exists()}
+    report = {**provenance, **_geometry(result), **_refined(result), **found, "seconds": seconds, "bytes": sizes}
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
