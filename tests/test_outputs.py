@@ -1,13 +1,14 @@
-"""A folder of results appears whole or not at all."""
+"""Folders of results, and files, appear whole or not at all."""
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from iregzoo.errors import InputError
-from iregzoo.outputs import whole_folder
+from iregzoo.outputs import remove_leftovers, whole_file, whole_folder
 
 OWNED = ("warped.txt", "labels.txt", "report.txt")
 
@@ -112,6 +113,63 @@ def test_overwrite_reaches_into_folders_and_keeps_what_is_not_its_own_there(tmp_
                 (folder / name).write_text(text)
         (tmp_path / "results" / "fields" / "notes.txt").write_text("mine")
     assert contents(tmp_path / "results") == {"c.txt": "new", "fields/b.txt": "new", "fields/notes.txt": "mine"}
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_last_name_is_replaced_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    """Whatever moment a kill comes at: a new report is never beside old files."""
+    fill(tmp_path / "results", text="old")
+    replace, moved = Path.replace, []
+
+    def killed(source: Path, target: Path) -> Path:
+        if len(moved) == stop:
+            raise KeyboardInterrupt
+        moved.append(target)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with suppress(KeyboardInterrupt):
+        fill(tmp_path / "results", ("report.txt", "warped.txt"), overwrite=True)
+    found = contents(tmp_path / "results")
+    new = {"report.txt": "new", "warped.txt": "new"}
+    assert found["report.txt"] == "old" or found == new
+    assert (found == new) == (stop >= 2)
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [".git", ".other.abcdefgh", ".pair.notes", ".pair.ABCDEFGH", "pair"]
+    for name in (*kept, ".pair.abc_4567", ".a.b.abcdefgh"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "warped.txt").write_text("half")
+    (tmp_path / ".pair.abcdefgh").write_text("a file")
+    remove_leftovers(tmp_path, {"pair", "a.b"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".pair.abcdefgh"])
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_file_is_replaced_whole_or_not_at_all(tmp_path: Path, stop: type[BaseException]) -> None:
+    def write(text: str, stop: type[BaseException] | None = None) -> None:
+        with whole_file(tmp_path / "table.csv") as path:
+            path.write_text(text)
+            if stop:
+                raise stop("stopped")
+
+    write("old")
+    with pytest.raises(stop, match="stopped"):
+        write("half", stop)
+    assert contents(tmp_path) == {"table.csv": "old"}
+    write("new")
+    assert contents(tmp_path) == {"table.csv": "new"}
+
+
+def test_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").mkdir()
+    with (
+        pytest.raises(InputError, match=r"table.csv: cannot be written .*choose another --output"),
+        whole_file(tmp_path / "table.csv") as path,
+    ):
+        path.write_text("new")
+    assert contents(tmp_path) == {"table.csv": "empty folder"}
 
 
 def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import get_args
 
+from iregzoo.commands.batch import batch
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
 from iregzoo.commands.zoo import download, import_checkpoint, list_bundles, pack, verify
@@ -16,6 +17,7 @@ from iregzoo.errors import InputError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "register": register,
+    "batch": batch,
     "evaluate": evaluate,
     "list": list_bundles,
     "demo": demo,
@@ -82,8 +84,9 @@ def main() -> None:
     except InputError as error:
         print(f"iregzoo: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("iregzoo: interrupted; nothing was written, run the command again", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "nothing was written"
+        print(f"iregzoo: interrupted; {said}, run the command again", file=sys.stderr, flush=True)
         # Not sys.exit: where the interrupt met code that was being exec'd (as dataclasses are, at import), Python
         # remembers it as unhandled, although it is handled here, and would end with a signal instead of 2.
         os._exit(2)

@@ -1,6 +1,7 @@
-"""A folder of results that appears whole or not at all."""
+"""Folders of results, and files, that appear whole or not at all."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from iregzoo.errors import InputError
 from iregzoo.flags import flag
+
+STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as mkdtemp names them below
 
 
 @contextmanager
@@ -21,7 +24,8 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         target: the folder to fill; made if need be.
         overwrite: allow a folder that holds something already.
         owned: every name that such results may have, with slashes below folders; with ``overwrite``, those of an
-            earlier run that this one did not write are removed.
+            earlier run that this one did not write are removed, then the others replaced in this order. The last one
+            thus tells what the others are, also after a kill.
         option: what to choose another of, for the messages.
 
     Raises:
@@ -86,11 +90,12 @@ def _remove(folders: list[Path]) -> None:
 def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
     if target.is_dir() and any(target.iterdir()):
         written = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
-        for name in written:
+        place = {name: number for number, name in enumerate(owned)}
+        for name in place.keys() - written:
+            (target / name).unlink(missing_ok=True)
+        for name in sorted(written, key=lambda name: place.get(name, -1)):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).replace(target / name)
-        for name in set(owned) - written:
-            (target / name).unlink(missing_ok=True)
         return
     umask = os.umask(0)
     os.umask(umask)
@@ -98,3 +103,34 @@ def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
     if target.is_dir():
         target.rmdir()
     staging.rename(target)
+
+
+def remove_leftovers(parent: Path, names: Collection[str]) -> None:
+    """Remove what killed processes left of their work on the folders ``names`` of ``parent``.
+
+    Only for who knows that nobody is filling one of them.
+    """
+    for path in parent.iterdir():
+        staging = STAGING.fullmatch(path.name)
+        if staging and staging[1] in names and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(target: Path, *, option: str = "--output") -> Iterator[Path]:
+    """A place to write a file to, which becomes ``target``, or replaces it, once the block ends well.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        try:
+            yield partial
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror or error}); make room or choose another {option}"
+        ) from None

@@ -152,7 +152,7 @@ def _snapshot(case: Case, row: Row, result: Result, images: Comparison) -> Snaps
     order, _ = canonical_axes(grid)
     dice = row.get("dice_mean", math.nan)
     return Snapshot(
-        case.name,
+        case.title,
         row["ncc_after"] if math.isnan(dice) else dice,
         cuts["fixed"],
         cuts["warped"],

@@ -26,9 +26,9 @@ FILES = (
     "inverse_warped_labels.nii.gz",
     "inverse_displacement.nii.gz",
     "inverse_transform.h5",
-    "report.json",
     "report.png",
     "report.html",
+    "report.json",  # last: it tells what the others are
 )
 
 
@@ -66,8 +66,10 @@ def write(
         with timed("write", seconds, progress):
             writing.result()
     report = {**provenance, **_geometry(result), **_refined(result), **found, "seconds": seconds}
-    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     write_page(report, shown, folder / "report.html")
+    sizes = {name: (folder / name).stat().st_size for name in FILES[:-1] if (folder / name).exists()}
+    report["bytes"] = sizes
+    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from iregzoo.commands.shared import STAGES, Progress, choose_device, summary_line
+from iregzoo.commands.shared import STAGES, Progress, summary_line
 from iregzoo.errors import InputError
 
 
@@ -44,6 +44,7 @@ def register(
         inverse: also write the way from fixed to moving.
         overwrite: replace the results of an earlier run in the folder.
     """
+    from iregzoo.devices import choose_device
     from iregzoo.outputs import whole_folder
     from iregzoo.register import choose_controller, read_scans
     from iregzoo.register import register as register_scans

@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+import h5py
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from iregzoo.errors import InputError
@@ -54,20 +56,34 @@ def write_voxel_displacement(path: Path, displacement: Tensor, fixed: Grid, movi
 
 
 def write_transform(path: Path, deformation: Tensor, grid: Grid, affine: Matrix | None = None) -> None:
-    """Write an ITK composite transform: first the deformation (1, 3, X, Y, Z) on ``grid``, LPS mm, then the affine."""
-    composite = sitk.CompositeTransform(3)
-    if affine is not None:
-        linear = sitk.AffineTransform(3)
-        linear.SetMatrix(affine[:3, :3].ravel().tolist())
-        linear.SetTranslation(affine[:3, 3].tolist())
-        composite.AddTransform(linear)  # ITK applies the transform that was added last first
-    vectors = deformation[0].movedim(0, -1).double().cpu().numpy()
+    """Write an ITK composite transform: first the deformation (1, 3, X, Y, Z) on ``grid``, LPS mm, then the affine.
+
+    The groups and data sets are those that ITK writes. ITK itself would add the time and the kernel's version to them,
+    and no two files would be alike.
+    """
+    vectors = deformation[0].permute(3, 2, 1, 0).double().cpu().numpy()  # ITK's order: along x first
+    parts: list[tuple[str, ArrayLike, ArrayLike]] = []
+    if affine is not None:  # ITK applies the last one first
+        parts.append(("AffineTransform", np.zeros(3), np.append(affine[:3, :3], affine[:3, 3])))
+    direction = grid.affine[:3, :3] / grid.spacing
+    geometry = (grid.shape, grid.affine[:3, 3], grid.spacing, direction.ravel())
+    parts.append(("DisplacementFieldTransform", np.concatenate(geometry), vectors.ravel()))
     _reserve(path, vectors.nbytes)
-    composite.AddTransform(sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True)))
     try:
-        sitk.WriteTransform(composite, str(path))
-    except RuntimeError as error:
+        with h5py.File(path, "w") as file:
+            composite = file.create_group("TransformGroup")
+            _name_transform(composite.create_group("0"), "CompositeTransform")
+            for number, (kind, fixed, parameters) in enumerate(parts, 1):
+                part = composite.create_group(str(number))
+                _name_transform(part, kind)
+                part["TransformFixedParameters"] = np.asarray(fixed, "<f8")
+                part["TransformParameters"] = np.asarray(parameters, "<f8")
+    except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def _name_transform(group: h5py.Group, kind: str) -> None:
+    group.create_dataset("TransformType", data=[f"{kind}_double_3_3"], dtype=h5py.string_dtype("ascii"))
 
 
 def _write_sitk(image: sitk.Image, path: Path) -> None:
