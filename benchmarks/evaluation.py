@@ -18,6 +18,7 @@ from typing import Any
 import fire
 
 from iregzoo.zoo import bundles
+from pages import replace_part
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -189,10 +190,7 @@ def picture(folder: Path, name: str) -> None:
 
 def write(part: str, text: str, path: Path = PAGE) -> None:
     """Replace what stands between the markers of a part of a page."""
-    first, last = f"<!-- {part}: written by benchmarks/evaluation.py -->\n", f"<!-- {part}: end -->"
-    page = path.read_text(encoding="utf-8")
-    head, rest = page.split(first)
-    path.write_text(f"{head}{first}{text}\n{last}{rest.split(last, 1)[1]}", encoding="utf-8")
+    replace_part(path, part, Path(__file__).name, text)
 
 
 if __name__ == "__main__":

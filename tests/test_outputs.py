@@ -172,6 +172,16 @@ def test_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"table.csv": "empty folder"}
 
 
+def test_overwrite_leaves_no_folder_empty_of_what_is_stale(tmp_path: Path) -> None:
+    for name in ("gone/deep/old.txt", "kept/old.txt", "kept/mine.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    owned = ("gone/deep/old.txt", "kept/old.txt")
+    with whole_folder(tmp_path, overwrite=True, owned=owned) as folder:
+        (folder / "new.txt").write_text("new")
+    assert contents(tmp_path) == {"kept/mine.txt": "old", "new.txt": "new"}
+
+
 def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("mine")
     with pytest.raises(InputError, match=r"results: is a file, not a folder; choose another --output"):

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import get_args
 
 from iregzoo.commands.batch import batch
+from iregzoo.commands.label import label_app
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
 from iregzoo.commands.zoo import download, import_checkpoint, list_bundles, pack, verify
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "download": download,
     "verify": verify,
     "pack": pack,
+    "label-app": label_app,
     "import-checkpoint": import_checkpoint,
 }
 

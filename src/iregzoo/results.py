@@ -65,7 +65,8 @@ def write(
             shown = views(result, images)
         with timed("write", seconds, progress):
             writing.result()
-    report = {**provenance, **_geometry(result), **_refined(result), **found, "seconds": seconds}
+    scans = {"fixed": str(result.scans.fixed.path), "moving": str(result.scans.moving.path)}
+    report = {**provenance, **scans, **describe(result), **found, "seconds": seconds}
     write_page(report, shown, folder / "report.html")
     sizes = {name: (folder / name).stat().st_size for name in FILES[:-1] if (folder / name).exists()}
     report["bytes"] = sizes
@@ -85,27 +86,21 @@ def provenance(method: Method) -> dict[str, Any]:
     }
 
 
-def _geometry(result: Result) -> dict[str, Any]:
+def describe(result: Result) -> dict[str, Any]:
+    """How a result came about: affine start, the network's grid, and gradient steps where there were any."""
     frame, refinement = result.frame, result.refinement
     network = refinement.network if refinement else frame.network
-    return {
-        "fixed": str(result.scans.fixed.path),
-        "moving": str(result.scans.moving.path),
+    said = {
         "init": result.init,
         "affine_lps_mm": frame.start.tolist(),
         "network_shape": list(network.shape),
         "network_spacing_mm": network.spacing.tolist(),
     }
-
-
-def _refined(result: Result) -> dict[str, Any]:
-    """What finishing by gradient steps did, where it was asked for."""
-    refinement = result.refinement
     if refinement is None:
-        return {}
+        return said
     found = {name: value for name, value in vars(refinement).items() if name != "network"}
-    grid = result.frame.network
-    return {"refinement": {**found, "shape": list(grid.shape), "spacing_mm": grid.spacing.tolist()}}
+    grid = frame.network
+    return {**said, "refinement": {**found, "shape": list(grid.shape), "spacing_mm": grid.spacing.tolist()}}
 
 
 def _write_forward(result: Result, folder: Path) -> None:

@@ -6,6 +6,7 @@ their displacements is zero, so that no scan and no choice of a first template d
 2000; Joshi et al., NeuroImage 2004).
 """
 
+import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,9 +93,40 @@ def default(name: str = "hippocampus") -> Atlas:
     found = {path.parent.name: path.parent for root in reversed(roots) for path in root.glob(f"*/{NAMES}")}
     if name not in found:
         raise InputError(f"template {name!r} is unknown; there are: {', '.join(sorted(found)) or 'none'}")
-    folder = found[name]
-    names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
-    return Atlas(name, folder / IMAGE, folder / LABELS, {int(value): label for value, label in names.items()})
+    return read_atlas(found[name])
+
+
+def read_atlas(folder: Path) -> Atlas:
+    """The template in a folder, which gives it its name.
+
+    Raises:
+        InputError: where one of its files is missing, or the labels' names cannot be read.
+    """
+    missing = [name for name in (IMAGE, LABELS, NAMES) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder / missing[0]}: is missing; put the atlas {folder.name!r} there again")
+    return Atlas(folder.name, folder / IMAGE, folder / LABELS, read_names(folder / NAMES))
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """The names of labels: JSON such as ``{"1": "thalamus"}``, or CSV with the columns label and name.
+
+    Raises:
+        InputError: for a file that is missing or is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            pairs = [(row["label"], row["name"]) for row in csv.DictReader(text.splitlines())]
+        else:
+            pairs = list(json.loads(text).items())
+        return {int(value): str(name or "").strip() for value, name in pairs}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f'{path}: names no labels; give JSON such as {{"1": "thalamus"}}, or CSV with the columns label and name'
+        ) from None
 
 
 def read_group(scans: Sequence[Entry], method: Method) -> Group:
@@ -253,7 +285,12 @@ def write_template(folder: Path, template: Template, group: Group, names: Mappin
     grid = _around_origin(shape, group.spacing)
     write_image(folder / IMAGE, image, grid)
     write_image(folder / LABELS, labels, grid)
-    (folder / NAMES).write_text(json.dumps({str(value): name for value, name in names.items()}, indent=2) + "\n")
+    write_names(folder / NAMES, names)
+
+
+def write_names(path: Path, names: Mapping[int, str]) -> None:
+    """Write the names of labels as JSON."""
+    path.write_text(json.dumps({str(value): name for value, name in names.items()}, indent=2) + "\n", encoding="utf-8")
 
 
 def _around_origin(shape: tuple[int, int, int], spacing: Sequence[float]) -> Grid:

@@ -1,0 +1,56 @@
+"""``iregzoo label-app``: the methods in MONAI Label."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from iregzoo.commands.shared import names
+from iregzoo.errors import InputError
+
+
+def label_app(
+    folder: str,
+    atlas: str | Sequence[str] | None = None,
+    atlas_labels: str | Sequence[str] | None = None,
+    label_names: str | None = None,
+    bundles: str | Sequence[str] | None = None,
+    weights: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Prepare MONAI Label's stock app with these methods, and print the command that starts its server.
+
+    A patient's image goes in, the labels of an atlas come out on that image: in 3D Slicer, in OHIF, or through REST.
+    The atlas is the hippocampus template, or one's own.
+
+    Args:
+        folder: for the app, new or empty.
+        atlas: an image, or several of the same labels, separated by commas.
+        atlas_labels: the label map of each.
+        label_names: the labels' names, JSON such as {"1": "thalamus"} or CSV with the columns label and name.
+        bundles: one or more methods, separated by commas; all that have weights if not given.
+        weights: a name from iregzoo list, or a weights file; each bundle's first if not given.
+        overwrite: replace an app that is in the folder.
+    """
+    from iregzoo.flags import flag
+    from iregzoo.label.app import prepare, start_command
+    from iregzoo.label.atlas import own, packaged
+    from iregzoo.outputs import check_target
+
+    check_target(folder, overwrite=flag(overwrite, "overwrite"), option="folder")
+    if atlas and atlas_labels and label_names:
+        atlases = own(names(atlas, "atlas"), names(atlas_labels, "atlas-labels"), label_names)
+    elif atlas or atlas_labels or label_names:
+        raise InputError("an atlas of your own needs all three: --atlas, --atlas-labels and --label-names")
+    else:
+        atlases = [packaged()]
+    methods = prepare(
+        Path(folder),
+        names(bundles, "bundles") if bundles else [],
+        weights,
+        atlases,
+        overwrite=flag(overwrite, "overwrite"),
+    )
+    labels = {value: name for one in atlases for value, name in one.names.items()}
+    print(f"written to {folder}: {', '.join(methods)} with the atlas {', '.join(one.name for one in atlases)}")
+    print(f"labels: {', '.join(f'{value} {labels[value]}' for value in sorted(labels))}")
+    print("start the server, with the folder of your scans (or an empty one) in place of scans:")
+    print(start_command(Path(folder), methods, "scans"))

@@ -1,0 +1,70 @@
+"""What tells whether to trust an atlas's labels on a patient's scan."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from iregzoo.quality import compare, figures
+from iregzoo.register import Result
+from iregzoo.results import describe
+from iregzoo.space.grid import pull, to_voxels
+
+# Between what the 230 hippocampus scans showed (0.28 and 71 % at least, sizes 0.68 to 1.22) and the same scans mirrored
+# (0.15 at most).
+LITTLE_ALIKE_AT_START = 0.2  # NCC
+LITTLE_COVERED = 50.0  # percent
+SMALLEST, LARGEST = 0.5, 2.0  # of a label's volume in the atlas
+
+
+def trust(result: Result, names: Mapping[int, str]) -> dict[str, Any]:
+    """Warnings and figures of an atlas (moving, with labels) on a patient's scan (fixed), ready for JSON.
+
+    Beside those of ``quality.figures``: ``covered_percent`` of what the scan shows lies in the atlas's field of view
+    after the affine start; ``label_size`` is each label's volume as a part of that in the atlas.
+
+    A network can make any two images alike, so likeness in the end proves little: what matters is whether the atlas
+    resembled the scan before it was deformed.
+    """
+    images = compare(result)
+    found = figures(result, images)
+    shown = images.fixed > 0
+    covered = pull(
+        torch.ones_like(result.scans.moving.data),
+        to_voxels(result.frame.fixed, result.frame.start, result.frame.moving),
+        result.frame.fixed.shape,
+    )
+    found["covered_percent"] = float((covered[shown] > 0.5).float().mean()) * 100
+    found["label_size"] = _sizes(result, names)
+    return {"warnings": [*_doubts(found), *found.pop("warnings")], **found, **describe(result)}
+
+
+def _sizes(result: Result, names: Mapping[int, str]) -> dict[str, float]:
+    """The volume of each label on the patient's scan, as a part of that in the atlas."""
+    atlas, warped = result.scans.moving_labels, result.warped_labels
+    assert atlas is not None
+    assert warped is not None
+    voxel = result.frame.fixed.spacing.prod() / result.frame.moving.spacing.prod()
+    counts = {name: (int((warped == value).sum()), int((atlas.data == value).sum())) for value, name in names.items()}
+    return {name: round(float(here * voxel / there), 3) for name, (here, there) in counts.items() if there}
+
+
+def _doubts(found: Mapping[str, Any]) -> list[str]:
+    """What should make a person doubt, in words."""
+    said = []
+    if found["covered_percent"] < LITTLE_COVERED:
+        said.append(
+            f"little overlap: the atlas covers {found['covered_percent']:.0f} % of what the scan shows; "
+            "crop the scan to what the atlas shows"
+        )
+    if found["ncc_start"] < LITTLE_ALIKE_AT_START:
+        said.append(
+            f"the scan does not resemble the atlas (NCC {found['ncc_start']:.2f} before the deformation): is it the "
+            "right part, side, orientation and contrast?"
+        )
+    for name, size in found["label_size"].items():
+        if size == 0:
+            said.append(f"no {name} found")
+        elif not SMALLEST <= size <= LARGEST:
+            said.append(f"the {name} has {size:.2f} times the volume that it has in the atlas")
+    return said

@@ -1,0 +1,350 @@
+"""The folder that ``iregzoo label-app`` prepares, and what it refuses. No server is needed."""
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from iregzoo import cli, zoo
+from iregzoo.errors import InputError
+from iregzoo.label.app import write_face
+from iregzoo.label.atlas import LabelledImage, own, packaged, place_of, write
+from iregzoo.space.scan import read_labels, read_scan
+from iregzoo.template import read_atlas, read_names
+
+SCHEMA = Path(__file__).parents[1] / "bundles" / "metadata.schema.json"
+WITH_MONAI_LABEL = pytest.mark.skipif(find_spec("monailabel") is None, reason="MONAI Label is not installed")
+SHAPE = (20, 24, 18)
+
+
+@pytest.fixture(scope="module")
+def hippocampus() -> LabelledImage:
+    return packaged()
+
+
+def face_of(folder: Path, bundle: str, *atlases: LabelledImage, weights: str | None = None) -> Path:
+    write_face(folder / bundle, zoo.load(bundle, weights), weights, atlases)
+    return folder / bundle
+
+
+def config(face: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((face / "configs" / name).read_text())
+    return content
+
+
+# --- a face
+
+
+def test_face_is_a_bundle_of_one_image_and_one_label_map(tmp_path: Path, hippocampus: LabelledImage) -> None:
+    face = face_of(tmp_path, "iirp", hippocampus)
+    metadata = config(face, "metadata.json")
+    (image_key, image), (pred_key, pred) = (
+        next(iter(metadata["network_data_format"][side].items())) for side in ("inputs", "outputs")
+    )
+    assert (image_key, image["num_channels"]) == ("image", 1)
+    assert (pred_key, pred["num_channels"]) == ("pred", 1)
+    assert pred["channel_def"] == {"0": "background", "1": "anterior hippocampus", "2": "posterior hippocampus"}
+    assert "CC BY-SA 4.0" in (face / "atlas" / "hippocampus" / "README.md").read_text(encoding="utf-8")
+    for file in ("LICENSE", "docs/README.md", "docs/data_license.txt"):
+        assert (face / file).stat().st_size > 100
+
+
+@pytest.mark.parametrize("bundle", [bundle.name for bundle in zoo.bundles()])
+def test_metadata_keep_the_specification(tmp_path: Path, hippocampus: LabelledImage, bundle: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema", minversion="4")
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    metadata = config(face_of(tmp_path, bundle, hippocampus), "metadata.json")
+    assert [error.message for error in validator.iter_errors(metadata)] == []
+
+
+@pytest.mark.parametrize("bundle", [bundle.name for bundle in zoo.bundles()])
+def test_face_needs_the_package_alone_and_its_weights_load_strictly(
+    tmp_path: Path, hippocampus: LabelledImage, bundle: str
+) -> None:
+    face = face_of(tmp_path, bundle, hippocampus)
+    assert not (face / "scripts").exists()
+    inference = config(face, "inference.json")
+    steps = [*inference["preprocessing"], inference["inferer"], *inference["postprocessing"]]
+    assert all(step["_target_"].startswith("iregzoo.label.") and callable(locate(step["_target_"])) for step in steps)
+    assert [path.name for path in face.rglob("*.pt")] == ["model.pt"]
+    network = zoo.build(inference["network_def"])
+    network.load_state_dict(torch.load(face / "models" / "model.pt", weights_only=True))
+    weights = zoo.find_weights(zoo.read_bundle(face))  # checks the hash
+    given = zoo.load(bundle)
+    assert (weights.card.init, weights.card.minimum) == (given.card.init, given.card.minimum)
+    for name, tensor in given.network.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor)
+
+
+def test_weights_within_a_checkpoint_become_plain(tmp_path: Path, hippocampus: LabelledImage) -> None:
+    bundle = zoo.find("iirp")
+    state = torch.load(bundle.path / "models" / "model.pt", weights_only=True)
+    torch.save({"model_state": state, "epoch": 3}, tmp_path / "checkpoint.pt")
+    face = face_of(tmp_path, "iirp", hippocampus, weights=str(tmp_path / "checkpoint.pt"))
+    assert torch.load(face / "models" / "model.pt", weights_only=True).keys() == state.keys()
+    assert zoo.find_weights(zoo.read_bundle(face)).name == "checkpoint.pt"
+
+
+def test_panel_offers_iterations_to_methods_that_iterate(tmp_path: Path, hippocampus: LabelledImage) -> None:
+    panels = {
+        bundle: config(face_of(tmp_path, bundle, hippocampus), "inference.json")["displayable_configs"]
+        for bundle in ("iirp", "sm_gicnet")
+    }
+    assert panels["iirp"]["controller"] == ["auto", "tci", "iterstop", "fixed"]
+    assert panels["iirp"]["max_iterations"] == 0
+    assert panels["sm_gicnet"].keys() == panels["iirp"].keys() - {"controller", "max_iterations"}
+    assert panels["sm_gicnet"]["init"] == ["auto", "none", "center", "rigid", "affine"]
+
+
+# --- an atlas of one's own
+
+
+def write_atlas(folder: Path, values: tuple[int, ...] = (1, 2), name: str = "mine") -> list[str]:
+    """Image, labels and names, as options of the command."""
+    folder.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([-1.2, 1.0, 0.9, 1.0])
+    voxels = np.random.default_rng(0).random(SHAPE, np.float32)
+    nib.save(nib.Nifti1Image(voxels, affine), folder / f"{name}.nii.gz")
+    labels = np.zeros(SHAPE, np.int32)
+    for index, value in enumerate(values):
+        labels[4:16, 4 + 3 * index : 6 + 3 * index, 4:14] = value
+    nib.save(nib.Nifti1Image(labels, affine), folder / f"{name}_labels.nii.gz")
+    (folder / "names.json").write_text(json.dumps({str(value): f"part {value}" for value in values}))
+    paths = [str(folder / file) for file in (f"{name}.nii.gz", f"{name}_labels.nii.gz", "names.json")]
+    return ["--atlas", paths[0], "--atlas-labels", paths[1], "--label-names", paths[2]]
+
+
+def read_own(options: list[str]) -> list[LabelledImage]:
+    return own(options[1].split(","), options[3].split(","), options[5])
+
+
+def test_own_atlas_comes_back_as_it_was(tmp_path: Path) -> None:
+    (atlas,) = read_own(write_atlas(tmp_path))
+    face = face_of(tmp_path, "pan", atlas)
+    found = read_atlas(place_of(face, ""))
+    assert (found.name, found.names) == ("mine", {1: "part 1", 2: "part 2"})
+    image = read_scan(found.image)
+    torch.testing.assert_close(image.data, atlas.image.data)
+    assert image.grid.matches(atlas.image.grid)
+    assert torch.equal(read_labels(found.labels, image).data, atlas.labels.data)
+
+
+def test_labels_that_eight_bits_do_not_hold_are_numbered_anew(tmp_path: Path) -> None:
+    first, second = write_atlas(tmp_path, (17, 1002, 2035), "a"), write_atlas(tmp_path, (17, 2035), "b")
+    (tmp_path / "names.json").write_text(json.dumps({"17": "x", "1002": "y", "2035": "z"}))
+    a, b = own([first[1], second[1]], [first[3], second[3]], first[5])
+    assert a.names == {1: "x", 2: "y", 3: "z"}
+    assert b.names == {1: "x", 3: "z"}
+    before = read_labels(first[3], a.image).data
+    for old, new in ((0, 0), (17, 1), (1002, 2), (2035, 3)):
+        assert torch.equal(a.labels.data == new, before == old)
+    assert b.labels.data.unique().tolist() == [0, 1, 3]
+    labels = config(face_of(tmp_path, "pan", a, b), "metadata.json")["network_data_format"]["outputs"]["pred"]
+    assert labels["channel_def"] == {"0": "background", "1": "x", "2": "y", "3": "z"}
+
+
+def test_names_may_be_a_table(tmp_path: Path) -> None:
+    options = write_atlas(tmp_path)
+    table = tmp_path / "labels.csv"
+    table.write_text("label,name,colour\n0,background,black\n1,thalamus,red\n2,left putamen,blue\n9,unused,-\n")
+    (atlas,) = own([options[1]], [options[3]], str(table))
+    assert atlas.names == {1: "thalamus", 2: "left putamen"}
+
+
+def test_too_many_labels_are_refused(tmp_path: Path) -> None:
+    options = write_atlas(tmp_path)
+    labels = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE) % 300
+    nib.save(nib.Nifti1Image(labels, np.diag([-1.2, 1.0, 0.9, 1.0])), options[3])
+    (tmp_path / "names.json").write_text(json.dumps({str(value): f"part {value}" for value in range(300)}))
+    with pytest.raises(InputError, match="299 labels, but viewers show 255"):
+        read_own(options)
+
+
+def test_atlas_of_no_such_name_is_refused(tmp_path: Path, hippocampus: LabelledImage) -> None:
+    write(tmp_path, [hippocampus])
+    with pytest.raises(InputError, match="atlas 'lung' is unknown; there are: hippocampus"):
+        place_of(tmp_path, "lung")
+
+
+# --- the command
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of ``iregzoo label-app ARGUMENTS``, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["iregzoo", "label-app", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which a command ends."""
+    assert run(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1, error
+    return error
+
+
+def test_a_missing_part_of_an_atlas_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write_atlas(tmp_path)
+    for start in (0, 2, 4):
+        rest = options[:start] + options[start + 2 :]
+        assert "needs all three" in refused(monkeypatch, capsys, str(tmp_path / "app"), *rest)
+    assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--atlas", "none.nii.gz", "none.nii.gz: no such file"),
+        ("--atlas-labels", "none.nii.gz", "none.nii.gz: no such file"),
+        ("--label-names", "none.json", "none.json: cannot be read"),
+        ("--atlas-labels", "a.nii.gz,b.nii.gz", "1 atlases and 2 label maps"),
+        ("--bundles", "nonesuch", "bundle 'nonesuch' is unknown"),
+        ("--bundles", ",", "--bundles names nothing"),
+        ("--weights", "nonesuch", "no bundle has weights nonesuch"),
+    ],
+)
+def test_bad_choices_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    value: str,
+    words: str,
+) -> None:
+    options = [*write_atlas(tmp_path), "--bundles", "pan", "--weights", "hippocampus"]
+    if option == "--weights":
+        del options[6:8]  # every bundle that has them
+    options[options.index(option) + 1] = value
+    assert words in refused(monkeypatch, capsys, str(tmp_path / "app"), *options)
+    assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ('["thalamus", "putamen"]', "names no labels; give JSON"),
+        ("thalamus 1", "names no labels; give JSON"),
+        ('{"one": "thalamus"}', "names no labels; give JSON"),
+        ('{"1": "thalamus"}', "does not name the labels [2]"),
+        ('{"1": "thalamus", "2": " "}', "does not name the labels [2]"),
+        ('{"1": "thalamus", "2": "Thalamus"}', "labels 1 and 2 are both 'thalamus'"),
+        ('{"1": "thalamus", "2": "background"}', "labels 0 and 2 are both 'background'"),
+    ],
+)
+def test_names_that_do_not_tell_labels_apart_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], names: str, words: str
+) -> None:
+    options = write_atlas(tmp_path)
+    (tmp_path / "names.json").write_text(names)
+    assert words in refused(monkeypatch, capsys, str(tmp_path / "app"), *options)
+    assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize("table", ["value,title\n1,thalamus\n", "label,name\none,thalamus\n"])
+def test_a_table_without_its_columns_is_refused(tmp_path: Path, table: str) -> None:
+    (tmp_path / "names.csv").write_text(table)
+    with pytest.raises(InputError, match=r"names.csv: names no labels; give JSON .* or CSV"):
+        read_names(tmp_path / "names.csv")
+
+
+def change_labels(path: str, change: str) -> None:
+    image = nib.load(path)
+    voxels = np.asarray(image.dataobj)
+    changed = {"another grid": voxels[1:], "nothing": voxels * 0, "negative": -voxels}[change]
+    nib.save(nib.Nifti1Image(changed, image.affine), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("another grid", "mine_labels.nii.gz: its grid"),
+        ("nothing", "mine_labels.nii.gz: is empty"),
+        ("negative", "holds the negative label -2"),
+    ],
+)
+def test_maps_that_are_no_atlas_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str, words: str
+) -> None:
+    options = write_atlas(tmp_path)
+    change_labels(options[3], change)
+    assert words in refused(monkeypatch, capsys, str(tmp_path / "app"), *options)
+    assert not (tmp_path / "app").exists()
+
+
+def test_image_and_map_in_each_others_place_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write_atlas(tmp_path)
+    options[1], options[3] = options[3], options[1]
+    error = refused(monkeypatch, capsys, str(tmp_path / "app"), *options)
+    assert "mine_labels.nii.gz: looks like a label map; give the image with --atlas" in error
+
+
+def test_two_atlases_of_one_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, other = write_atlas(tmp_path), write_atlas(tmp_path / "other")
+    options[1], options[3] = f"{options[1]},{other[1]}", f"{options[3]},{other[3]}"
+    error = refused(monkeypatch, capsys, str(tmp_path / "app"), *options)
+    assert "two atlases are called 'mine'; rename one of the files" in error
+
+
+def test_a_bundle_without_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "home" / "bundles" / "bare"
+    (bundle / "configs").mkdir(parents=True)
+    (bundle / "configs" / "metadata.json").write_text('{"version": "0.1.0"}')
+    monkeypatch.setenv("IREGZOO_HOME", str(tmp_path / "home"))
+    assert "bundle bare names no weights" in refused(monkeypatch, capsys, str(tmp_path / "app"), "--bundles", "bare")
+    assert not (tmp_path / "app").exists()
+
+
+def test_a_folder_in_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "main.py"
+    mine.write_text("print('mine')")
+    assert "is not empty" in refused(monkeypatch, capsys, str(tmp_path))
+    if find_spec("monailabel"):
+        assert "no Label app" in refused(monkeypatch, capsys, str(tmp_path), "--overwrite")
+    assert mine.read_text() == "print('mine')"
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+@pytest.mark.skipif(find_spec("monailabel") is not None, reason="MONAI Label is installed")
+def test_without_monai_label_it_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 'pip install "iregzoo[label]"' in refused(monkeypatch, capsys, str(tmp_path / "app"), "--bundles", "pan")
+    assert not (tmp_path / "app").exists()
+
+
+@WITH_MONAI_LABEL
+def test_app_is_the_stock_one_and_can_be_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = tmp_path / "app"
+    assert run(monkeypatch, str(app), "--bundles", "pan,iirp") == 0
+    stock = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
+    files = [file.relative_to(stock) for file in stock.rglob("*") if file.is_file() and "__pycache__" not in str(file)]
+    assert len(files) > 5
+    for file in files:
+        assert (app / file).read_bytes() == (stock / file).read_bytes()
+    (app / "logs").mkdir()
+    (app / "logs" / "app.log").write_text("mine")
+    assert run(monkeypatch, str(app), "--bundles", "pan", "--overwrite", *write_atlas(tmp_path)) == 0
+    assert (app / "logs" / "app.log").read_text() == "mine"
+    assert [path.name for path in (app / "model" / "pan" / "atlas").iterdir()] == ["mine"]
+    assert not (app / "model" / "iirp").exists()
