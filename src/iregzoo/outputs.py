@@ -24,8 +24,8 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         target: the folder to fill; made if need be.
         overwrite: allow a folder that holds something already.
         owned: every name that such results may have, with slashes below folders; with ``overwrite``, those of an
-            earlier run that this one did not write are removed, with folders that this leaves empty, then the others replaced
-            in this order. The last one thus tells what the others are, also after a kill.
+            earlier run that this one did not write are removed, with folders that this leaves empty, then the others
+            replaced in this order. The last one thus tells what the others are, also after a kill.
         option: what to choose another of, for the messages.
 
     Raises:
