@@ -13,7 +13,17 @@ import iregzoo
 
 ROOT = Path(iregzoo.__file__).parent
 FLOORS = {
-    0: ("__init__", "errors", "flags", "fields", "similarity", "iteration", "attention", "registration"),
+    0: (
+        "__init__",
+        "errors",
+        "flags",
+        "fields",
+        "similarity",
+        "iteration",
+        "attention",
+        "registration",
+        "silence",
+    ),
     1: ("losses", "metrics", "networks", "overlap", "significance", "symmetric", "synthesis", "refinement"),
     2: ("anatomy", "canonical", "cases", "space", "datasets", "pairs", "training"),
     3: (
