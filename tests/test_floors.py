@@ -21,6 +21,7 @@ FLOORS = {
         "similarity",
         "iteration",
         "attention",
+        "inversion",
         "registration",
         "silence",
     ),
