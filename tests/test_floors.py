@@ -37,6 +37,7 @@ FLOORS = {
         "results",
         "measure",
         "peers",
+        "apply",
         "learn2reg",
         "entrants",
         "tables",

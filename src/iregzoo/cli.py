@@ -11,11 +11,13 @@ from typing import get_args
 
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
+from iregzoo.commands.transforms import apply
 from iregzoo.commands.zoo import import_checkpoint, list_bundles
 from iregzoo.errors import InputError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "register": register,
+    "apply": apply,
     "evaluate": evaluate,
     "list": list_bundles,
     "demo": demo,
