@@ -13,7 +13,19 @@ import iregzoo
 
 ROOT = Path(iregzoo.__file__).parent
 FLOORS = {
-    0: ("__init__", "errors", "flags", "devices", "fields", "similarity", "iteration", "attention", "registration"),
+    0: (
+        "__init__",
+        "errors",
+        "flags",
+        "devices",
+        "fields",
+        "similarity",
+        "iteration",
+        "attention",
+        "inversion",
+        "registration",
+        "silence",
+    ),
     1: ("losses", "metrics", "networks", "overlap", "significance", "symmetric", "synthesis", "refinement"),
     2: ("anatomy", "canonical", "cases", "space", "datasets", "pairs", "training"),
     3: (
@@ -35,6 +47,7 @@ FLOORS = {
         "results",
         "measure",
         "peers",
+        "apply",
         "learn2reg",
         "entrants",
         "tables",

@@ -209,7 +209,8 @@ REPORTED = {
     *("affine_lps_mm", "network_shape", "network_spacing_mm", "seconds", "bytes", "iterations", "scores"),
     *("ncc_before", "ncc_start", "ncc_after", "mse_before", "mse_start", "mse_after"),
     *("folding_percent", "near_singular_percent", "sdlogj", "displacement_mean_mm", "displacement_max_mm", "warnings"),
-    *("dice_before", "dice_before_mean", "dice", "dice_mean", "inverse_error_mean_mm", "inverse_error_max_mm"),
+    *("dice_before", "dice_before_mean", "dice", "dice_mean"),
+    *("inverse", "inverse_error_mean_mm", "inverse_error_max_mm"),
 }
 
 

@@ -118,7 +118,7 @@ def run(
         InputError: as the engine does, or where the summary cannot be written.
     """
     names = [job.folder.name for job in jobs]
-    remove_leftovers(output, set(names))
+    remove_leftovers(output, {*names, SUMMARY})
     outcomes: dict[str, Report | str] = dict(done)
     progress("begin")
     try:
@@ -131,7 +131,7 @@ def run(
         finished = sum(isinstance(outcome, dict) for outcome in outcomes.values())
         raise KeyboardInterrupt(f"{finished} of {len(jobs)} pairs are done") from None
     finally:
-        remove_leftovers(output, set(names))  # of workers that died or were ended
+        remove_leftovers(output, {*names, SUMMARY})  # of workers that died or were ended
         rows = [_row(job, outcomes.get(job.folder.name)) for job in jobs]
         _write_summary(output / SUMMARY, rows)
     return rows
@@ -154,7 +154,7 @@ def _row(job: Job, outcome: Report | str | None) -> Row:
 
 
 def _write_summary(path: Path, rows: Sequence[Row]) -> None:
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+    with whole_file(path, overwrite=True) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)

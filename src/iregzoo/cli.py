@@ -13,11 +13,13 @@ from iregzoo.commands.batch import batch
 from iregzoo.commands.label import label_app
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
+from iregzoo.commands.transforms import apply
 from iregzoo.commands.zoo import download, import_checkpoint, list_bundles, pack, verify
 from iregzoo.errors import InputError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "register": register,
+    "apply": apply,
     "batch": batch,
     "evaluate": evaluate,
     "list": list_bundles,

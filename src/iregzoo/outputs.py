@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,9 +32,42 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         InputError: where ``target`` is a file, cannot be written, or is not empty.
     """
     target = target.absolute()
+    with _staging(
+        target, option, lambda: check_target(target, overwrite=overwrite, owned=owned, option=option)
+    ) as place:
+        yield place
+        _publish(place, target, owned)
+
+
+@contextmanager
+def whole_file(target: Path, *, overwrite: bool, option: str = "--output") -> Iterator[Path]:
+    """A place to write a file to, of the same name, which becomes ``target`` once the block ends well.
+
+    Whatever ends the block early (an error, Ctrl-C) leaves ``target`` as it was.
+
+    Args:
+        target: the file; folders above it are made if need be.
+        overwrite: allow a file that is there already.
+        option: what to choose another of, for the messages.
+
+    Raises:
+        InputError: where ``target`` is a folder, cannot be written, or is there already.
+    """
+    target = target.absolute()
+    with _staging(target, option, lambda: _check_file(target, overwrite=overwrite, option=option)) as place:
+        yield place / target.name
+        (place / target.name).replace(target)
+
+
+@contextmanager
+def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[Path]:
+    """A hidden folder beside a target that passed its check; it goes with the block, as do parents that were made.
+
+    These stay where the target is there in the end.
+    """
     missing: list[Path] = []
     try:
-        check_target(target, overwrite=overwrite, owned=owned, option=option)
+        check()
         missing = _missing_parents(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -43,7 +76,6 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
     try:
         yield staging
-        _publish(staging, target, owned)
         missing = []
     except OSError as error:
         raise InputError(
@@ -74,6 +106,13 @@ def check_target(
     for name in owned:
         if (target / name).is_dir():
             raise InputError(f"{target / name}: is a folder, where a file would go; move it or choose another {option}")
+
+
+def _check_file(target: Path, *, overwrite: bool, option: str) -> None:
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder, not a file; choose another {option}")
+    if target.exists() and not flag(overwrite, "overwrite"):
+        raise InputError(f"{target}: is there already; choose another {option} or add --overwrite")
 
 
 def _missing_parents(target: Path) -> list[Path]:
@@ -115,23 +154,3 @@ def remove_leftovers(parent: Path, names: Collection[str]) -> None:
         staging = STAGING.fullmatch(path.name)
         if staging and staging[1] in names and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def whole_file(target: Path, *, option: str = "--output") -> Iterator[Path]:
-    """A place to write a file to, which becomes ``target``, or replaces it, once the block ends well.
-
-    Raises:
-        InputError: where it cannot be written.
-    """
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        try:
-            yield partial
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{target}: cannot be written ({error.strerror or error}); make room or choose another {option}"
-        ) from None

@@ -22,18 +22,18 @@ def write_image(path: Path, data: Tensor, grid: Grid) -> None:
     """Write (1, 1, X, Y, Z): float images as float32, label maps in the smallest integer type that holds them."""
     array = data[0, 0].cpu()
     if array.is_floating_point():
-        _write_sitk(grid.to_sitk(array.float().numpy()), path)
+        write_volume(path, grid.to_sitk(array.float().numpy()))
         return
     for dtype in (torch.uint8, torch.int16, torch.int32):
         if torch.iinfo(dtype).min <= int(array.min()) and int(array.max()) <= torch.iinfo(dtype).max:
-            _write_sitk(grid.to_sitk(array.to(dtype).numpy()), path)
+            write_volume(path, grid.to_sitk(array.to(dtype).numpy()))
             return
 
 
 def write_displacement(path: Path, displacement: Tensor, grid: Grid) -> None:
     """Write a displacement (1, 3, X, Y, Z), LPS mm, as the float32 vector image that ITK reads."""
     vectors = displacement[0].movedim(0, -1).float().cpu().numpy()
-    _write_sitk(grid.to_sitk(vectors, vector=True), path)
+    write_volume(path, grid.to_sitk(vectors, vector=True))
 
 
 def write_voxel_displacement(path: Path, displacement: Tensor, fixed: Grid, moving: Grid) -> None:
@@ -86,8 +86,22 @@ def _name_transform(group: h5py.Group, kind: str) -> None:
     group.create_dataset("TransformType", data=[f"{kind}_double_3_3"], dtype=h5py.string_dtype("ascii"))
 
 
-def _write_sitk(image: sitk.Image, path: Path) -> None:
-    """Write an image as ITK does; what holds floats is packed by ``gzip_floats``."""
+def affine_transform(matrix: Matrix) -> sitk.AffineTransform:
+    """The ITK transform of an affine (4, 4), LPS mm."""
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation(matrix[:3, 3].tolist())
+    return transform
+
+
+def write_volume(path: Path, image: sitk.Image) -> None:
+    """Write an ITK image in the format that the path's ending says, compressed.
+
+    What holds floats and goes to ``.nii.gz`` is packed by ``gzip_floats``.
+
+    Raises:
+        InputError: where the disk has no room.
+    """
     size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
     floats = "float" in image.GetPixelIDTypeAsString() and path.name.endswith(".nii.gz")
     plain = path.with_name(f".{path.name.removesuffix('.gz')}")  # for a moment, beside the packed one
