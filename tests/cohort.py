@@ -135,7 +135,7 @@ def tree(folder: Path) -> dict[str, object]:
             report.get("bytes", {}).pop("report.html", None)  # which says them, too
             found[name] = report
         elif path.name == "report.html":
-            found[name] = re.sub(r"\d+\.\d+ s\b", "", path.read_text())
+            found[name] = re.sub(r'\d+\.\d+ s\b|"seconds": \{[^}]*\}', "", path.read_text())
         elif path.name == "summary.csv":
             found[name] = [{**line, "seconds": bool(line["seconds"])} for line in csv.DictReader(path.open())]
         else:
