@@ -1,6 +1,7 @@
 """Measure what docs/evaluation.md shows, and write its tables and pictures, and those of README.md and the cards.
 
     python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--parts hippocampus,iterations,brain]
+        [--brain-peers false]
 
 DIR holds the hippocampus scans (images/, labels/, splits.json); --brain-dir the label maps of whole heads, which are
 rendered first. Each part runs ``iregzoo evaluate`` and replaces its tables between the markers of the page. Peers need
@@ -26,8 +27,13 @@ PICTURES = PAGE.with_suffix("")
 ITERATIONS = (("iterstop", None), ("tci", None), ("fixed", 1), ("fixed", 2), ("fixed", 3), ("fixed", 4))
 
 
-def main(dataset_dir: str, brain_dir: str | None = None, parts: Any = "hippocampus,iterations,brain") -> None:
-    """Run the chosen parts and write the page."""
+def main(
+    dataset_dir: str,
+    brain_dir: str | None = None,
+    parts: Any = "hippocampus,iterations,brain",
+    brain_peers: bool = True,
+) -> None:
+    """Run the chosen parts and write the page; peers take most of the brains' hour."""
     chosen = parts.split(",") if isinstance(parts, str) else list(parts)
     with TemporaryDirectory() as scratch:
         if "hippocampus" in chosen:
@@ -35,7 +41,7 @@ def main(dataset_dir: str, brain_dir: str | None = None, parts: Any = "hippocamp
         if "iterations" in chosen:
             iterations(Path(dataset_dir), Path(scratch))
         if "brain" in chosen and brain_dir and having("brain"):
-            brain(Path(brain_dir), Path(scratch))
+            brain(Path(brain_dir), Path(scratch), peers=brain_peers)
 
 
 def hippocampus(data: Path, scratch: Path) -> None:
@@ -74,14 +80,14 @@ def iterations(data: Path, scratch: Path) -> None:
     write("iterations", "\n".join([*lines, "", machine(summary(folder))]))
 
 
-def brain(data: Path, scratch: Path) -> None:
+def brain(data: Path, scratch: Path, *, peers: bool) -> None:
     """Whole heads, rendered as T1 and as random contrast."""
     rendered = scratch / "rendered"
     run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered)
     for part in ("t1", "contrast"):
         pairs = rendered / f"{part}.csv"
         options = ("--pairs", pairs, "--bundle", having("brain"), "--weights", "brain")
-        found = evaluate(scratch / part, *options, peers=True)
+        found = evaluate(scratch / part, *options, peers=peers)
         write(f"brain-{part}", table(found))
         picture(found, f"brain-{part}")
 
