@@ -14,7 +14,7 @@ import torch
 
 from iregzoo import cli, zoo
 from iregzoo.errors import InputError
-from iregzoo.label.app import write_face
+from iregzoo.label.app import having, start_command, write_face
 from iregzoo.label.atlas import LabelledImage, own, packaged, place_of, write
 from iregzoo.space.scan import read_labels, read_scan
 from iregzoo.template import read_atlas, read_names
@@ -323,6 +323,11 @@ def test_a_folder_in_use_is_refused(
         assert "no Label app" in refused(monkeypatch, capsys, str(tmp_path), "--overwrite")
     assert mine.read_text() == "print('mine')"
     assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_page_for_clinicians_shows_the_command_that_is_printed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clinicians.md").read_text(encoding="utf-8")
+    assert f"\n{start_command(Path('hippocampus'), having(None), 'scans')}\n" in page
 
 
 @pytest.mark.skipif(find_spec("monailabel") is not None, reason="MONAI Label is installed")
