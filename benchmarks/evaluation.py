@@ -1,6 +1,7 @@
-"""Measure what docs/evaluation.md shows, and write its tables and pictures.
+"""Measure what docs/evaluation.md shows, and write its tables and pictures, and those of README.md and the cards.
 
     python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--parts hippocampus,iterations,brain]
+        [--brain-peers false]
 
 DIR holds the hippocampus scans (images/, labels/, splits.json); --brain-dir the label maps of whole heads, which are
 rendered first. Each part runs ``iregzoo evaluate`` and replaces its tables between the markers of the page. Peers need
@@ -26,8 +27,13 @@ PICTURES = PAGE.with_suffix("")
 ITERATIONS = (("iterstop", None), ("tci", None), ("fixed", 1), ("fixed", 2), ("fixed", 3), ("fixed", 4))
 
 
-def main(dataset_dir: str, brain_dir: str | None = None, parts: Any = "hippocampus,iterations,brain") -> None:
-    """Run the chosen parts and write the page."""
+def main(
+    dataset_dir: str,
+    brain_dir: str | None = None,
+    parts: Any = "hippocampus,iterations,brain",
+    brain_peers: bool = True,
+) -> None:
+    """Run the chosen parts and write the page; peers take most of the brains' hour."""
     chosen = parts.split(",") if isinstance(parts, str) else list(parts)
     with TemporaryDirectory() as scratch:
         if "hippocampus" in chosen:
@@ -35,7 +41,7 @@ def main(dataset_dir: str, brain_dir: str | None = None, parts: Any = "hippocamp
         if "iterations" in chosen:
             iterations(Path(dataset_dir), Path(scratch))
         if "brain" in chosen and brain_dir and having("brain"):
-            brain(Path(brain_dir), Path(scratch))
+            brain(Path(brain_dir), Path(scratch), peers=brain_peers)
 
 
 def hippocampus(data: Path, scratch: Path) -> None:
@@ -44,6 +50,11 @@ def hippocampus(data: Path, scratch: Path) -> None:
     found = evaluate(scratch / "hippocampus", "--pairs", pairs, "--bundle", having("hippocampus"), peers=True)
     write("hippocampus", table(found))
     picture(found, "hippocampus")
+    results = [each for each in summary(found)["results"] if each["bundle"] in PAPERS]
+    write("hippocampus-bundles", overview(results), ROOT / "README.md")
+    for each in results:
+        card = ROOT / "bundles" / each["bundle"] / "docs" / "README.md"
+        write("hippocampus-card", card_table(each, summary(found)), card)
 
 
 def iterations(data: Path, scratch: Path) -> None:
@@ -69,14 +80,14 @@ def iterations(data: Path, scratch: Path) -> None:
     write("iterations", "\n".join([*lines, "", machine(summary(folder))]))
 
 
-def brain(data: Path, scratch: Path) -> None:
+def brain(data: Path, scratch: Path, *, peers: bool) -> None:
     """Whole heads, rendered as T1 and as random contrast."""
     rendered = scratch / "rendered"
     run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered)
     for part in ("t1", "contrast"):
         pairs = rendered / f"{part}.csv"
         options = ("--pairs", pairs, "--bundle", having("brain"), "--weights", "brain")
-        found = evaluate(scratch / part, *options, peers=True)
+        found = evaluate(scratch / part, *options, peers=peers)
         write(f"brain-{part}", table(found))
         picture(found, f"brain-{part}")
 
@@ -118,6 +129,57 @@ def table(folder: Path) -> str:
     return "\n".join([text, "", f"{cases}{', '.join(worst)}.", "", machine(found)])
 
 
+PAPERS = {
+    "iirp": "IIRP-Net, CVPR 2024",
+    "ipear": "iPEAR, 2025",
+    "pan": "PAN, ISBI 2024",
+    "sm_gicnet": "SM-GICNet, MIDL 2025",
+    "ad_regnet": "AD-RegNet, 2026",
+}
+FIGURES = {
+    "dice_mean": ("Dice, mean ± sd", 3),
+    "hd95_mm": ("HD95 mm", 2),
+    "assd_mm": ("ASSD mm", 2),
+    "folding_percent": ("folding %", 3),
+    "near_singular_percent": ("det J ≤ 0.1, %", 2),
+    "sdlogj": ("sd log J", 3),
+    "ncc_after": ("NCC after", 3),
+    "seconds": ("s a pair", 2),
+}
+
+
+def overview(results: list[dict[str, Any]]) -> str:
+    """The table of all bundles."""
+    lines = ["| bundle | paper | test Dice | folding | s a pair |", "|---|---|---|---|---|"]
+    for each in sorted(results, key=lambda each: list(PAPERS).index(each["bundle"])):
+        name = each["bundle"]
+        lines.append(
+            f"| [`{name}`](bundles/{name}/docs/README.md) | {PAPERS[name]} | {each['dice_mean']['mean']:.3f} "
+            f"| {each['folding_percent']['mean']:.2f} % | {each['seconds']['mean']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def card_table(result: dict[str, Any], found: dict[str, Any]) -> str:
+    """How one bundle did, and its worst pair."""
+    cells = [f"{result[name]['mean']:.{digits}f}" for name, (_, digits) in FIGURES.items()]
+    cells[0] += f" ± {result['dice_mean']['sd']:.3f}"
+    heads = [head for head, _ in FIGURES.values()]
+    worst = result["worst"]
+    moving, fixed = (Path(worst[side]).name.removesuffix(".nii.gz") for side in ("moving", "fixed"))
+    iterations = ", ".join(f"{count:.1f}" for count in result["iterations"])
+    steering = f" Iterations a level: {iterations}." if iterations else ""
+    return "\n".join(
+        [
+            f"| {' | '.join(heads)} |",
+            f"|{'---|' * len(heads)}",
+            f"| {' | '.join(cells)} |",
+            "",
+            f"{machine(found)}{steering} Worst pair: {moving} to {fixed}, Dice {worst['dice_mean']:.3f}.",
+        ]
+    )
+
+
 def machine(found: dict[str, Any]) -> str:
     """What it was measured on, and on how many pairs."""
     of, pairs = found["machine"], found["results"][0]["pairs"]
@@ -132,9 +194,9 @@ def picture(folder: Path, name: str) -> None:
             shutil.copy(folder / f"{kind}.png", PICTURES / f"{name}_{kind}.png")
 
 
-def write(part: str, text: str) -> None:
-    """Replace what stands between the markers of a part."""
-    replace_part(PAGE, part, Path(__file__).name, text)
+def write(part: str, text: str, path: Path = PAGE) -> None:
+    """Replace what stands between the markers of a part of a page."""
+    replace_part(path, part, Path(__file__).name, text)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from releases import Downloads, Release
 
 # Several workers with several threads each would fight over the cores; set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,3 +37,38 @@ def _no_bundles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IREGZOO_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture
+def release() -> "Iterator[Release]":
+    """A server with the repository's own iirp."""
+    from releases import BUNDLES, VERSION, archive, serve
+
+    with serve() as server:
+        server.publish("iirp", VERSION, archive(BUNDLES / "iirp"))
+        yield server
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> "Downloads":
+    """Downloads into a user's folder of the test's own, which soon give up."""
+    from iregzoo import transfer
+    from releases import Downloads
+
+    monkeypatch.setenv("IREGZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("IREGZOO_SOURCE", raising=False)
+    monkeypatch.setattr(transfer, "TIMEOUT", 5.0)
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
+    return Downloads(monkeypatch, capsys, tmp_path / "home")
+
+
+@pytest.fixture
+def former(downloads: "Downloads", tmp_path: Path) -> dict[str, str]:
+    """The files of an older bundle that was installed before."""
+    from releases import archive, serve, tree, variant
+
+    with serve() as server:
+        server.publish("iirp", "0.0.1", archive(variant(tmp_path, "0.0.1")))
+        downloads.works("--version", "0.0.1", source=server.url)
+    return tree(downloads.place)

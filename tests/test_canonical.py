@@ -14,14 +14,14 @@ from iregzoo import zoo
 from iregzoo.anatomy import read_anatomies, read_table
 from iregzoo.canonical import CanonicalStep, assemble, canonical_pair, canonical_synthesis, trained
 from iregzoo.errors import InputError
-from iregzoo.networks.canonical import BRIGHTNESS, CanonicalNet, canonical_image
+from iregzoo.networks.canonical import BRIGHTNESS, LEVELS, CanonicalNet, at_corner, canonical_class, canonical_image
 from iregzoo.registration import PairNetwork, Registration
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL: dict[str, Any] = {
     "device": "cpu",
-    "shape": [16, 16, 16],
-    "validated": [16, 16, 16],
+    "shape": [32, 16, 16],
+    "validated": [32, 16, 16],
     "validations": 2,
     "steps": 4,
     "steps_per_epoch": 2,
@@ -45,13 +45,38 @@ def test_the_canonical_image_is_the_brightness_of_each_label() -> None:
         assert torch.equal(canonical_image(labels.to(dtype)), expected)
 
 
+def test_every_class_has_a_brightness_of_its_own() -> None:
+    labels = torch.tensor([0, 24, 2, 41, 530, -5])
+    classes = canonical_class(labels)
+    assert classes.tolist() == [0, LEVELS.index(0.2), LEVELS.index(1.0), LEVELS.index(1.0), 0, 0]
+    assert list(LEVELS) == sorted(set(LEVELS))
+    assert torch.equal(torch.tensor(LEVELS)[classes], canonical_image(labels))
+
+
+def test_the_corners_of_the_blocks_are_all_voxels() -> None:
+    volume = torch.rand(2, 4, 6, 8)
+    rebuilt = torch.empty_like(volume)
+    for corner in range(8):
+        at_corner(rebuilt, corner).copy_(at_corner(volume, corner))
+    assert torch.equal(rebuilt, volume)
+
+
+def test_what_it_gives_is_the_brightness_it_expects() -> None:
+    net, image = network(), torch.rand(1, 1, 32, 16, 16)
+    made = net(image)
+    for corner in (0, 3, 7):
+        chances = net.logits(net.features(image), corner).softmax(1)
+        expected = (chances * torch.tensor(LEVELS).view(-1, 1, 1, 1)).sum(1, keepdim=True)
+        torch.testing.assert_close(at_corner(made, corner), expected)
+
+
 def network() -> CanonicalNet:
     torch.manual_seed(0)
     return CanonicalNet().eval()
 
 
 def test_each_channel_is_seen_by_itself() -> None:
-    images = torch.rand(2, 3, 16, 24, 16, generator=torch.manual_seed(1))
+    images = torch.rand(2, 3, 32, 16, 16, generator=torch.manual_seed(1))
     made = network()(images)
     assert made.shape == images.shape
     assert made.min() >= 0
@@ -62,25 +87,18 @@ def test_each_channel_is_seen_by_itself() -> None:
             torch.testing.assert_close(made[item : item + 1, channel : channel + 1], alone)
 
 
-def test_brightness_and_contrast_of_an_image_change_little() -> None:
-    image = torch.rand(1, 1, 16, 16, 16, generator=torch.manual_seed(1))
-    torch.testing.assert_close(
-        network()(0.3 + 0.5 * image)[..., 4:-4, 4:-4, 4:-4].mean(), network()(image).mean(), atol=0.1, rtol=0
-    )
-
-
 def test_every_parameter_learns() -> None:
-    net = network().train()
-    net(torch.rand(1, 2, 16, 16, 16)).square().sum().backward()
+    net = network()
+    net(torch.rand(1, 2, 32, 32, 32)).square().sum().backward()
     for name, parameter in net.named_parameters():
         # A norm takes a bias away again.
-        if not name.endswith("bias") or name.startswith("head"):
+        if not name.endswith("bias") or name.startswith("heads"):
             assert parameter.grad is not None
             assert parameter.grad.abs().sum() > 0, name
 
 
 def test_shapes_that_do_not_come_down_evenly_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"images have shape \(1, 2, 16, 12, 16\); expected .* multiples of 8"):
+    with pytest.raises(ValueError, match=r"images have shape \(1, 2, 16, 12, 16\); expected .* multiples of 16"):
         network()(torch.rand(1, 2, 16, 12, 16))
 
 
@@ -91,10 +109,12 @@ def test_a_pair_network_registers_what_the_canonical_network_makes() -> None:
         def forward(self, moving: Tensor, fixed: Tensor, controller: object = None) -> Registration:
             return Registration(torch.cat((moving, fixed, fixed), dim=1))
 
-    image = torch.rand(1, 2, 16, 16, 16)
+    image = torch.rand(1, 2, 32, 16, 16)
     pair = PairNetwork(Recorder(), network())
     torch.testing.assert_close(pair(image)[:, :2], network()(image))
     torch.testing.assert_close(PairNetwork(Recorder())(image)[:, :2], image)
+    assert pair.stride == 16  # both go into it
+    assert PairNetwork(Recorder()).stride == 8
 
 
 def test_synthesised_canonical_images_look_like_the_real_ones() -> None:
@@ -129,7 +149,7 @@ def test_its_training_writes_weights_that_load(front: Path, anatomies: Path) -> 
     made = trained(front / "best.pt")
     assert not made.training
     torch.manual_seed(0)
-    assert not torch.equal(made.head.weight, CanonicalNet().head.weight)
+    assert not torch.equal(made.heads[1].weight, CanonicalNet().heads[1].weight)
     assert (front / "checkpoint_epoch=2.pt").is_file()
 
 
@@ -140,30 +160,28 @@ def test_more_steps_come_closer(anatomies: Path, tmp_path: Path) -> None:
         str(ROOT / "canonical" / "train.json"),
         bundle_root=str(ROOT / "canonical"),
         amp=False,
+        learning_rate=0.005,
         steps=60,
         steps_per_epoch=20,
     )
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     name = next(tag for tag in events.Tags()["scalars"] if tag.endswith("loss"))
     losses = [event.value for event in events.Scalars(name)]
-    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+    assert sum(losses[-15:]) < 0.85 * sum(losses[:15])
 
 
 def test_a_method_is_trained_with_it_and_carried_in_one_file(front: Path, anatomies: Path, tmp_path: Path) -> None:
     bundle = ROOT / "bundles" / "iirp"
-    files = [str(bundle / "configs" / name) for name in ("train.json", "train_brain.json", "finish_brain.json")]
+    files = [str(bundle / "configs" / "train.json"), str(ROOT / "canonical" / "brain.json")]
     weights = str(front / "best.pt")
     small: dict[str, Any] = {"bundle_root": str(bundle), "amp": False, "passes": [1]}
-    run(anatomies, tmp_path, *files[:2], **small)
-    finished = tmp_path / "finished"
-    small["start"] = str(tmp_path / "best.pt")
-    run(anatomies, finished, *files, **small, front=f"$canonical.trained('{weights}')")
-    assemble(str(finished / "best.pt"), weights, str(tmp_path / "brain.pt"))
+    run(anatomies, tmp_path, *files, **small, front=f"$canonical.trained('{weights}')")
+    assemble(str(tmp_path / "best.pt"), weights, str(tmp_path / "brain.pt"))
     state = torch.load(tmp_path / "brain.pt", weights_only=True)
     method = zoo.complete(zoo.untrained(zoo.find("iirp")), zoo.WeightsCard("brain.pt", canonical=True))
     method.load_state_dict(state)
     torch.testing.assert_close(
-        method.canonical.state_dict()["head.bias"], trained(weights).head.bias.data.half().float()
+        method.canonical.state_dict()["heads.3.bias"], trained(weights).heads[3].bias.data.half().float()
     )
 
 
@@ -186,6 +204,6 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     net = network()
     state = SimpleNamespace(device=torch.device("cpu"), iteration=7)
     engine = SimpleNamespace(state=state, network=net, optimizer=torch.optim.Adam(net.parameters()))
-    batch = {"image": torch.full((1, 2, 16, 16, 16), float("nan")), "label": torch.zeros(1, 2, 16, 16, 16)}
+    batch = {"image": torch.full((1, 2, 32, 16, 16), float("nan")), "label": torch.zeros(1, 2, 32, 16, 16)}
     with pytest.raises(InputError, match="the loss of step 7 is not finite; lower learning_rate"):
         CanonicalStep()(engine, batch)

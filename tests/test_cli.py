@@ -79,6 +79,7 @@ def test_register_writes_every_file(
         "inverse_transform.h5",
         "report.json",
         "report.png",
+        "report.html",
     }
     report = json.loads((output / "report.json").read_text())
     assert set(report["dice"]) == {"1", "2"}

@@ -12,6 +12,7 @@ import torch
 
 from iregzoo import cli
 from iregzoo.cases import Case, read_cases
+from iregzoo.commands.shared import names
 from iregzoo.errors import InputError
 from iregzoo.evaluate import FILES, evaluate
 from iregzoo.outputs import whole_folder
@@ -176,7 +177,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
 
 
 def test_a_method_named_twice_is_measured_once() -> None:
-    assert cli.names("iirp, pan,iirp", "bundle") == ["iirp", "pan"]
+    assert names("iirp, pan,iirp", "bundle") == ["iirp", "pan"]
 
 
 def test_a_peer_stands_beside_the_methods(folder: Path, method: Method, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""A folder of results appears whole or not at all."""
+"""Folders of results, and files, appear whole or not at all."""
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from iregzoo.errors import InputError
-from iregzoo.outputs import whole_folder
+from iregzoo.outputs import remove_leftovers, whole_file, whole_folder
 
 OWNED = ("warped.txt", "labels.txt", "report.txt")
 
@@ -114,6 +115,37 @@ def test_overwrite_reaches_into_folders_and_keeps_what_is_not_its_own_there(tmp_
     assert contents(tmp_path / "results") == {"c.txt": "new", "fields/b.txt": "new", "fields/notes.txt": "mine"}
 
 
+@pytest.mark.parametrize("stop", range(4))
+def test_last_name_is_replaced_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    """Whatever moment a kill comes at: a new report is never beside old files."""
+    fill(tmp_path / "results", text="old")
+    replace, moved = Path.replace, []
+
+    def killed(source: Path, target: Path) -> Path:
+        if len(moved) == stop:
+            raise KeyboardInterrupt
+        moved.append(target)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with suppress(KeyboardInterrupt):
+        fill(tmp_path / "results", ("report.txt", "warped.txt"), overwrite=True)
+    found = contents(tmp_path / "results")
+    new = {"report.txt": "new", "warped.txt": "new"}
+    assert found["report.txt"] == "old" or found == new
+    assert (found == new) == (stop >= 2)
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [".git", ".other.abcdefgh", ".pair.notes", ".pair.ABCDEFGH", "pair"]
+    for name in (*kept, ".pair.abc_4567", ".a.b.abcdefgh"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "warped.txt").write_text("half")
+    (tmp_path / ".pair.abcdefgh").write_text("a file")
+    remove_leftovers(tmp_path, {"pair", "a.b"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".pair.abcdefgh"])
+
+
 def test_overwrite_leaves_no_folder_empty_of_what_is_stale(tmp_path: Path) -> None:
     for name in ("gone/deep/old.txt", "kept/old.txt", "kept/mine.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +185,63 @@ def test_folder_in_the_place_of_a_file_leaves_an_earlier_run_as_it_was(tmp_path:
     with pytest.raises(InputError, match=r"warped.txt.*is a folder"):
         fill(tmp_path / "results", overwrite=True)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("target", ["points.csv", "a/b/points.csv"])
+def test_a_file_is_made_with_its_folders(tmp_path: Path, target: str) -> None:
+    with whole_file(tmp_path / target, overwrite=False) as path:
+        assert path.name == "points.csv"
+        path.write_text("new")
+        assert not (tmp_path / target).exists()
+    assert contents(tmp_path) == {target: "new"}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, InputError, OSError])
+@pytest.mark.parametrize("target", ["points.csv", "a/b/points.csv"])
+def test_whatever_ends_it_early_leaves_no_file(tmp_path: Path, stop: type[BaseException], target: str) -> None:
+    (tmp_path / "points.csv").write_text("old")
+
+    def interrupted() -> None:
+        with whole_file(tmp_path / target, overwrite=True) as path:
+            path.write_text("half")
+            raise stop("stopped")
+
+    with pytest.raises(InputError if stop is OSError else stop, match="stopped"):
+        interrupted()
+    assert contents(tmp_path) == {"points.csv": "old"}
+
+
+def test_a_file_that_is_there_is_replaced_only_where_asked(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("old")
+    with (
+        pytest.raises(InputError, match=r"points.csv: is there already; choose another --output or add --overwrite"),
+        whole_file(tmp_path / "points.csv", overwrite=False),
+    ):
+        pass
+    assert contents(tmp_path) == {"points.csv": "old"}
+    with whole_file(tmp_path / "points.csv", overwrite=True) as path:
+        path.write_text("new")
+    assert contents(tmp_path) == {"points.csv": "new"}
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").mkdir()
+    with (
+        pytest.raises(InputError, match=r"points.csv: is a folder, not a file; choose another --output"),
+        whole_file(tmp_path / "points.csv", overwrite=True),
+    ):
+        pass
+    assert contents(tmp_path) == {"points.csv": "empty folder"}
+
+
+def test_a_file_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with (
+        pytest.raises(InputError, match=r"points.csv: cannot be written .*; choose another --output"),
+        whole_file(tmp_path / "notes" / "points.csv", overwrite=False),
+    ):
+        pass
+    assert contents(tmp_path) == {"notes": "mine"}
 
 
 # Each line of a full disk: files may grow to a limit, and no further, as on a disk that has so much room left.

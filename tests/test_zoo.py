@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iregzoo import zoo
 from iregzoo.errors import InputError
-from iregzoo.iteration import FixedIterations
+from iregzoo.iteration import TCI, FixedIterations
 from iregzoo.registration import PairNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +68,22 @@ def test_bundle_of_the_users_folder_comes_first(home: Path) -> None:
     assert zoo.find("iirp").path == folder
     assert zoo.find("iirp").metadata["version"] == "9.9.9"
     assert [bundle.name for bundle in zoo.bundles()].count("iirp") == 1
+
+
+def test_newest_of_a_name_comes_first_by_numbers(home: Path) -> None:
+    shipped = ROOT / "bundles" / "iirp"
+    own = zoo.read_bundle(shipped).version
+    folder = install(home)
+    for version, path in (("0.0.1", shipped), (own, folder), ("10.0.0", folder), ("mine", folder), ("", folder)):
+        (folder / "configs/metadata.json").write_text(json.dumps({"version": version}))
+        assert zoo.find("iirp").path == path, version
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"), [("0.9.0", "0.10.0"), ("0.1", "0.1.1"), ("9.0.0", "10.0.0"), ("1.x", "0.0.0"), ("", "0")]
+)
+def test_versions_are_compared_as_numbers(older: str, newer: str) -> None:
+    assert zoo.numbers(older) < zoo.numbers(newer)
 
 
 def test_unknown_bundle_is_refused_with_what_there_is() -> None:
@@ -422,3 +438,10 @@ def test_a_bundle_with_broken_metadata_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("IREGZOO_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"metadata\.json: is no readable metadata"):
         zoo.find("iirp")
+
+
+def test_a_card_says_what_steers_the_iterations() -> None:
+    definition = {"_target_": "iregzoo.iteration.FixedIterations", "max_iterations": 2}
+    steered = zoo.complete(zoo.untrained(zoo.find("ipear")), zoo.WeightsCard("model.pt", controller=definition))
+    assert steered.controller == FixedIterations(2)
+    assert zoo.complete(zoo.untrained(zoo.find("ipear")), zoo.WeightsCard("model.pt")).controller == TCI()

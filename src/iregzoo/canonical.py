@@ -7,20 +7,33 @@ from typing import Any
 
 import fire
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from iregzoo.errors import InputError
 from iregzoo.flags import flag
-from iregzoo.networks.canonical import BRIGHTNESS, CanonicalNet, canonical_image
+from iregzoo.networks.canonical import (
+    BRIGHTNESS,
+    CORNERS,
+    LEVELS,
+    CanonicalNet,
+    at_corner,
+    canonical_class,
+    canonical_image,
+)
 from iregzoo.pairs import Sample
 from iregzoo.synthesis import BRIGHTEST, Synthesis, Tissue
 
-STRUCTURE = 3.0  # what a voxel of a structure counts, and one of the rest 1
+# What a voxel of each class counts: one outside the brain 1, of what is large there 2, and of small structures 4.
+LARGE = (BRIGHTNESS[2], BRIGHTNESS[3], BRIGHTNESS[7], BRIGHTNESS[8])
+WEIGHTS = tuple(1.0 if level == 0 else 2.0 if level in LARGE else 4.0 for level in LEVELS)
 
 
 @dataclass(frozen=True)
 class CanonicalStep:
-    """One step of MONAI's ``SupervisedTrainer``, as its ``iteration_update``: the absolute error on synthesised images.
+    """One step of MONAI's ``SupervisedTrainer``, as its ``iteration_update``: cross-entropy of the classes.
+
+    Of each block of 2×2×2 voxels a step sees one corner, the next one each step: neighbours say much the same.
 
     Args:
         amp: run the network in bfloat16.
@@ -35,13 +48,14 @@ class CanonicalStep:
         object.__setattr__(self, "amp", flag(self.amp, "amp"))
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
-        image, target = canonical_pair(batch, engine.state.device)
+        image, label = (batch[key].to(engine.state.device) for key in ("image", "label"))
+        corner = engine.state.iteration % len(CORNERS)
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            made = engine.network(image)
-        weight = torch.where(target > 0, STRUCTURE, 1.0)
-        loss = ((made - target).abs() * weight).sum() / weight.sum()
+            logits = engine.network.logits(engine.network.features(image), corner)
+        classes = canonical_class(at_corner(label.flatten(0, 1), corner))
+        loss = F.cross_entropy(logits, classes, logits.new_tensor(WEIGHTS))
         if not loss.isfinite():
             raise InputError(f"the loss of step {engine.state.iteration} is not finite; lower learning_rate")
         torch.autograd.backward(loss)

@@ -1,10 +1,17 @@
 """A table of pairs: which scans, label maps and landmarks belong together."""
 
 import csv
-from dataclasses import dataclass, fields
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from iregzoo.errors import InputError
+
+UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # in the name of a folder, on one system or another
+MOST_BYTES = 200  # of such a name: systems take 255, and what is being written has a longer one
 
 
 @dataclass(frozen=True)
@@ -17,18 +24,23 @@ class Case:
     moving_labels: str = ""
     fixed_points: str = ""
     moving_points: str = ""
+    name: str = ""
 
     @property
-    def name(self) -> str:
-        return f"{Path(self.moving).name} → {Path(self.fixed).name}"
+    def title(self) -> str:
+        return self.name or f"{Path(self.moving).name} → {Path(self.fixed).name}"
 
 
 COLUMNS = tuple(column.name for column in fields(Case))
 
 
-def read_cases(path: str | Path) -> list[Case]:
+def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
     """The pairs of a CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
-    moving_points. A relative path is looked for beside the CSV file, then in the working folder.
+    moving_points, name. A relative path is looked for beside the CSV file, then in the working folder.
+
+    Args:
+        path: of the table.
+        check: refuse a table with a file that is missing; else its path is one beside the table.
 
     Raises:
         InputError: for a missing table, column or file, an unknown column, or no pairs.
@@ -52,17 +64,63 @@ def read_cases(path: str | Path) -> list[Case]:
     if not rows:
         raise InputError(f"{table}: has no pairs below its header")
     return [
-        Case(**{name: _locate(table, number, name, value) for name, value in row.items()})
+        Case(**{name: _locate(table, number, name, value, check) for name, value in row.items()})
         for number, row in enumerate(rows, 2)
     ]
 
 
-def _locate(table: Path, line: int, column: str, value: str) -> str:
+def _locate(table: Path, line: int, column: str, value: str, check: bool) -> str:
+    if column == "name":
+        return value
     if not value:
-        if column in ("fixed", "moving"):
+        if check and column in ("fixed", "moving"):
             raise InputError(f"{table}, line {line}: names no {column} scan")
         return ""
     for candidate in (table.parent / value, Path(value)):
         if candidate.exists():
             return str(candidate)
-    raise InputError(f"{table}, line {line}: {value}: no such file, neither beside the table nor in the working folder")
+    if check:
+        raise InputError(
+            f"{table}, line {line}: {value}: no such file, neither beside the table nor in the working folder"
+        )
+    return str(table.parent / value)
+
+
+def folder_names(cases: Sequence[Case]) -> list[str]:
+    """A folder's name for each case: its own or, for want of one, ``MOVING_to_FIXED`` after its files.
+
+    Where several would have one name, those of no name of their own get a hash of their files' paths behind it. A
+    case's name does not depend on where it stands in the table.
+
+    Raises:
+        InputError: for a name of a case that cannot be a folder's, and for cases that cannot be told apart.
+    """
+    plain = [case.name or _after_files(case) for case in cases]
+    taken = Counter(name.lower() for name in plain)
+    names = [
+        f"{name}-{_digest(case)}" if taken[name.lower()] > 1 and not case.name else name
+        for name, case in zip(plain, cases, strict=True)
+    ]
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if UNFIT.search(name) or name[0] == "." or name[-1] in ". " or len(name.encode()) > MOST_BYTES:
+            raise InputError(
+                f"pair {number}: {name!r} cannot name a folder everywhere; in the column name, give letters, digits, "
+                f"-, _ and ., {MOST_BYTES} bytes at most"
+            )
+        other = first.setdefault(name.lower(), number)
+        if other != number:
+            raise InputError(
+                f"pairs {other} and {number} would both be {name!r}; give each a name of its own in the column name"
+            )
+    return names
+
+
+def _after_files(case: Case) -> str:
+    moving, fixed = (re.sub(r"(\.nii)?\.\w+$", "", Path(path).name) for path in (case.moving, case.fixed))
+    return UNFIT.sub("_", f"{moving}_to_{fixed}").lstrip(".")
+
+
+def _digest(case: Case) -> str:
+    paths = [str(Path(path).absolute()) for path in astuple(case) if path]
+    return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:8]

@@ -9,17 +9,24 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import get_args
 
+from iregzoo.commands.batch import batch
 from iregzoo.commands.label import label_app
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
-from iregzoo.commands.zoo import import_checkpoint, list_bundles
+from iregzoo.commands.transforms import apply
+from iregzoo.commands.zoo import download, import_checkpoint, list_bundles, pack, verify
 from iregzoo.errors import InputError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "register": register,
+    "apply": apply,
+    "batch": batch,
     "evaluate": evaluate,
     "list": list_bundles,
     "demo": demo,
+    "download": download,
+    "verify": verify,
+    "pack": pack,
     "label-app": label_app,
     "import-checkpoint": import_checkpoint,
 }
@@ -81,8 +88,9 @@ def main() -> None:
     except InputError as error:
         print(f"iregzoo: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("iregzoo: interrupted; nothing was written, run the command again", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "nothing was written"
+        print(f"iregzoo: interrupted; {said}, run the command again", file=sys.stderr, flush=True)
         # Not sys.exit: where the interrupt met code that was being exec'd (as dataclasses are, at import), Python
         # remembers it as unhandled, although it is handled here, and would end with a signal instead of 2.
         os._exit(2)

@@ -109,11 +109,11 @@ def _measure_all(
     failed: list[dict[str, str]] = []
     for entrant in entrants:
         for number, case in enumerate(cases):
-            progress(f"{entrant.bundle} {case.name}")
+            progress(f"{entrant.bundle} {case.title}")
             try:
                 row, result, images = _measure(case, entrant)
             except InputError as error:
-                failed.append({"bundle": entrant.bundle, "pair": case.name, "reason": str(error)})
+                failed.append({"bundle": entrant.bundle, "pair": case.title, "reason": str(error)})
                 continue
             rows.append({**row, "case": number})
             see(number, row, result, images)

@@ -1,14 +1,17 @@
-"""A folder of results that appears whole or not at all."""
+"""Folders of results, and files, that appear whole or not at all."""
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iregzoo.errors import InputError
 from iregzoo.flags import flag
+
+STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as mkdtemp names them below
 
 
 @contextmanager
@@ -21,16 +24,50 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         target: the folder to fill; made if need be.
         overwrite: allow a folder that holds something already.
         owned: every name that such results may have, with slashes below folders; with ``overwrite``, those of an
-            earlier run that this one did not write are removed, and the folders that this leaves empty.
+            earlier run that this one did not write are removed, with folders that this leaves empty, then the others
+            replaced in this order. The last one thus tells what the others are, also after a kill.
         option: what to choose another of, for the messages.
 
     Raises:
         InputError: where ``target`` is a file, cannot be written, or is not empty.
     """
     target = target.absolute()
+    with _staging(
+        target, option, lambda: check_target(target, overwrite=overwrite, owned=owned, option=option)
+    ) as place:
+        yield place
+        _publish(place, target, owned)
+
+
+@contextmanager
+def whole_file(target: Path, *, overwrite: bool, option: str = "--output") -> Iterator[Path]:
+    """A place to write a file to, of the same name, which becomes ``target`` once the block ends well.
+
+    Whatever ends the block early (an error, Ctrl-C) leaves ``target`` as it was.
+
+    Args:
+        target: the file; folders above it are made if need be.
+        overwrite: allow a file that is there already.
+        option: what to choose another of, for the messages.
+
+    Raises:
+        InputError: where ``target`` is a folder, cannot be written, or is there already.
+    """
+    target = target.absolute()
+    with _staging(target, option, lambda: _check_file(target, overwrite=overwrite, option=option)) as place:
+        yield place / target.name
+        (place / target.name).replace(target)
+
+
+@contextmanager
+def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[Path]:
+    """A hidden folder beside a target that passed its check; it goes with the block, as do parents that were made.
+
+    These stay where the target is there in the end.
+    """
     missing: list[Path] = []
     try:
-        check_target(target, overwrite=overwrite, owned=owned, option=option)
+        check()
         missing = _missing_parents(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -39,7 +76,6 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
     try:
         yield staging
-        _publish(staging, target, owned)
         missing = []
     except OSError as error:
         raise InputError(
@@ -72,6 +108,13 @@ def check_target(
             raise InputError(f"{target / name}: is a folder, where a file would go; move it or choose another {option}")
 
 
+def _check_file(target: Path, *, overwrite: bool, option: str) -> None:
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder, not a file; choose another {option}")
+    if target.exists() and not flag(overwrite, "overwrite"):
+        raise InputError(f"{target}: is there already; choose another {option} or add --overwrite")
+
+
 def _missing_parents(target: Path) -> list[Path]:
     """Parents that do not exist yet, the deepest first."""
     return [folder for folder in target.parents if not folder.exists()]
@@ -86,12 +129,13 @@ def _remove(folders: list[Path]) -> None:
 def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
     if target.is_dir() and any(target.iterdir()):
         written = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
-        for name in written:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (staging / name).replace(target / name)
-        for name in set(owned) - written:
+        place = {name: number for number, name in enumerate(owned)}
+        for name in place.keys() - written:
             (target / name).unlink(missing_ok=True)
             _remove([folder for folder in (target / name).parents if target in folder.parents])
+        for name in sorted(written, key=lambda name: place.get(name, -1)):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).replace(target / name)
         return
     umask = os.umask(0)
     os.umask(umask)
@@ -99,3 +143,14 @@ def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
     if target.is_dir():
         target.rmdir()
     staging.rename(target)
+
+
+def remove_leftovers(parent: Path, names: Collection[str]) -> None:
+    """Remove what killed processes left of their work on the folders ``names`` of ``parent``.
+
+    Only for who knows that nobody is filling one of them.
+    """
+    for path in parent.iterdir():
+        staging = STAGING.fullmatch(path.name)
+        if staging and staging[1] in names and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from iregzoo.errors import InputError
-from iregzoo.space.formats import map_points, read_image, read_label_map, read_landmarks
+from iregzoo.space.formats import read_image, read_label_map, read_landmarks
 from iregzoo.space.grid import Grid, bounding_grid, inverse, middle, network_grid
+from iregzoo.space.points import map_points
 from iregzoo.space.scan import Scan, Window, normalise, resample_to
 
 Sample = dict[str, Any]

@@ -8,8 +8,7 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -21,6 +20,7 @@ import torch
 from iregzoo.errors import InputError
 from iregzoo.register import Result, Scans, finish
 from iregzoo.registration import Registration
+from iregzoo.silence import silence
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import RAS_FROM_LPS, Matrix
 from iregzoo.space.scan import Scan
@@ -124,22 +124,6 @@ def _ants_syn(scans: Scans) -> Found:
         return affine, sitk.ReadImage(str(Path(folder) / "1Warp.nii.gz")), seconds
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep off the terminal what greedy's optimiser prints past Python, at every line search that fails."""
-    terminals = [os.dup(stream) for stream in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for stream in (1, 2):
-            os.dup2(nowhere, stream)
-        yield
-    finally:
-        for stream, terminal in zip((1, 2), terminals, strict=True):
-            os.dup2(terminal, stream)
-        for opened in (*terminals, nowhere):
-            os.close(opened)
-
-
 def _greedy(scans: Scans) -> Found:
     """Greedy's affine, then its deformable registration; see ``PEERS``."""
     tool = import_module("picsl_greedy").Greedy3D()
@@ -147,7 +131,7 @@ def _greedy(scans: Scans) -> Found:
     printed = io.StringIO()
     common = f"-d 3 -V 0 -seed {SEED} -threads {torch.get_num_threads()} -i fixed moving"
     begin = time.perf_counter()
-    with _silent():
+    with silence():
         given = {"fixed": fixed, "moving": moving, "affine": None}
         tool.execute(f"{common} {GREEDY_AFFINE} -o affine", **given, out=printed, err=printed)
         tool.execute(f"{common} -it affine {GREEDY_DEFORMABLE} -o warp", warp=None, out=printed, err=printed)

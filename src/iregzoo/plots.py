@@ -15,9 +15,9 @@ from matplotlib.ticker import LogFormatter
 from iregzoo.cases import Case
 from iregzoo.errors import InputError
 from iregzoo.measure import Row
+from iregzoo.planes import Volume, canonical
 from iregzoo.quality import Comparison
 from iregzoo.register import Result
-from iregzoo.report import Volume, canonical
 from iregzoo.space.grid import canonical_axes
 from iregzoo.tables import by_method, label_columns, numbers, title
 
@@ -152,7 +152,7 @@ def _snapshot(case: Case, row: Row, result: Result, images: Comparison) -> Snaps
     order, _ = canonical_axes(grid)
     dice = row.get("dice_mean", math.nan)
     return Snapshot(
-        case.name,
+        case.title,
         row["ncc_after"] if math.isnan(dice) else dice,
         cuts["fixed"],
         cuts["warped"],
@@ -186,6 +186,7 @@ def cases_picture(extremes: Extremes, path: Path) -> None:
 
 def _draw(axis: Axes, image: Volume, snapshot: Snapshot, also: Sequence[str]) -> None:
     axis.imshow(image.T, origin="lower", aspect=snapshot.aspect, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+    axis.set_xlim(len(image) - 0.5, -0.5)  # the patient's right on the left, as in every picture
     axis.set_xticks([])
     axis.set_yticks([])
     maps = [(snapshot.fixed_labels, FIXED_COLOUR), *((snapshot.warped_labels, colour) for colour in also)]

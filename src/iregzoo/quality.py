@@ -80,23 +80,25 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
         "scores": [[round(float(s), 6) for s in level[:, 0] if s == s] for level in result.registration.scores],
     }
     found |= _overlap(result)
-    return {**found, "warnings": doubts(found)}
+    return {**found, "warnings": list(doubts(found).values())}
 
 
-def doubts(found: Mapping[str, Any]) -> list[str]:
-    """What should make a person doubt a result with these figures, in words."""
-    said = []
+def doubts(found: Mapping[str, Any]) -> dict[str, str]:
+    """What should make a person doubt a result with these figures, in words, by the figure that says so."""
+    said = {}
     if found["ncc_after"] < max(found["ncc_before"], found["ncc_start"]):
         when = "before" if found["ncc_after"] < found["ncc_before"] else "at the affine start"
-        said.append(f"the images are less alike than {when}")
+        said["ncc_after"] = f"the images are less alike than {when}"
     elif found["ncc_after"] < LITTLE_ALIKE:
-        said.append(f"the images are little alike even so (NCC {found['ncc_after']:.2f})")
+        said["ncc_after"] = f"the images are little alike even so (NCC {found['ncc_after']:.2f})"
     if found["folding_percent"] > MUCH_FOLDING:
-        said.append(f"the deformation folds in {found['folding_percent']:.1f} % of the voxels")
+        said["folding_percent"] = f"the deformation folds in {found['folding_percent']:.1f} % of the voxels"
     if found["near_singular_percent"] > MUCH_SQUASHED:
-        said.append(f"the deformation squashes {found['near_singular_percent']:.1f} % of the voxels to a tenth or less")
+        said["near_singular_percent"] = (
+            f"the deformation squashes {found['near_singular_percent']:.1f} % of the voxels to a tenth or less"
+        )
     if found.get("dice_mean") == 0:
-        said.append("no label overlaps its counterpart")
+        said["dice_mean"] = "no label overlaps its counterpart"
     return said
 
 

@@ -1,5 +1,6 @@
 """What a registration network gives back, what makes a network one, and the same behind a bundle's one tensor."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -67,7 +68,8 @@ class PairNetwork(nn.Module):
     @property
     def stride(self) -> int:
         """What every spatial size must be divisible by."""
-        return int(self.network.stride)  # type: ignore[arg-type]  # a Module's attributes are typed as its parameters
+        parts = (self.network, self.canonical)
+        return math.lcm(*(int(part.stride) for part in parts if part is not None))  # type: ignore[arg-type]
 
     @property
     def controller(self) -> Controller | None:

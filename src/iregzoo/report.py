@@ -10,15 +10,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
-from torch import Tensor
 
 from iregzoo.errors import InputError
+from iregzoo.planes import GRID_LINES, JACOBIAN_LIMITS, PLANES, Plane, Volume, canonical, canonical_vectors, middle
 from iregzoo.quality import Comparison
 from iregzoo.register import Result
-from iregzoo.space.grid import Grid, canonical_axes, inverse
+from iregzoo.space.grid import canonical_axes
 
-PLANES = ("sagittal", "coronal", "axial")
 COLUMNS = (
     "fixed",
     "moving at the start",
@@ -28,9 +28,15 @@ COLUMNS = (
     "deformed grid",
     "Jacobian",
 )
-JACOBIAN_COLOURS, JACOBIAN_NORM = "RdBu_r", TwoSlopeNorm(1.0, 0.0, 2.5)
-GRID_LINES = 22
-Volume = NDArray[np.float32]
+JACOBIAN_COLOURS, JACOBIAN_NORM = "RdBu_r", TwoSlopeNorm(1.0, *JACOBIAN_LIMITS)
+OUTLINED = [withStroke(linewidth=2, foreground="black")]
+# Where the letters of a plane stand in a picture: x, y and how they are aligned.
+SIDES = (
+    (0.02, 0.5, "left", "center"),
+    (0.98, 0.5, "right", "center"),
+    (0.5, 0.98, "center", "top"),
+    (0.5, 0.02, "center", "bottom"),
+)
 
 
 def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path: Path) -> None:
@@ -46,16 +52,15 @@ def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path
     spacing = grid.spacing[order]
     shown = {"fixed": images.fixed, "start": images.start, "warped": images.after, "jacobian": images.determinant[None]}
     volumes = {name: canonical(volume[0, 0], grid) for name, volume in shown.items()}
-    middle = _middle(volumes["fixed"])
+    place = middle(volumes["fixed"])
     figure = Figure(figsize=(2.4 * len(COLUMNS) + 0.6, 8.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(COLUMNS))
-    for across in range(3):
-        cuts = {name: np.take(volume, middle[across], axis=across) for name, volume in volumes.items()}
-        inside = [axis for axis in range(3) if axis != across]
-        lines = _lines(result, across, middle[across])
-        _draw_row(axes[across], cuts, lines, spacing[inside[1]] / spacing[inside[0]])
-        axes[across, 0].set_ylabel(PLANES[across], fontsize=11)
+    for row, plane in zip(axes, PLANES, strict=True):
+        cuts = {name: np.take(volume, place[plane.across], axis=plane.across) for name, volume in volumes.items()}
+        lines = _lines(result, plane, place[plane.across])
+        _draw_row(row, cuts, lines, spacing[plane.up] / spacing[plane.along])
+        _name(row[0], plane)
     for axis, title in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(title, fontsize=10)
     figure.colorbar(ScalarMappable(JACOBIAN_NORM, JACOBIAN_COLOURS), ax=axes[:, -1], shrink=0.5, label="det J")
@@ -67,8 +72,14 @@ def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path
 
 
 def headline(result: Result, figures: Mapping[str, Any]) -> str:
-    """The figures that matter, in two lines."""
-    first = f"{result.scans.moving.path.name}  →  {result.scans.fixed.path.name}   (affine start: {result.init})"
+    """What was registered, and the figures that matter, in two lines."""
+    names = f"{result.scans.moving.path.name}  →  {result.scans.fixed.path.name}"
+    first = f"{names}   (affine start: {result.init}; radiological convention, letters name the patient's sides)"
+    return f"{first}\n{'   ·   '.join(key_figures(figures))}"
+
+
+def key_figures(figures: Mapping[str, Any]) -> list[str]:
+    """The figures that matter, in words."""
     parts = [
         "NCC {ncc_before:.3f} as given, {ncc_start:.3f} at the start, {ncc_after:.3f} after".format_map(figures),
         f"folding {figures['folding_percent']:.3f} %",
@@ -76,33 +87,24 @@ def headline(result: Result, figures: Mapping[str, Any]) -> str:
     ]
     if "dice_mean" in figures:
         parts.insert(1, f"Dice {figures['dice_before_mean']:.3f} as given, {figures['dice_mean']:.3f} after")
-    return f"{first}\n{'   ·   '.join(parts)}"
+    return parts
 
 
-def canonical(volume: Tensor, grid: Grid) -> Volume:
-    """A view of a volume (X, Y, Z) of a grid with its axes running nearest to right, anterior, superior."""
-    order, signs = canonical_axes(grid)
-    turned: Volume = volume.permute(order).numpy()[tuple(slice(None, None, sign) for sign in signs)]
-    return turned
-
-
-def _lines(result: Result, across: int, index: int) -> list[NDArray[np.float64]]:
+def _lines(result: Result, plane: Plane, index: int) -> list[NDArray[np.float64]]:
     """Where the deformation reads the moving image from a plane, in voxels along the plane's two axes."""
     grid = result.frame.fixed
-    order, signs = canonical_axes(grid)
-    moved = np.stack([np.take(canonical(channel, grid), index, axis=across) for channel in result.deformation[0]])
-    inside = [axis for axis in range(3) if axis != across]
-    turn = np.array(signs)[inside, None] * inverse(grid.affine)[:3, :3][np.array(order)[inside]]
+    moved = np.stack([np.take(canonical(channel, grid), index, axis=plane.across) for channel in result.deformation[0]])
+    turn = canonical_vectors(grid)[[plane.along, plane.up]]
     return list(np.tensordot(turn, moved, 1) + np.indices(moved.shape[1:]))
 
 
-def _middle(volume: Volume) -> list[int]:
-    """The voxel through which the planes go: the centre of what the image shows."""
-    bright, middle = volume > 0.1, []
-    for axis, size in enumerate(volume.shape):
-        seen = np.flatnonzero(bright.any(tuple(other for other in range(3) if other != axis)))
-        middle.append(int(seen[0] + seen[-1]) // 2 if len(seen) else size // 2)
-    return middle
+def _name(axis: Axes, plane: Plane) -> None:
+    """Write the plane's name and the patient's sides on a row's first picture."""
+    axis.set_ylabel(plane.name, fontsize=11)
+    for (x, y, ha, va), letter in zip(SIDES, plane.sides, strict=True):
+        axis.text(
+            x, y, letter, ha=ha, va=va, transform=axis.transAxes, color="white", fontsize=9, path_effects=OUTLINED
+        )
 
 
 def _draw_row(axes: NDArray[Any], cuts: Mapping[str, Volume], lines: list[NDArray[np.float64]], aspect: float) -> None:
@@ -119,6 +121,7 @@ def _draw_row(axes: NDArray[Any], cuts: Mapping[str, Volume], lines: list[NDArra
 
 def _show(axis: Axes, cut: Volume, aspect: float, **style: Any) -> None:
     axis.imshow(cut.T, origin="lower", aspect=aspect, interpolation="nearest", **style)
+    axis.set(xlim=(cut.shape[0] - 0.5, -0.5), ylim=(-0.5, cut.shape[1] - 0.5), autoscale_on=False)
     axis.set_xticks([])
     axis.set_yticks([])
 

@@ -6,13 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from iregzoo import __version__
-from iregzoo.fields import inverse_error, invert
+from iregzoo.page import write_page
 from iregzoo.quality import compare, figures
 from iregzoo.register import Progress, Result, timed
 from iregzoo.report import picture
 from iregzoo.space.files import write_displacement, write_image, write_transform
 from iregzoo.space.frame import warp_scan
+from iregzoo.space.grid import Grid, halved
+from iregzoo.space.grid import inverse as inverse_matrix
+from iregzoo.space.points import map_points, move_points, reached
+from iregzoo.views import views
 from iregzoo.zoo import Method
 
 FILES = (
@@ -24,9 +32,12 @@ FILES = (
     "inverse_warped_labels.nii.gz",
     "inverse_displacement.nii.gz",
     "inverse_transform.h5",
-    "report.json",
     "report.png",
+    "report.html",
+    "report.json",  # last: it tells what the others are
 )
+FINE_VOXELS = 1 << 20  # so many at most has an inverse transform of half the moving scan's spacing
+PLACES = 1 << 20  # at which an inverse is judged, at most
 
 
 def write(
@@ -59,10 +70,14 @@ def write(
             images = compare(result)
             found = figures(result, images) | extra
             picture(result, images, found, folder / "report.png")
+            shown = views(result, images)
         with timed("write", seconds, progress):
             writing.result()
     scans = {"fixed": str(result.scans.fixed.path), "moving": str(result.scans.moving.path)}
     report = {**provenance, **scans, **describe(result), **found, "seconds": seconds}
+    write_page(report, shown, folder / "report.html")
+    sizes = {name: (folder / name).stat().st_size for name in FILES[:-1] if (folder / name).exists()}
+    report["bytes"] = sizes
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
@@ -107,17 +122,34 @@ def _write_forward(result: Result, folder: Path) -> None:
 
 
 def _write_inverse(result: Result, folder: Path) -> dict[str, Any]:
-    """The other way: the fixed scan on the moving grid, and how well the inversion went."""
-    scans, frame = result.scans, result.frame
-    predicted, inverse = result.registration.displacement, result.registration.inverse
-    if inverse is None:
-        inverse = invert(predicted, tolerance=0.01)
-    backward = frame.backward(inverse)
+    """The other way: the fixed scan on the moving grid, and how well there and back again leads."""
+    scans, frame, own = result.scans, result.frame, result.registration.inverse
+    finer = halved(frame.moving)
+    grid = finer if np.prod(finer.shape) <= FINE_VOXELS else frame.moving
+    undone = frame.undo(result.deformation, grid, None if own is None else own.cpu())
+    backward = frame.total_back(undone[:, :, 1::2, 1::2, 1::2] if grid is finer else undone)
     write_displacement(folder / "inverse_displacement.nii.gz", backward, frame.moving)
-    write_transform(folder / "inverse_transform.h5", backward, frame.moving)
+    write_transform(folder / "inverse_transform.h5", undone, grid, inverse_matrix(frame.start))
     write_image(folder / "inverse_warped.nii.gz", warp_scan(scans.fixed, backward, frame.moving), frame.moving)
     if scans.fixed_labels is not None:
         labels = warp_scan(scans.fixed_labels, backward, frame.moving, mode="nearest")
         write_image(folder / "inverse_warped_labels.nii.gz", labels, frame.moving)
-    error = inverse_error(predicted, inverse) * float(frame.network.spacing.max())
+    begun = "" if own is None else ", begun from the method's own"
+    return {"inverse": f"point by point{begun}", **_there_and_back(result, undone, grid)}
+
+
+def _there_and_back(result: Result, undone: Tensor, grid: Grid) -> dict[str, float]:
+    """How far apart, in mm, a place in the fixed scan and what it becomes by transform.h5 and inverse_transform.h5 are.
+
+    Of places all over the fixed scan, also between its voxels; those that leave the moving scan do not count.
+    """
+    frame, count = result.frame, min(int(np.prod(result.frame.fixed.shape)), PLACES)
+    random = torch.rand(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    places = map_points(frame.fixed.affine, random * (torch.tensor(frame.fixed.shape) - 1))
+    there = map_points(frame.start, move_points(places, result.deformation, frame.fixed))
+    inside = reached(frame.moving, there)
+    back = map_points(inverse_matrix(frame.start), move_points(there[inside], undone, grid))
+    error = (back - places[inside]).norm(dim=1)
+    if not len(error):
+        return {}
     return {"inverse_error_mean_mm": float(error.mean()), "inverse_error_max_mm": float(error.max())}

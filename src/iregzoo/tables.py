@@ -61,10 +61,11 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
         for row in rows:
-            writer.writerow({name: _cell(value) for name, value in row.items() if name in columns})
+            writer.writerow({name: cell(value) for name, value in row.items() if name in columns})
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """A value as a table shows it: six digits of a number, nothing for NaN."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     return value

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -32,6 +33,7 @@ class WeightsCard:
         labels: names of the labels it was trained and tested with.
         window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
         canonical: whether the file also holds the network that brings any contrast to one (``networks.canonical``).
+        controller: definition of what ``--controller auto`` means, as in ``build``; the method's own if empty.
     """
 
     file: str
@@ -43,6 +45,7 @@ class WeightsCard:
     labels: Mapping[str, str] = field(default_factory=dict)
     window: tuple[float, float] | None = None
     canonical: bool = False
+    controller: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,18 @@ class Bundle:
         return self.path.name
 
     @property
+    def version(self) -> str:
+        return str(self.metadata.get("version", ""))
+
+    @property
     def weights(self) -> dict[str, WeightsCard]:
         """Its weights by name, the default first."""
-        return {name: WeightsCard(**card) for name, card in self.metadata.get("weights", {}).items()}
+        try:
+            return {name: WeightsCard(**card) for name, card in self.metadata.get("weights", {}).items()}
+        except (AttributeError, TypeError):
+            raise InputError(
+                f"{self.path}: the weights' cards in metadata.json are not as iregzoo reads them"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -88,19 +100,25 @@ def home() -> Path:
     return Path(os.environ.get("IREGZOO_HOME") or Path.home() / ".cache" / "iregzoo")
 
 
-def _roots() -> list[Path]:
+def shipped() -> list[Path]:
+    """Where iregzoo's own bundles may lie: in the installed package, or in a source checkout."""
     package = Path(__file__).resolve().parent
-    return [home() / "bundles", package / "bundles", package.parents[1] / "bundles"]
+    return [package / "bundles", package.parents[1] / "bundles"]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """A version such as 0.10.0 as numbers to compare; empty for what is none."""
+    return tuple(map(int, version.split("."))) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*", version) else ()
 
 
 def bundles() -> list[Bundle]:
-    """Every bundle at hand, by name: those of the user's folder, of the installed package, of a source checkout."""
+    """Every bundle at hand, by name: of one name the newest, and of one version that of the user's folder."""
     found: dict[str, Bundle] = {}
-    for root in _roots():
+    for root in (home() / "bundles", *shipped()):
         for metadata in sorted(root.glob("*/configs/metadata.json")):
-            path = metadata.parents[1]
-            if path.name not in found:
-                found[path.name] = read_bundle(path)
+            name, bundle = metadata.parts[-3], read_bundle(metadata.parents[1])
+            if name not in found or () < numbers(found[name].version) < numbers(bundle.version):
+                found[name] = bundle
     return [found[name] for name in sorted(found)]
 
 
@@ -158,6 +176,8 @@ def untrained(bundle: Bundle) -> PairNetwork:
 def complete(network: PairNetwork, card: WeightsCard) -> PairNetwork:
     """The network with what these weights also need: the same one, changed."""
     network.canonical = CanonicalNet() if card.canonical else None
+    if card.controller:
+        network.network.controller = build(card.controller)
     return network
 
 
@@ -233,9 +253,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a damaged file raises many kinds (IndexError, struct.error, …); each means the same here
+    except Exception as error:  # a damaged file raises many kinds (IndexError, struct.error, …); all mean the same
         reason = str(error).strip().split("\n")[0][:100]
         if reason.startswith("Weights only"):  # torch's advice is to run the code in it
             reason = "not a file of tensors alone"

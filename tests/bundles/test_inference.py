@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [path.name for path in sorted((ROOT / "bundles").iterdir()) if path.is_dir()]
 EACH_BUNDLE = pytest.mark.parametrize("name", NAMES)
-FILES = {"warped.nii.gz", "displacement.nii.gz", "transform.h5", "report.json", "report.png"}
+FILES = {"warped.nii.gz", "displacement.nii.gz", "transform.h5", "report.json", "report.png", "report.html"}
 LABEL_FILES = {"warped_labels.nii.gz"}
 POINTS_MM = np.random.default_rng(0).uniform(-15, 15, (50, 3))
 

@@ -1,5 +1,6 @@
 """Written files, read back by SimpleITK alone."""
 
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -76,6 +77,14 @@ def test_transform_deforms_and_then_moves_by_the_affine(tmp_path: Path, grid: Gr
         move_all(sitk.ReadTransform(str(tmp_path / "transform.h5")), points), expected, atol=1e-9
     )
     assert np.abs(deformed - points).max() > 1
+
+
+def test_the_same_transform_gives_the_same_file_a_second_later(tmp_path: Path) -> None:
+    grid = GRIDS["everything"]
+    write_transform(tmp_path / "first.h5", waves(grid), grid, AFFINE)
+    time.sleep(1.1)  # HDF5 counts the time in seconds
+    write_transform(tmp_path / "second.h5", waves(grid), grid, AFFINE)
+    assert (tmp_path / "first.h5").read_bytes() == (tmp_path / "second.h5").read_bytes()
 
 
 @EACH_GRID

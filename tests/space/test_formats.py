@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from iregzoo.errors import InputError
-from iregzoo.space.formats import DIRLAB_CASES, map_points, read_image, read_label_map, read_landmarks
+from iregzoo.space.formats import DIRLAB_CASES, read_image, read_label_map, read_landmarks
 from iregzoo.space.grid import network_grid
+from iregzoo.space.points import map_points
 from iregzoo.space.scan import read_labels, read_scan, resample_to
 from layouts import volume, write_dirlab
 

@@ -259,3 +259,24 @@ def test_crop_loses_nothing_that_the_image_shows() -> None:
     torch.testing.assert_close(
         seen[seen > 0].sort().values, normalise(scan).data[data > 0].sort().values, rtol=0, atol=1e-3
     )
+
+
+@pytest.mark.parametrize(("fixed", "moving"), [("oblique", "everything"), ("anisotropic", "flipped")])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_deformation_is_undone_at_every_voxel_of_any_grid(fixed: str, moving: str, own: bool) -> None:
+    start = START.copy()
+    start[:3, 3] += GRIDS[moving].centre - apply_world(START, GRIDS[fixed].centre)
+    frame = frame_of(GRIDS[fixed], GRIDS[moving], start)
+    deformation = waves(frame.fixed).float()
+    rough = torch.zeros(1, 3, *frame.network.shape) if own else None
+    undone = frame.undo(deformation, frame.moving, rough)
+    places = world_points(frame.moving)
+    back = apply_world(np.linalg.inv(start), places + at_points(undone))
+    np.testing.assert_allclose(places + at_points(frame.total_back(undone)), back, atol=1e-6)
+    there = field_transform(deformation, frame.fixed)
+    index = apply_world(np.linalg.inv(frame.fixed.affine), back.reshape(-1, 3))
+    inside = ((index > 0) & (index < np.array(frame.fixed.shape) - 1)).all(1)
+    assert inside.mean() > 0.3
+    again = apply_world(start, move_all(there, back.reshape(-1, 3)[inside]))
+    assert np.linalg.norm(again - places.reshape(-1, 3)[inside], axis=1).max() < 2e-3
+    assert np.abs(at_points(undone)).max() > 2

@@ -17,6 +17,7 @@ from iregzoo.space.grid import (
     apply_matrix,
     bounding_grid,
     canonical_axes,
+    halved,
     middle,
     network_grid,
     pull,
@@ -190,3 +191,11 @@ def test_bounding_grid_holds_the_mask_and_its_margin(grid: Grid, margin_mm: floa
     high = np.minimum(np.array([8, 9, 10]) + margin, grid.shape)
     expected = world_points(grid)[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
     np.testing.assert_allclose(world_points(bounding_grid(mask, grid, margin_mm)), expected, atol=1e-9)
+
+
+@EACH_GRID
+def test_half_the_spacing_keeps_the_voxels_and_covers_as_much(grid: Grid) -> None:
+    finer = halved(grid)
+    assert finer.shape == tuple(2 * size + 1 for size in grid.shape)
+    np.testing.assert_allclose(world_points(finer)[1::2, 1::2, 1::2], world_points(grid), atol=1e-9)
+    np.testing.assert_allclose(finer.affine[:3, 3], apply_world(grid.affine, np.full(3, -0.5)), atol=1e-9)

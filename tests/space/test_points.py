@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from geometry import GRIDS, apply_world, field_transform, make_grid, move_all, waves
+from geometry import GRIDS, apply_world, field_transform, make_grid, move_all, waves, world_points
 from iregzoo.errors import InputError
 from iregzoo.space.grid import Grid
-from iregzoo.space.points import move_points, read_points
+from iregzoo.space.points import move_points, move_points_back, reached, read_point_list, read_points, voxel_places
 
 LPS = torch.tensor([[1.5, -20.25, 300.0], [-4.0, 5.5, -6.125]], dtype=torch.float64)
 RAS = LPS * torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
@@ -102,6 +102,55 @@ def test_no_points_or_infinite_ones_are_refused(tmp_path: Path) -> None:
             read_points(csv_file(tmp_path / f"{name}.csv", "LPS", rows))
 
 
+@pytest.mark.parametrize(("system", "points"), [("LPS", LPS), ("RAS", RAS)])
+def test_csv_with_other_points_keeps_all_else(tmp_path: Path, system: str, points: torch.Tensor) -> None:
+    rows = [f'"a, ""b""",{z},7,{y},{x},é' for x, y, z in points.tolist()]
+    path = tmp_path / "points.csv"
+    path.write_text("\n".join([f"# CoordinateSystem = {system}", "label,z,n,y,x,note", *rows]) + "\n", "utf-8")
+    given = read_point_list(path)
+    same = tmp_path / "same.csv"
+    same.write_text(given.text(given.points), "utf-8")
+    assert torch.equal(read_points(same), LPS)
+    shifted = tmp_path / "shifted.csv"
+    shifted.write_text(given.text(given.points + torch.tensor([1.0, 2.0, 3.0])), "utf-8")
+    torch.testing.assert_close(read_points(shifted), LPS + torch.tensor([1.0, 2.0, 3.0]).double())
+    lines = shifted.read_text("utf-8").splitlines()
+    assert lines[:2] == [f"# CoordinateSystem = {system}", "label,z,n,y,x,note"]
+    sign = 1 if system == "LPS" else -1
+    assert lines[2] == f'"a, ""b""",303.000000,7,{sign * -18.25:.6f},{sign * 2.5:.6f},é'
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(("system", "points"), [("LPS", LPS), ("RAS", RAS), ("0", RAS)])
+def test_markups_with_other_points_keep_all_else(tmp_path: Path, system: str, points: torch.Tensor) -> None:
+    path = markups(tmp_path / "points.mrk.json", system, points.tolist())
+    document = json.loads(path.read_text())
+    document["@schema"] = "https://example.org/markups"
+    document["markups"][0]["display"] = {"color": [0.4, 1.0, 0.5], "visibility": True}
+    document["markups"].append({"coordinateSystem": "LPS", "controlPoints": [{"position": [1, 2, 3], "label": "ü"}]})
+    path.write_text(json.dumps(document))
+    given = read_point_list(path)
+    torch.testing.assert_close(given.points, torch.cat((LPS, torch.tensor([[1.0, 2.0, 3.0]]).double())))
+    moved = json.loads(given.text(given.points + 10))
+    signs = [1, 1, 1] if system == "LPS" else [-1, -1, 1]
+    for point, place in zip(moved["markups"][0]["controlPoints"], LPS.tolist(), strict=True):
+        assert point["position"] == [sign * (value + 10) for sign, value in zip(signs, place, strict=True)]
+        point.pop("position")
+    assert moved["markups"][1]["controlPoints"][0].pop("position") == [11, 12, 13]
+    for one in (*document["markups"][0]["controlPoints"], *document["markups"][1]["controlPoints"]):
+        one.pop("position")
+    assert moved == document
+    assert "ü" in given.text(given.points)
+
+
+def test_quoted_lines_within_a_label_stay(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text('# CoordinateSystem = LPS\nlabel,x,y,z\n"two\nlines",1,2,3\n\nb,4,5,6\n')
+    given = read_point_list(path)
+    assert given.points.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert '"two\nlines",1.000000,2.000000,3.000000\nb,' in given.text(given.points)
+
+
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_points_move_as_itk_moves_them(grid: Grid) -> None:
     displacement = waves(grid)
@@ -118,3 +167,29 @@ def test_beyond_the_grid_points_move_as_on_its_border() -> None:
     corner = torch.from_numpy(grid.affine[:3, 3])
     far = (corner - 100)[None]
     torch.testing.assert_close(move_points(far, displacement, grid)[0] - far[0], displacement[0, :, 0, 0, 0])
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_points_come_back_from_within_and_beyond_the_grid(grid: Grid) -> None:
+    displacement = waves(grid)
+    size = np.array(grid.shape) - 1
+    index = np.random.default_rng(0).uniform(-0.5 * size, 1.5 * size, (500, 3))
+    places = torch.from_numpy(apply_world(grid.affine, index))
+    moved = move_points(places, displacement, grid)
+    for start in (None, places + 1):
+        back = move_points_back(moved, displacement, grid, start)
+        assert (move_points(back, displacement, grid) - moved).norm(dim=1).max() <= 1e-3
+        assert (back - places).norm(dim=1).max() < 0.01
+    assert (moved - places).norm(dim=1).mean() > 1
+
+
+def test_a_grid_reaches_half_a_voxel_beyond_its_centres() -> None:
+    grid = GRIDS["everything"]
+    index = np.array([[-0.49, 0, 0], [-0.51, 0, 0], [15.49, 27, 24], [15.51, 27, 24], [3, 27.49, 4], [3, 4, 24.51]])
+    places = torch.from_numpy(apply_world(grid.affine, index))
+    assert reached(grid, places).tolist() == [True, False, True, False, True, False]
+
+
+def test_places_of_voxels_run_along_the_last_axis_first() -> None:
+    grid = GRIDS["everything"]
+    np.testing.assert_allclose(voxel_places(grid).reshape(*grid.shape, 3), world_points(grid), atol=1e-9)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iregzoo.commands.shared import Progress, choose_device, names
+from iregzoo.commands.shared import Progress, names
 from iregzoo.errors import InputError
 
 
@@ -61,6 +61,7 @@ def evaluate(
     from contextlib import ExitStack
 
     from iregzoo.cases import read_cases
+    from iregzoo.devices import choose_device
     from iregzoo.evaluate import FILES
     from iregzoo.evaluate import evaluate as evaluate_cases
     from iregzoo.flags import flag

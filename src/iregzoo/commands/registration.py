@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from iregzoo.commands.shared import STAGES, Progress, choose_device, summary_line
+from iregzoo.commands.shared import STAGES, Progress, summary_line
 from iregzoo.errors import InputError
 
 
@@ -25,8 +25,8 @@ def register(
     """Register a moving scan to a fixed one and write the results into a folder.
 
     Scans are NIfTI, NRRD, MetaImage or a folder with one DICOM series. The folder gets warped.nii.gz,
-    displacement.nii.gz (LPS mm), transform.h5 (ITK), report.json and report.png; warped_labels.nii.gz where moving
-    labels are given; with --inverse the same for the other way.
+    displacement.nii.gz (LPS mm), transform.h5 (ITK), and the report: report.html for a browser, report.png and
+    report.json; warped_labels.nii.gz where moving labels are given; with --inverse the same for the other way.
 
     Args:
         fixed: the scan that stays.
@@ -38,12 +38,13 @@ def register(
         moving_labels: label map on the moving scan's grid.
         device: auto, cpu, cuda or mps.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
-        controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
+        controller: of the iterations: auto (what the weights are best with), tci, iterstop or fixed.
         max_iterations: the most iterations a level of the method's pyramid.
         refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network; 0 for none.
         inverse: also write the way from fixed to moving.
         overwrite: replace the results of an earlier run in the folder.
     """
+    from iregzoo.devices import choose_device
     from iregzoo.outputs import whole_folder
     from iregzoo.register import choose_controller, read_scans
     from iregzoo.register import register as register_scans
@@ -65,7 +66,7 @@ def register(
     print(summary_line(report))
     for doubt in report["warnings"]:
         print(f"warning: {doubt}")
-    print(f"written to {output}: look at report.png first")
+    print(f"written to {output}: open report.html first")
 
 
 def demo(
@@ -104,4 +105,4 @@ def demo(
         f"known deformation {found['known_mm']:.2f} mm on average, of which {found['left_mm']:.2f} mm are left: "
         f"{found['recovered_percent']:.0f} % recovered"
     )
-    print(f"written to {output}: look at report.png first")
+    print(f"written to {output}: open report.html first")

@@ -8,24 +8,6 @@ from iregzoo.errors import InputError
 STAGES = ("read", "weights", "start", "network", "warp", "write", "report")
 
 
-def choose_device(name: str) -> str:
-    """The device that ``--device`` means.
-
-    Raises:
-        InputError: for another name, or a device that this machine lacks.
-    """
-    import torch
-
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if present["cuda"] else "cpu"
-    if name not in present:
-        raise InputError(f"device {name!r} is unknown; choose auto, {', '.join(present)}")
-    if not present[name]:
-        raise InputError(f"device {name!r} is not on this machine; choose auto or cpu")
-    return name
-
-
 def names(value: str | Sequence[str], option: str) -> list[str]:
     """What stands between an option's commas, each once.
 
@@ -69,6 +51,25 @@ class Progress:
         self.bar.update(int(self.begun))
         self.begun = True
         self.bar.set_description_str(name)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+class Bytes:
+    """A progress bar of a transfer on standard error; silent where nobody watches."""
+
+    def __init__(self, name: str) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc=name, leave=False, disable=None, unit="B", unit_scale=True, delay=0.5)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        return self.step
+
+    def step(self, done: int, size: int) -> None:
+        self.bar.total = size
+        self.bar.update(done - self.bar.n)
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()

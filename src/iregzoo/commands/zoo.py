@@ -1,4 +1,4 @@
-"""``iregzoo list`` and ``import-checkpoint``: bundles and their weights."""
+"""``iregzoo list``, ``download``, ``verify``, ``pack`` and ``import-checkpoint``: bundles and their weights."""
 
 from iregzoo.errors import InputError
 
@@ -41,6 +41,64 @@ def list_bundles(json: bool = False) -> None:
             print(f"{'':12} --weights {name}: {card.description}; start: {card.init}")
     if not found:
         raise InputError("no bundles found; is the package installed completely?")
+
+
+def download(name: str, version: str | None = None, source: str | None = None) -> None:
+    """Install a bundle from a release into the user's folder, ~/.cache/iregzoo unless IREGZOO_HOME names another.
+
+    What is there and whole is not transferred again, and a transfer that broke off goes on. Size and sha256 are
+    compared with the release's index, and with what this iregzoo signs off, before anything is opened. A bundle takes
+    its place as a whole or not at all.
+
+    Args:
+        name: of the bundle.
+        version: which one; the newest if not given. An older one than that at hand has to be named.
+        source: address or folder of a release; IREGZOO_SOURCE or the project's own releases if not given.
+    """
+    from iregzoo.commands.shared import Bytes
+    from iregzoo.download import download as install
+
+    with Bytes(name) as progress:
+        install(name, version, source, progress=progress, say=print)
+
+
+def verify(name: str) -> None:
+    """Check a bundle at hand: its weights against their cards and its network, its files against the manifest.
+
+    Args:
+        name: of the bundle.
+    """
+    from iregzoo.checks import check
+    from iregzoo.zoo import find
+
+    bundle = find(name)
+    found = check(bundle)
+    for one in found:
+        print(f"{'ok' if one.good else '--' if one.good is None else 'WRONG':6} {one.what}: {one.said}")
+    wrong = sum(one.good is False for one in found)
+    if wrong:
+        raise InputError(
+            f"{wrong} of {len(found)} checks of {name} {bundle.version} in {bundle.path} failed; "
+            f"get it again with iregzoo download {name}"
+        )
+
+
+def pack(name: str, output: str) -> None:
+    """Write a bundle's archive as a release has it, and enter it into index.json and MONAI's model_info.json beside it.
+
+    The same bundle gives the same bytes, on any machine. Several bundles may go into one folder.
+
+    Args:
+        name: of the bundle.
+        output: folder of the release.
+    """
+    from pathlib import Path
+
+    from iregzoo.release import pack as release
+    from iregzoo.zoo import find
+
+    archive = release(find(name), Path(output))
+    print(f"{Path(output) / archive.file}: {archive.size:,} bytes, sha256 {archive.sha256}")
 
 
 def import_checkpoint(bundle: str, checkpoint: str, output: str) -> None:

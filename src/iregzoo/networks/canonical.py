@@ -2,10 +2,12 @@
 
 A method whose weights come with it (``canonical`` on their card) registers what it makes of both scans, so that a T1
 and a T2 look alike to the method. It is trained on images synthesised from label maps with random contrast (Hoffmann et
-al., TMI 2021; Billot et al., MedIA 2023), to give back the brightness below of every voxel's label. None of the five
+al., TMI 2021; Billot et al., MedIA 2023), to tell every voxel's class, which are the labels of
+one brightness below; what it gives is the brightness that it expects. None of the five
 papers has it: it is this project's way of bringing one training to every contrast and to all of its methods.
 """
 
+import itertools
 from itertools import pairwise
 
 import torch
@@ -28,13 +30,26 @@ BRIGHTNESS = {
     **dict.fromkeys((7, 46), 0.90),  # cerebellum white matter
     **dict.fromkeys((2, 41), 1.00),  # cerebral white matter
 }
+LEVELS = tuple(sorted({0.0, *BRIGHTNESS.values()}))  # the brightness of each class, that of all other labels first
+CORNERS = tuple(itertools.product(range(2), repeat=3))  # of a block of 2×2×2 voxels
+
+
+def at_corner(volume: Tensor, corner: int) -> Tensor:
+    """The voxels (…, D / 2, H / 2, W / 2) at one corner of the blocks of (…, D, H, W), a view."""
+    i, j, k = CORNERS[corner]
+    return volume[..., i::2, j::2, k::2]
+
+
+def canonical_class(labels: Tensor) -> Tensor:
+    """The class of each voxel of a map with FreeSurfer labels, whole numbers from 0 that index ``LEVELS``."""
+    table = torch.zeros(max(BRIGHTNESS) + 2, dtype=torch.long, device=labels.device)
+    table[list(BRIGHTNESS)] = torch.tensor([LEVELS.index(level) for level in BRIGHTNESS.values()], device=labels.device)
+    return table[labels.long().clamp(-1, max(BRIGHTNESS) + 1)]  # the last entry, which -1 reads, too, is 0
 
 
 def canonical_image(labels: Tensor) -> Tensor:
     """The image that ``CanonicalNet`` is to make of a scan with these FreeSurfer labels, of their shape, in [0, 1]."""
-    table = torch.zeros(max(BRIGHTNESS) + 2, device=labels.device)
-    table[list(BRIGHTNESS)] = torch.tensor(list(BRIGHTNESS.values()), device=labels.device)
-    return table[labels.long().clamp(-1, max(BRIGHTNESS) + 1)]  # the last entry, which -1 reads, too, is 0
+    return torch.tensor(LEVELS, device=labels.device)[canonical_class(labels)]
 
 
 class Block(nn.Sequential):
@@ -52,21 +67,23 @@ class Block(nn.Sequential):
 
 
 class CanonicalNet(nn.Module):
-    """(B, C, *shape) in [0, 1] to the same, each channel by itself; a U-net of four levels.
+    """(B, C, *shape) in [0, 1] to the same, each channel by itself; a U-net on blocks of 2×2×2 voxels.
+
+    The voxels of a block are channels, so that the widest layers are an eighth as large.
 
     Args:
-        channels: of the levels, full resolution first.
+        channels: of the levels, the finest first.
     """
 
-    def __init__(self, channels: tuple[int, ...] = (8, 16, 32, 64)) -> None:
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
-        self.stride = 2 ** (len(channels) - 1)
-        self.down = nn.ModuleList(map(Block, (1, *channels), channels))
+        self.stride = 2 ** len(channels)
+        self.down = nn.ModuleList(map(Block, (len(CORNERS), *channels), channels))
         self.up = nn.ModuleList(Block(fine + coarse, fine) for fine, coarse in pairwise(channels))
-        self.head = nn.Conv3d(channels[0], 1, 1)
+        self.heads = nn.ModuleList(nn.Conv3d(channels[0], len(LEVELS), 1) for _ in CORNERS)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, *shape) of a shape divisible by ``stride``; clamped to [0, 1] when not training.
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, C, *shape) of a shape divisible by ``stride`` to (B·C, channels, *shape / 2).
 
         Raises:
             ValueError: for another shape.
@@ -76,13 +93,32 @@ class CanonicalNet(nn.Module):
                 f"images have shape {tuple(images.shape)}; expected (B, C, D, H, W) with D, H, W multiples of "
                 f"{self.stride}"
             )
-        x = images.flatten(0, 1)[:, None]
+        flat = images.flatten(0, 1)
+        x = torch.stack([at_corner(flat, corner) for corner in range(len(CORNERS))], dim=1)
         skips: list[Tensor] = []
         for block in self.down:
             x = block(F.avg_pool3d(x, 2) if skips else x)
             skips.append(x)
         for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
-            x = block(torch.cat((skip, F.interpolate(x, scale_factor=2.0, mode="trilinear")), dim=1))
-        made: Tensor = self.head(x)
-        made = made.to(torch.promote_types(made.dtype, torch.float32)).view_as(images)
-        return made if self.training else made.clamp(0, 1)  # a clamp would stop the gradient
+            x = block(torch.cat((skip, F.interpolate(x, scale_factor=2.0)), dim=1))
+        return x
+
+    def logits(self, features: Tensor, corner: int) -> Tensor:
+        """Of the classes (B·C, classes, *shape / 2) of the voxels at one corner of each block."""
+        logits: Tensor = self.heads[corner](features)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The brightness expected of each voxel, (B, C, *shape).
+
+        Raises:
+            ValueError: for a shape that ``stride`` does not divide.
+        """
+        features = self.features(images)
+        made = images.new_empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
+        for corner in range(len(CORNERS)):
+            logits = self.logits(features, corner)
+            levels = logits.new_tensor(LEVELS).view(-1, 1, 1, 1)
+            expected = (logits.softmax(1) * levels).sum(1)
+            at_corner(made, corner).copy_(expected.view(*images.shape[:2], *expected.shape[1:]))
+        return made

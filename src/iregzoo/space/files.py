@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+import h5py
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from iregzoo.errors import InputError
@@ -20,18 +22,18 @@ def write_image(path: Path, data: Tensor, grid: Grid) -> None:
     """Write (1, 1, X, Y, Z): float images as float32, label maps in the smallest integer type that holds them."""
     array = data[0, 0].cpu()
     if array.is_floating_point():
-        _write_sitk(grid.to_sitk(array.float().numpy()), path)
+        write_volume(path, grid.to_sitk(array.float().numpy()))
         return
     for dtype in (torch.uint8, torch.int16, torch.int32):
         if torch.iinfo(dtype).min <= int(array.min()) and int(array.max()) <= torch.iinfo(dtype).max:
-            _write_sitk(grid.to_sitk(array.to(dtype).numpy()), path)
+            write_volume(path, grid.to_sitk(array.to(dtype).numpy()))
             return
 
 
 def write_displacement(path: Path, displacement: Tensor, grid: Grid) -> None:
     """Write a displacement (1, 3, X, Y, Z), LPS mm, as the float32 vector image that ITK reads."""
     vectors = displacement[0].movedim(0, -1).float().cpu().numpy()
-    _write_sitk(grid.to_sitk(vectors, vector=True), path)
+    write_volume(path, grid.to_sitk(vectors, vector=True))
 
 
 def write_voxel_displacement(path: Path, displacement: Tensor, fixed: Grid, moving: Grid) -> None:
@@ -54,24 +56,52 @@ def write_voxel_displacement(path: Path, displacement: Tensor, fixed: Grid, movi
 
 
 def write_transform(path: Path, deformation: Tensor, grid: Grid, affine: Matrix | None = None) -> None:
-    """Write an ITK composite transform: first the deformation (1, 3, X, Y, Z) on ``grid``, LPS mm, then the affine."""
-    composite = sitk.CompositeTransform(3)
-    if affine is not None:
-        linear = sitk.AffineTransform(3)
-        linear.SetMatrix(affine[:3, :3].ravel().tolist())
-        linear.SetTranslation(affine[:3, 3].tolist())
-        composite.AddTransform(linear)  # ITK applies the transform that was added last first
-    vectors = deformation[0].movedim(0, -1).double().cpu().numpy()
+    """Write an ITK composite transform: first the deformation (1, 3, X, Y, Z) on ``grid``, LPS mm, then the affine.
+
+    The groups and data sets are those that ITK writes. ITK itself would add the time and the kernel's version to them,
+    and no two files would be alike.
+    """
+    vectors = deformation[0].permute(3, 2, 1, 0).double().cpu().numpy()  # ITK's order: along x first
+    parts: list[tuple[str, ArrayLike, ArrayLike]] = []
+    if affine is not None:  # ITK applies the last one first
+        parts.append(("AffineTransform", np.zeros(3), np.append(affine[:3, :3], affine[:3, 3])))
+    direction = grid.affine[:3, :3] / grid.spacing
+    geometry = (grid.shape, grid.affine[:3, 3], grid.spacing, direction.ravel())
+    parts.append(("DisplacementFieldTransform", np.concatenate(geometry), vectors.ravel()))
     _reserve(path, vectors.nbytes)
-    composite.AddTransform(sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True)))
     try:
-        sitk.WriteTransform(composite, str(path))
-    except RuntimeError as error:
+        with h5py.File(path, "w") as file:
+            composite = file.create_group("TransformGroup")
+            _name_transform(composite.create_group("0"), "CompositeTransform")
+            for number, (kind, fixed, parameters) in enumerate(parts, 1):
+                part = composite.create_group(str(number))
+                _name_transform(part, kind)
+                part["TransformFixedParameters"] = np.asarray(fixed, "<f8")
+                part["TransformParameters"] = np.asarray(parameters, "<f8")
+    except OSError as error:
         raise _cannot_write(path, error) from None
 
 
-def _write_sitk(image: sitk.Image, path: Path) -> None:
-    """Write an image as ITK does; what holds floats is packed by ``gzip_floats``."""
+def _name_transform(group: h5py.Group, kind: str) -> None:
+    group.create_dataset("TransformType", data=[f"{kind}_double_3_3"], dtype=h5py.string_dtype("ascii"))
+
+
+def affine_transform(matrix: Matrix) -> sitk.AffineTransform:
+    """The ITK transform of an affine (4, 4), LPS mm."""
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation(matrix[:3, 3].tolist())
+    return transform
+
+
+def write_volume(path: Path, image: sitk.Image) -> None:
+    """Write an ITK image in the format that the path's ending says, compressed.
+
+    What holds floats and goes to ``.nii.gz`` is packed by ``gzip_floats``.
+
+    Raises:
+        InputError: where the disk has no room.
+    """
     size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
     floats = "float" in image.GetPixelIDTypeAsString() and path.name.endswith(".nii.gz")
     plain = path.with_name(f".{path.name.removesuffix('.gz')}")  # for a moment, beside the packed one

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix, apply_matrix
-from iregzoo.space.points import read_points
+from iregzoo.space.grid import RAS_FROM_LPS, Grid
+from iregzoo.space.points import map_points, read_points
 from iregzoo.space.scan import Scan, image_scan, label_scan, read_labels, read_scan
 
 # FreeSurfer's voxel axes, in which the pickled volumes were cropped, run left, inferior, anterior: here in LPS, 1 mm.
@@ -89,11 +89,6 @@ def read_landmarks(path: str | Path, scan: Scan) -> Tensor:
     if index.shape[1:] != (3,) or len(index) == 0:
         raise InputError(f"{path}: is a table of shape {tuple(index.shape)}; expected three voxel indices a line")
     return map_points(scan.grid.affine, index)
-
-
-def map_points(matrix: Matrix, points: Tensor) -> Tensor:
-    """Points (K, 3) through an affine (4, 4)."""
-    return apply_matrix(matrix, points.T.reshape(1, 3, -1, 1, 1)).reshape(3, -1).T
 
 
 class _ArraysOnly(pickle.Unpickler):

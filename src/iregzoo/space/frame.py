@@ -20,6 +20,7 @@ from iregzoo.space.grid import (
     slabs,
     to_voxels,
 )
+from iregzoo.space.points import map_points, move_points_back, voxel_places
 from iregzoo.space.scan import Scan, Window, normalise, resample_to
 
 MARGIN_MM = 10.0
@@ -72,6 +73,29 @@ class Frame:
         matrix = to_voxels(self.moving, affine, self.network)
         moved = pull(_linear(self.network.affine, inverted), matrix, self.moving.shape, outside=None)
         return _moved(np.eye(4), affine, moved, self.moving)
+
+    def undo(self, deformation: Tensor, grid: Grid, own: Tensor | None = None) -> Tensor:
+        """What undoes a deformation, on a grid in the moving world: (1, 3, *grid.shape), LPS mm, without the affine.
+
+        A place y of the moving world comes from start⁻¹(y + v(y)) in the fixed one, v being the result. Every voxel is
+        solved by itself, see ``move_points_back``; beyond the fixed image the deformation of its border goes on.
+
+        Args:
+            deformation: (1, 3, *fixed.shape), LPS mm, from ``deform``.
+            grid: where the result is wanted.
+            own: an inverse of the network's displacement, as for ``backward``, to begin with.
+        """
+        there, affine = voxel_places(grid), inverse(self.start)
+        start = None
+        if own is not None:
+            start = there + replace(self, moving=grid).backward(own).double().reshape(3, -1).T
+        places = move_points_back(map_points(affine, there), deformation, self.fixed, start)
+        return (map_points(self.start, places) - there).T.reshape(1, 3, *grid.shape)
+
+    def total_back(self, undone: Tensor) -> Tensor:
+        """What ``undo`` gives on the moving grid and the affine's inverse as one displacement, like ``total``."""
+        affine = inverse(self.start)
+        return _moved(affine, affine, undone, self.moving)
 
     def total(self, deformation: Tensor) -> Tensor:
         """Deformation and affine as one displacement on the fixed grid: (1, 3, *fixed.shape), LPS mm."""

@@ -152,6 +152,15 @@ def canonical_axes(grid: Grid) -> tuple[list[int], list[int]]:
     return order, [int(orientation[axis, 1]) for axis in order]
 
 
+def halved(grid: Grid) -> Grid:
+    """A grid of half the spacing, whose voxels of odd index are those of the given one, and one more on either side."""
+    affine = grid.affine.copy()
+    affine[:3, :3] /= 2
+    affine[:3, 3] -= affine[:3, :3].sum(axis=1)
+    x, y, z = (2 * size + 1 for size in grid.shape)
+    return Grid((x, y, z), affine)
+
+
 def middle(grid: Grid, shape: Sequence[int]) -> Grid:
     """The voxels in the middle of a grid: ``shape`` of them, at most as many as the grid has."""
     start = [size // 2 - wanted // 2 for size, wanted in zip(grid.shape, shape, strict=True)]

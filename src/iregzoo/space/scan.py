@@ -54,14 +54,14 @@ def read_scan(path: str | Path) -> Scan:
         InputError: missing, unreadable, not 3-D, more than one channel, no or a singular affine, NaN or infinite
             voxels, or constant.
     """
-    image, path = _read(path)
+    image, path = read_volume(path)
     return image_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), path)
 
 
 def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
     """The scan of an image's voxels (X, Y, Z), with the checks of ``read_scan`` on their values."""
     array = array.astype(np.float32)
-    _check_finite(array, path)
+    check_finite(array, path)
     if array.min() == array.max():
         raise InputError(f"{path}: every voxel is {array.flat[0]:g}; an image without contrast cannot be registered")
     return Scan(_tensor(array), grid, path)
@@ -73,7 +73,7 @@ def read_labels(path: str | Path, scan: Scan) -> Scan:
     Raises:
         InputError: as for a scan, and for values that are no whole numbers or another grid. An empty map is allowed.
     """
-    image, path = _read(path)
+    image, path = read_volume(path)
     return label_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), path, scan)
 
 
@@ -114,7 +114,17 @@ def _describe(grid: Grid) -> str:
     )
 
 
-def _read(path: str | Path) -> tuple[sitk.Image, Path]:
+def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path]:
+    """One 3-D volume as ITK reads it, in its own type of voxel, and its path.
+
+    Args:
+        path: a file, or a folder with one DICOM series.
+        components: numbers a voxel: 1, or 3 of a displacement field.
+
+    Raises:
+        InputError: missing, unreadable, not 3-D, of another number of components, no or a singular affine, or, in
+            NIfTI, NaN or infinite voxels.
+    """
     if not str(path).strip():
         raise InputError("a path is empty; give a file or a DICOM folder")
     path = Path(path)
@@ -126,7 +136,7 @@ def _read(path: str | Path) -> tuple[sitk.Image, Path]:
         image = _read_dicom(path) if path.is_dir() else sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise InputError(
-            f"{path}: cannot be read as an image ({_reason(error)}); check that it is whole, or convert it to NIfTI"
+            f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is whole, or convert it to NIfTI"
         ) from None
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[..., 0]
@@ -137,20 +147,25 @@ def _read(path: str | Path) -> tuple[sitk.Image, Path]:
         )
     if "complex" in image.GetPixelIDTypeAsString():
         raise InputError(f"{path}: holds complex numbers; give its magnitude image")
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(
-            f"{path}: has {image.GetNumberOfComponentsPerPixel()} values a voxel; expected a grey-scale image"
-        )
+    found = image.GetNumberOfComponentsPerPixel()
+    if found != components:
+        expected = "a grey-scale image" if components == 1 else "a displacement field, a vector image in LPS mm"
+        raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} a voxel; expected {expected}")
     return image, path
 
 
-def _reason(error: RuntimeError) -> str:
+def itk_reason(error: RuntimeError) -> str:
     """The telling line of an ITK error, without its source file and pointers."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
     return lines[-1].split("): ")[-1][:160] if lines else "unknown reason"
 
 
-def _check_finite(array: NDArray[Any], path: Path) -> None:
+def check_finite(array: NDArray[Any], path: Path) -> None:
+    """Refuse NaN and infinite voxels.
+
+    Raises:
+        InputError: saying how many there are.
+    """
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
         raise InputError(f"{path}: {bad} voxels are NaN or infinite; replace them, for instance with 0")
@@ -165,7 +180,7 @@ def _check_nifti(path: Path) -> None:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: is not a readable NIfTI file ({reason}); check or export it again") from None
     if voxels.dtype.kind == "f":
-        _check_finite(voxels, path)
+        check_finite(voxels, path)
     header = image.header
     if "sform_code" not in header:
         return

@@ -1,0 +1,147 @@
+"""Transforms at work: an image, a label map or a list of points through one, or back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from iregzoo.errors import InputError
+from iregzoo.space.files import affine_transform, write_volume
+from iregzoo.space.grid import Grid
+from iregzoo.space.points import read_point_list, voxel_places
+from iregzoo.space.scan import Scan, check_finite, looks_like_labels, read_volume
+from iregzoo.space.transforms import Chain, Moved, inverse_matrix, move, move_back
+
+IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
+POINTS = (".csv", ".json")
+INTERPOLATIONS = ("auto", "linear", "nearest")
+MUCH_MM = 0.5  # of an inverse's error
+
+
+@dataclass(frozen=True)
+class Report:
+    """How applying a transform went, in words.
+
+    Attributes:
+        inverse: what an inverse leaves to be desired, in a line; empty where there is nothing to say.
+        warnings: what should make a person doubt.
+    """
+
+    inverse: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def is_points(path: str | Path) -> bool:
+    """Whether a file's name is that of points."""
+    return str(path).lower().endswith(POINTS)
+
+
+def check_names(source: str | Path, reference: str | Path | None, output: str | Path, interpolation: str) -> None:
+    """Refuse, before any work, what the names alone show to be wrong.
+
+    Raises:
+        InputError: for an output that is not of the input's kind, an image without a reference, and another
+            interpolation.
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(f"interpolation {interpolation!r} is unknown; choose {', '.join(INTERPOLATIONS)}")
+    endings: tuple[str, ...] = IMAGES
+    if is_points(source):
+        endings = (next(ending for ending in POINTS if str(source).lower().endswith(ending)),)
+    elif reference is None:
+        raise InputError(f"{source}: an image needs --reference, an image on whose grid the result is to lie")
+    if not str(output).lower().endswith(endings):
+        raise InputError(f"{output}: give it a name that ends with {' or '.join(endings)}, as the input wants")
+
+
+def apply_to_points(chain: Chain, source: str | Path, output: Path, *, inverse: bool = False) -> Report:
+    """Take the points of a file through a chain, or back through its inverse, and write a file of the same kind.
+
+    Raises:
+        InputError: as ``read_point_list`` and, for the inverse, ``move_back`` do.
+    """
+    given = read_point_list(source)
+    moved = move_back(chain, given.points) if inverse else move(chain, given.points)
+    output.write_text(given.text(moved.points), "utf-8")
+    report = _inverse_report(moved, "points") if inverse else Report()
+    outside = int(moved.outside.sum())
+    if not outside:
+        return report
+    where = "come from outside" if inverse else "lie outside"
+    doubt = f"{outside} of {len(moved.points)} points {where} the displacement's grid, where it displaces nothing"
+    return Report(report.inverse, (*report.warnings, doubt))
+
+
+def apply_to_image(
+    chain: Chain,
+    source: str | Path,
+    reference: str | Path,
+    output: Path,
+    *,
+    interpolation: str = "auto",
+    inverse: bool = False,
+) -> Report:
+    """Resample an image or label map through a chain, or its inverse, on a reference's grid, once, and write it.
+
+    Its type of voxel stays. Outside its field of view lies 0, or its lowest value where that is below 0.
+
+    Args:
+        chain: from the reference to the image.
+        source: the image; a folder with one DICOM series will do.
+        reference: an image, of which the grid counts.
+        output: the file to write.
+        interpolation: ``linear``, ``nearest``, or ``auto``, which takes nearest for what looks like a label map.
+        inverse: undo the chain instead: it then leads from the image to the reference.
+
+    Raises:
+        InputError: as ``read_volume`` and, for the inverse, ``move_back`` do.
+    """
+    image, path = read_volume(source)
+    grid = Grid.of(read_volume(reference)[0])
+    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    check_finite(array, path)
+    scan = Scan(torch.from_numpy(array.astype(np.float32))[None, None], Grid.of(image), path)
+    nearest = looks_like_labels(scan) if interpolation == "auto" else interpolation == "nearest"
+    transform, moved = _inverse_on(chain, grid) if inverse else (chain.composite, None)
+    write_volume(output, _resample(image, grid, transform, nearest=nearest, outside=0.0 if nearest else scan.outside))
+    return Report() if moved is None else _inverse_report(moved, "voxels")
+
+
+def _inverse_on(chain: Chain, grid: Grid) -> tuple[sitk.Transform, Moved | None]:
+    """The inverse of a chain at the voxels of a grid, and how well it went; exact, and None, for matrices alone."""
+    if chain.linear:
+        return affine_transform(inverse_matrix(chain.composite)), None
+    places = voxel_places(grid)
+    moved = move_back(chain, places)
+    vectors = (moved.points - places).reshape(*grid.shape, 3).numpy()
+    return sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True)), moved
+
+
+def _resample(image: sitk.Image, grid: Grid, transform: sitk.Transform, *, nearest: bool, outside: float) -> sitk.Image:
+    """An image read once on a grid, in its own type of voxel; ITK alone would cut decimals off whole numbers."""
+    own, mode = image.GetPixelID(), sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
+    whole = not nearest and "float" not in image.GetPixelIDTypeAsString()
+    geometry = (
+        grid.shape,
+        transform,
+        mode,
+        grid.affine[:3, 3].tolist(),
+        grid.spacing.tolist(),
+        (grid.affine[:3, :3] / grid.spacing).ravel().tolist(),
+    )
+    read = sitk.Resample(image, *geometry, outside, sitk.sitkFloat64 if whole else own)
+    return sitk.Cast(sitk.Round(read), own) if whole else read
+
+
+def _inverse_report(moved: Moved, what: str) -> Report:
+    """What the inverse of a chain left of the way, where it could be found at all."""
+    error = moved.error[~moved.outside]
+    if not len(error):
+        return Report()
+    mean, most = float(error.mean()), float(error.max())
+    line = f"inverse: there and back again leaves {mean:.4f} mm on average, {most:.4f} mm at most"
+    bad = int((error > MUCH_MM).sum())
+    doubt = f"{bad} of {len(error)} {what} have no inverse within {MUCH_MM} mm; the transform folds there"
+    return Report(line, (doubt,) if bad else ())

@@ -1,0 +1,160 @@
+"""A cohort: each pair of a table registered into a folder of its own, by a run that can stop and go on."""
+
+import csv
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+import torch
+from filelock import FileLock, Timeout
+
+from iregzoo.devices import choose_device
+from iregzoo.engines import Engine
+from iregzoo.errors import InputError
+from iregzoo.jobs import COLUMNS, FIGURES, SUMMARY, Job, Report, origin_of
+from iregzoo.outputs import check_target, remove_leftovers, whole_file, whole_folder
+from iregzoo.register import choose_controller, read_scans, register
+from iregzoo.results import FILES, provenance, write
+from iregzoo.tables import cell
+from iregzoo.zoo import Method, load
+
+LOCK = ".batch.lock"
+Row = dict[str, Any]
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """The one batch that writes into a folder, which is made if need be. A kill ends the claim.
+
+    Raises:
+        InputError: where another batch is at work, or the folder cannot be written.
+    """
+    check_target(output, overwrite=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{output}: another batch is writing there; wait for its end or choose another --output"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror}); choose another --output") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (output / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # there are results
+            output.rmdir()
+
+
+_ONE_AT_A_TIME = threading.Lock()  # a Dask worker has several threads, which would share one network and its threads
+
+
+def register_job(job: Job) -> Report | str:
+    """Register a pair into its folder: what its report holds, or a line on why there is none.
+
+    The process gets the settings' number of threads, and keeps the network for the next pair.
+    """
+    try:
+        with _ONE_AT_A_TIME:
+            return _register(job)
+    except InputError as error:
+        return str(error)
+    except Exception as error:  # whatever a pair does to PyTorch or ITK, such as to fill the memory: the others go on
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        return f"{type(error).__name__}: {lines[-1][:200]}"
+
+
+def _register(job: Job) -> Report:
+    settings, case = job.settings, job.case
+    torch.set_num_threads(settings.threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(settings.threads)
+    expected = settings.origin["weights_sha256"]
+    method = _method(settings.bundle, settings.weights, choose_device(settings.device), expected)
+    for name, here in origin_of(method).items():
+        if here != settings.origin[name]:
+            raise InputError(f"a worker has {name} {here}, the batch {settings.origin[name]}; install the same on all")
+    scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
+    controller = choose_controller(settings.controller, settings.max_iterations, method.network.controller)
+    with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
+        result = register(scans, method, init=settings.init, controller=controller, refine=settings.refine)
+        made_by = {**provenance(method), "batch": job.request}
+        return write(result, folder, made_by, inverse=settings.inverse)
+
+
+@lru_cache(maxsize=1)
+def _method(bundle: str, weights: str | None, device: str, expected: str) -> Method:
+    """The method, loaded once a process; ``expected``, the hash, makes a process that lives long look again."""
+    return load(bundle, weights, device)
+
+
+def run(
+    jobs: Sequence[Job],
+    done: Mapping[str, Report],
+    output: Path,
+    engine: Engine,
+    progress: Callable[[str], None] = lambda name: None,
+) -> list[Row]:
+    """Register the jobs that are not done, and write ``summary.csv``: its rows, in the jobs' order.
+
+    Whatever ends it early, the pairs that are done stay, and the summary says which.
+
+    Args:
+        jobs: all of them, from ``read_jobs``.
+        done: from ``find_done``.
+        output: the batch's folder, held by ``alone``.
+        engine: from ``engines``.
+        progress: told "begin", and then each pair's name as it ends.
+
+    Raises:
+        KeyboardInterrupt: which says how many pairs are done.
+        InputError: as the engine does, or where the summary cannot be written.
+    """
+    names = [job.folder.name for job in jobs]
+    remove_leftovers(output, {*names, SUMMARY})
+    outcomes: dict[str, Report | str] = dict(done)
+    progress("begin")
+    try:
+        left = [job for job in jobs if job.folder.name not in done]
+        with closing(engine(register_job, left)) as ended:
+            for job, outcome in ended:
+                outcomes[job.folder.name] = outcome
+                progress(job.folder.name)
+    except KeyboardInterrupt:
+        finished = sum(isinstance(outcome, dict) for outcome in outcomes.values())
+        raise KeyboardInterrupt(f"{finished} of {len(jobs)} pairs are done") from None
+    finally:
+        remove_leftovers(output, {*names, SUMMARY})  # of workers that died or were ended
+        rows = [_row(job, outcomes.get(job.folder.name)) for job in jobs]
+        _write_summary(output / SUMMARY, rows)
+    return rows
+
+
+def _row(job: Job, outcome: Report | str | None) -> Row:
+    row: Row = {"name": job.folder.name, "fixed": job.case.fixed, "moving": job.case.moving}
+    if outcome is None:
+        return {**row, "status": "waiting"}
+    if isinstance(outcome, str):
+        return {**row, "status": "failed", "reason": " ".join(outcome.split())}
+    return {
+        **row,
+        "status": "done",
+        **{name: outcome[name] for name in FIGURES if name in outcome},
+        "iterations": " ".join(map(str, outcome["iterations"])),
+        "warnings": "; ".join(outcome["warnings"]),
+        "seconds": round(sum(outcome["seconds"].values()), 3),
+    }
+
+
+def _write_summary(path: Path, rows: Sequence[Row]) -> None:
+    with whole_file(path, overwrite=True) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)

@@ -1,0 +1,94 @@
+"""``iregzoo batch``: a cohort."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iregzoo.commands.shared import Progress
+from iregzoo.errors import InputError
+
+
+def batch(
+    pairs: str,
+    output: str,
+    bundle: str = "ipear",
+    weights: str | None = None,
+    device: str = "auto",
+    init: str = "auto",
+    controller: str = "auto",
+    max_iterations: int | None = None,
+    refine: int = 0,
+    inverse: bool = False,
+    workers: int = 1,
+    threads: int = 1,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Register every pair of a table, each into a folder of its own with the files of iregzoo register.
+
+    The same command again goes on where a run was stopped, or killed, and tries pairs that failed once more. A pair is
+    done when its folder is whole and was made by the same method with the same options from the same files. The folder
+    also gets summary.csv: a row for each pair with its status, the reason where it failed, and its figures.
+
+    Args:
+        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, name (of the pair's
+            folder; MOVING_to_FIXED after its files if empty); relative paths are looked for beside it.
+        output: folder for the pairs' folders and the summary.
+        bundle: the method; see iregzoo list.
+        weights: a name from iregzoo list, or a weights file; the bundle's first if not given.
+        device: auto, cpu, cuda or mps.
+        init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
+        controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
+        max_iterations: the most iterations a level of the method's pyramid.
+        refine: gradient steps after the network, as for register; 0 for none.
+        inverse: also write the way from fixed to moving.
+        workers: processes that register pairs side by side; each needs the memory of iregzoo register.
+        threads: of each process. The last digits of a result depend on them, but not on the number of workers.
+        scheduler: address of a Dask cluster whose workers do it instead, such as tcp://host:8786; they must have
+            iregzoo, and see the files and the output folder under the same paths.
+        overwrite: replace results in the folder that were made with other settings.
+    """
+    from contextlib import ExitStack
+    from functools import partial
+
+    from iregzoo.batch import alone, run
+    from iregzoo.engines import check_workers, on_cluster, on_this_machine
+    from iregzoo.jobs import Settings, checked, find_done, read_jobs
+
+    check_workers(workers)
+    if scheduler and workers != 1:
+        raise InputError(f"workers {workers}: a cluster has its own; leave out --workers or --scheduler")
+    settings = Settings(
+        bundle, weights, device, init, controller, max_iterations, refine, inverse=inverse, threads=threads
+    )
+    target = Path(output)
+    jobs = read_jobs(Path(pairs), checked(settings, here=not scheduler), target)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(on_cluster(scheduler)) if scheduler else None
+        stack.enter_context(alone(target))
+        done = find_done(jobs, target, overwrite=overwrite)
+        bar = stack.enter_context(Progress(len(jobs) - len(done)))
+        rows = run(jobs, done, target, cluster or partial(on_this_machine, workers=workers), bar)
+    print(totals(rows, len(done)))
+    failed = [row for row in rows if row["status"] == "failed"]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(rows)} pairs failed, first {failed[0]['name']}: {failed[0]['reason']} "
+            f"(all are in {target / 'summary.csv'}; the same command tries them again)"
+        )
+    print(f"written to {output}: summary.csv has a row for each pair")
+
+
+def totals(rows: Sequence[dict[str, Any]], earlier: int) -> str:
+    """What a batch has done, in a line: how many pairs, and their mean figures."""
+    done = [row for row in rows if row["status"] == "done"]
+    parts = [f"{len(done)} of {len(rows)} pairs registered" + (f", {earlier} of them earlier" if earlier else "")]
+    for title, before, after in (("NCC", "ncc_before", "ncc_after"), ("Dice", "dice_before_mean", "dice_mean")):
+        both = [(row[before], row[after]) for row in done if before in row and after in row]
+        if both:
+            means = (sum(column) / len(both) for column in zip(*both, strict=True))
+            parts.append(f"{title} {' → '.join(f'{mean:.3f}' for mean in means)}")
+    if done:
+        parts.append(f"folding {sum(row['folding_percent'] for row in done) / len(done):.3f} %")
+    doubtful = sum(bool(row["warnings"]) for row in done)
+    return ", ".join([*parts, *([f"{doubtful} with warnings"] if doubtful else [])])

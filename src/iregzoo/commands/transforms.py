@@ -1,0 +1,68 @@
+"""``iregzoo apply``: a transform that exists, on other images and on points."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from iregzoo.errors import InputError
+
+
+def apply(
+    transform: str | Sequence[str],
+    input: str,
+    output: str,
+    reference: str | None = None,
+    interpolation: str = "auto",
+    inverse: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Bring an image, a label map or points through a transform, or back through its inverse.
+
+    register's transform.h5 and displacement.nii.gz lead from places in the fixed scan to places in the moving scan. So
+    an image of the moving scan comes to the fixed scan's grid without --inverse, and one of the fixed scan comes to
+    the moving scan's grid with it. Points go the other way: without --inverse points of the fixed scan go to the moving
+    scan (ITK's TransformPoint, antsApplyTransformsToPoints), with --inverse points of the moving scan to the fixed.
+
+    Several transforms make one way, and an image is interpolated once. They are applied as listed to a place on the
+    reference, the first first: with --transform A,B a voxel at x shows the input at B(A(x)), and a point x goes to
+    B(A(x)). That is the order of antsApplyTransforms. --inverse undoes the whole way, B before A.
+
+    The inverse of a displacement is found for every voxel or point by itself; what is left of the way there and back is
+    printed. Beyond its grid a displacement field displaces nothing, as in ITK.
+
+    Args:
+        transform: one or more, separated by commas: transform files that ITK reads (.h5, .tfm, .mat), and displacement
+            fields, 3-D images of vectors in LPS mm.
+        input: an image or label map, or points: a CSV file whose first line is "# CoordinateSystem = LPS" (or RAS) and
+            that has columns x, y, z, or a Slicer .mrk.json. All else in a file of points is kept.
+        output: the file to write: .nii.gz, .nii, .nrrd or .mha for images, for points what the input is.
+        reference: the image on whose grid the result lies; points need none.
+        interpolation: of images: linear, nearest, or auto, which takes nearest for what looks like a label map.
+        inverse: apply the inverse.
+        overwrite: replace the output where it is there already.
+    """
+    from iregzoo.apply import apply_to_image, apply_to_points, check_names, is_points
+    from iregzoo.flags import flag
+    from iregzoo.outputs import whole_file
+    from iregzoo.space.transforms import read_chain
+
+    listed = transform.split(",") if isinstance(transform, str) else transform
+    paths = [part.strip() for part in listed if part.strip()]
+    if not paths:
+        raise InputError("--transform names nothing; give one file, or several separated by commas")
+    back = flag(inverse, "inverse")
+    check_names(input, reference, output, interpolation)
+    for path in filter(None, (*paths, input, reference)):
+        if Path(path).resolve() == Path(output).resolve():
+            raise InputError(f"{path}: is where the result would go; choose another --output")
+    with whole_file(Path(output), overwrite=overwrite) as target:
+        chain = read_chain(paths)
+        if is_points(input):
+            report = apply_to_points(chain, input, target, inverse=back)
+        else:
+            assert reference is not None  # check_names saw to it
+            report = apply_to_image(chain, input, reference, target, interpolation=interpolation, inverse=back)
+    if report.inverse:
+        print(report.inverse)
+    for doubt in report.warnings:
+        print(f"warning: {doubt}")
+    print(f"written to {output}")

@@ -1,0 +1,218 @@
+"""What a batch is to do: its settings, the pairs of its table, and which of them an earlier run has done.
+
+What is done stands in the pairs' folders alone, each of which appears whole or not at all, with a report that says what
+it was made from. Done is what would say the same now.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from iregzoo.cases import Case, folder_names, read_cases
+from iregzoo.devices import choose_device
+from iregzoo.errors import InputError
+from iregzoo.register import check_refine, choose_controller
+from iregzoo.results import FILES, provenance
+from iregzoo.space.start import STARTS
+from iregzoo.zoo import Method, load
+
+INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels")
+ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
+OPTIONS = ("init", "controller", "max_iterations", "refine", "inverse")
+DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
+SUMMARY = "summary.csv"
+FIGURES = (
+    "ncc_before",
+    "ncc_after",
+    "dice_before_mean",
+    "dice_mean",
+    "folding_percent",
+    "inverse_error_mean_mm",
+    "inverse_error_max_mm",
+)
+COLUMNS = ("name", "status", "reason", "fixed", "moving", *FIGURES, "iterations", "warnings", "seconds")
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every pair of a batch is registered with, as ``iregzoo register`` has it.
+
+    Attributes:
+        threads: of each process. The last digits of a result depend on them, and with an affine start sometimes more,
+            so they do not follow the number of processes.
+        origin: versions and the weights' hash, from ``checked``.
+    """
+
+    bundle: str
+    weights: str | None = None
+    device: str = "auto"
+    init: str = "auto"
+    controller: str = "auto"
+    max_iterations: int | None = None
+    refine: int = 0
+    inverse: bool = False
+    threads: int = 1
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pair and where its results go.
+
+    Attributes:
+        case: with absolute paths.
+        folder: of the results; its name is the pair's.
+        inputs: which files they are, as far as that shows without reading them.
+    """
+
+    case: Case
+    folder: Path
+    settings: Settings
+    inputs: Mapping[str, Any]
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What the pair's report says of it, beside the method's own."""
+        return {**{name: getattr(self.settings, name) for name in OPTIONS}, "inputs": self.inputs}
+
+
+def checked(settings: Settings, *, here: bool = True) -> Settings:
+    """The settings with their origin, once it is sure that they can be used.
+
+    Args:
+        settings: to be checked.
+        here: whether the pairs are registered on this machine, so that it has to have the device.
+
+    Raises:
+        InputError: as ``load``, ``choose_controller`` and ``choose_device`` do, and for an unknown start or threads
+            that are no whole number of at least 1.
+    """
+    threads = settings.threads
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise InputError(f"threads {threads!r}: give a whole number, at least 1")
+    if settings.init not in ("auto", *STARTS):
+        raise InputError(f"init {settings.init!r} is unknown; choose auto, {', '.join(STARTS)}")
+    check_refine(settings.refine)
+    if here:
+        choose_device(settings.device)
+    method = load(settings.bundle, settings.weights)
+    choose_controller(settings.controller, settings.max_iterations, method.network.controller)
+    own = settings.weights is None or settings.weights in method.bundle.weights
+    weights = settings.weights if own else str(Path(str(settings.weights)).absolute())
+    return replace(settings, weights=weights, origin=origin_of(method))
+
+
+def origin_of(method: Method) -> dict[str, Any]:
+    """What of a method's provenance has to be the same for all pairs: not the device, nor the weights' name."""
+    made_by = provenance(method)
+    return {name: made_by[name] for name in ORIGIN}
+
+
+def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:
+    """The pairs of a table, see ``read_cases``; a file that is missing is left for its pair to fail on.
+
+    Raises:
+        InputError: for a table that cannot be read, names that cannot be folders', and files that lie where results go.
+    """
+    cases, output = read_cases(pairs, check=False), output.absolute()
+    names = folder_names(cases)
+    if SUMMARY in names or pairs.resolve() == (output / SUMMARY).resolve():
+        raise InputError(f"{SUMMARY}: is what the summary in {output} is called; choose another name")
+    jobs = []
+    for case, name in zip(cases, names, strict=True):
+        paths = {column: str(Path(path).absolute()) for column in INPUTS if (path := getattr(case, column))}
+        stamps = {column: _stamp(Path(path)) for column, path in paths.items()}
+        jobs.append(Job(replace(case, **paths), output / name, settings, stamps))
+    _check_places(jobs, output)
+    return jobs
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    """What tells a file, or a folder with a DICOM series, from what was there when a pair was registered."""
+    found: dict[str, Any] = {"path": str(path)}
+    with suppress(OSError):
+        files = [path]
+        if path.is_dir():
+            files = [file for file in path.iterdir() if file.is_file()]
+        elif path.suffix in DETACHED:
+            files = [file for file in path.parent.iterdir() if file.stem == path.stem]
+        stats = [file.stat() for file in files]
+        newest = max((stat.st_mtime_ns for stat in stats), default=0)
+        found |= {"files": len(files), "bytes": sum(stat.st_size for stat in stats), "modified_ns": newest}
+    return found
+
+
+def _check_places(jobs: Sequence[Job], output: Path) -> None:
+    output = output.resolve()
+    folders = {output / job.folder.name for job in jobs}
+    for job in jobs:
+        for stamp in job.inputs.values():
+            path = Path(stamp["path"]).resolve()
+            among = path in folders or (path.parent in folders and path.name in FILES)
+            if among or path == output or path in output.parents:
+                raise InputError(f"{path}: lies where the results would go; choose another --output")
+
+
+def find_done(jobs: Sequence[Job], output: Path, *, overwrite: bool = False) -> dict[str, Report]:
+    """The reports of the pairs, by name, that an earlier run has registered as they would be now.
+
+    A pair whose files have changed, or of whose results something is missing, is to be done again.
+
+    Args:
+        jobs: from ``read_jobs``.
+        output: the batch's folder.
+        overwrite: whether results made with other settings, or by others, are to be replaced.
+
+    Raises:
+        InputError: for such results without ``overwrite``.
+    """
+    if not overwrite and _is_foreign(output / SUMMARY):
+        raise InputError(f"{output / SUMMARY}: is not of a batch; choose another --output or add --overwrite")
+    found = {}
+    for job in jobs:
+        report = _read_report(job.folder)
+        reason = _difference(job, report)
+        if reason and not overwrite:
+            raise InputError(f"{job.folder}: {reason}; choose another --output or add --overwrite to replace it")
+        if not reason and report and report["batch"].get("inputs") == job.inputs and _is_whole(job.folder, report):
+            found[job.folder.name] = report
+    return found
+
+
+def _is_foreign(summary: Path) -> bool:
+    if not summary.exists():
+        return False
+    with suppress(OSError, UnicodeDecodeError), summary.open() as stream:
+        return stream.readline().strip() != ",".join(COLUMNS)
+    return True
+
+
+def _read_report(folder: Path) -> Report | None:
+    try:
+        report = json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) else None
+
+
+def _difference(job: Job, report: Report | None) -> str:
+    """What keeps a folder from being this job's, in words; nothing where it is, or is to be made."""
+    if report is None:
+        foreign = job.folder.is_dir() and {path.name for path in job.folder.iterdir()} - set(FILES)
+        return "holds other files" if foreign else ""
+    if "batch" not in report:
+        return "was not made by a batch"
+    made = {**report, **report["batch"]}
+    for name, asked in {**job.settings.origin, **job.request}.items():
+        if name != "inputs" and made.get(name) != asked:
+            return f"was made with {name} {made.get(name)}, not {asked}"
+    return ""
+
+
+def _is_whole(folder: Path, report: Report) -> bool:
+    files = report.get("bytes", {}).items()
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files)

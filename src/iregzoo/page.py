@@ -1,0 +1,174 @@
+"""The report as a page for a browser: one file with everything in it, which asks no network for anything."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iregzoo.quality import LITTLE_ALIKE, MUCH_FOLDING, MUCH_SQUASHED, doubts
+from iregzoo.report import key_figures
+
+FILES = resources.files("iregzoo") / "web"
+SCRIPTS = ("scene.js", "drawing.js", "viewer.js", "page.js")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure of the report in plain words.
+
+    Attributes:
+        name: what it is called.
+        value: the figure, ready to read.
+        meaning: what it says, and what should make one doubt.
+        worrying: whether this one should.
+    """
+
+    name: str
+    value: str
+    meaning: str
+    worrying: bool = False
+
+
+def write_page(report: Mapping[str, Any], views: Mapping[str, Any], path: Path) -> None:
+    """Write a registration's page.
+
+    Args:
+        report: what ``report.json`` holds.
+        views: from ``views.views``.
+        path: of the HTML file.
+    """
+    names = [Path(report[name]).name for name in ("moving", "fixed")]
+    content = {
+        "names": names,
+        "summary": key_figures(report),
+        "lines": [asdict(line) for line in explained(report)],
+        "report": report,
+        "views": views,
+    }
+    script = "\n".join(_read(name) for name in SCRIPTS)
+    parts = {
+        "title": html.escape(" to ".join(names)),
+        "digest": _digest(script),
+        "style": _read("page.css"),
+        "data": embedded(content),
+        "script": script,
+    }
+    # All at once: what was put in is not looked through again.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("page.html"))
+    path.write_text(page, encoding="utf-8")
+
+
+def embedded(content: Mapping[str, Any]) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element or begin another."""
+    return json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+
+
+def explained(report: Mapping[str, Any]) -> list[Line]:
+    """The figures of a report that a person should look at, each with what it means."""
+    seconds = report["seconds"]
+    took = ", ".join(f"{stage} {time:.2f} s" for stage, time in seconds.items())
+    lines = [_likeness(report), *_overlap(report), *_regularity(report), _start(report), *_extras(report)]
+    return [*lines, Line("Time", f"{sum(seconds.values()):.1f} s", took)]
+
+
+def _likeness(report: Mapping[str, Any]) -> Line:
+    """How alike the images are."""
+    return Line(
+        "Likeness of the images (NCC)",
+        "{ncc_before:.3f} as given → {ncc_start:.3f} at the start → {ncc_after:.3f} after".format_map(report),
+        "How well brightness in one image foretells that in the other: 1 perfectly, 0 not at all. It should rise. "
+        f"Lower than before, or below {LITTLE_ALIKE:g}, is worrying. Scans of different contrasts, such as T1 and T2, "
+        "stay low even where they fit.",
+        "ncc_after" in doubts(report),
+    )
+
+
+def _overlap(report: Mapping[str, Any]) -> list[Line]:
+    """Dice, where both scans have labels."""
+    if "dice_mean" not in report:
+        return []
+    before = f"{report['dice_before_mean']:.3f} as given → " if "dice_before_mean" in report else ""
+    meaning = (
+        "1 where every label covers its counterpart exactly, 0 where none touches it. It should rise. Small and thin "
+        "structures score lower than large ones; a label that loses overlap is worrying."
+    )
+    value = f"{before}{report['dice_mean']:.3f} after"
+    return [Line("Overlap of the labels (Dice), mean", value, meaning, "dice_mean" in doubts(report))]
+
+
+def _regularity(report: Mapping[str, Any]) -> Iterator[Line]:
+    """How the deformation folds, squashes and varies, and how far it goes."""
+    worrying = doubts(report)
+    yield Line(
+        "Folding",
+        f"{report['folding_percent']:.3f} % of the voxels",
+        "Where the deformation turns space inside out (det J at or below 0), which no tissue does. Best is 0; above "
+        f"{MUCH_FOLDING:g} % is worrying, and so is any fold inside the structure you look at.",
+        "folding_percent" in worrying,
+    )
+    yield Line(
+        "Squashed",
+        f"{report['near_singular_percent']:.3f} % of the voxels",
+        f"Shrunk to a tenth of their volume or less, folds included. Above {MUCH_SQUASHED:g} % is worrying.",
+        "near_singular_percent" in worrying,
+    )
+    if "sdlogj" in report:
+        yield Line(
+            "Unevenness (sd of log J)",
+            f"{report['sdlogj']:.3f}",
+            "How much growing and shrinking varies from place to place: 0 where nothing changes its volume, more in a "
+            "rougher deformation. It compares methods on the same scans, and has no limit of its own.",
+        )
+    yield Line(
+        "Deformation",
+        "{displacement_mean_mm:.1f} mm mean, {displacement_max_mm:.1f} mm largest".format_map(report),
+        "How far voxels move after the affine start. Worrying where it is more than anatomy can differ between these "
+        "two scans.",
+    )
+
+
+def _start(report: Mapping[str, Any]) -> Line:
+    """The affine start as a turn and a change of volume."""
+    linear = np.array(report["affine_lps_mm"])[:3, :3]
+    left, _, right = np.linalg.svd(linear)
+    angle = np.rad2deg(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))
+    return Line(
+        "Affine start",
+        f"{report['init']}: turned by {angle:.1f}°, volume × {np.linalg.det(linear):.2f}",
+        "How the moving scan was placed before anything deformed; none trusts the positions in the files. If the "
+        "moving image at the start lies far off, all that follows is doubtful: choose another --init.",
+    )
+
+
+def _extras(report: Mapping[str, Any]) -> Iterator[Line]:
+    """The inverse and the gradient steps, where they were asked for."""
+    if "inverse_error_mean_mm" in report:
+        yield Line(
+            "Inverse",
+            "{inverse_error_mean_mm:.3f} mm mean, {inverse_error_max_mm:.2f} mm largest error".format_map(report),
+            "How far a voxel ends from where it began, there and back. It is large where the deformation folds.",
+        )
+    if "refinement" in report:
+        words = "{steps} steps, local NCC {local_ncc_before:.3f} → {local_ncc_after:.3f}"
+        yield Line(
+            "Refinement",
+            words.format_map(report["refinement"]),
+            "Gradient steps after the network. They make the images more alike, which is not always better aligned.",
+        )
+
+
+def _digest(script: str) -> str:
+    """What tells a browser that a script is the page's own."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+def _read(name: str) -> str:
+    return (FILES / name).read_text(encoding="utf-8")

@@ -1,0 +1,196 @@
+"""Transforms from files: what ITK reads, one after the other, and points through them, there and back.
+
+A transform takes a point of the scan that a result lies on to the scan that it is read from, which is what ITK's
+resampler wants. Places and displacements are LPS mm.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from iregzoo.errors import InputError
+from iregzoo.inversion import PIECE, invert_at
+from iregzoo.silence import silence
+from iregzoo.space.grid import Grid, Matrix, inverse
+from iregzoo.space.points import STEP, TOLERANCE_MM, map_points, move_points_back, reached
+from iregzoo.space.scan import itk_reason, read_volume
+from iregzoo.space.start import matrix_of
+
+TRANSFORM_FILES = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
+SINGULAR = 1e12  # condition number of a matrix that has no inverse worth the name
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other.
+
+    Attributes:
+        parts: none of them composite, in the order in which a point passes them.
+    """
+
+    parts: tuple[sitk.Transform, ...]
+
+    @cached_property
+    def composite(self) -> sitk.CompositeTransform:
+        """All parts as one ITK transform."""
+        composite = sitk.CompositeTransform(3)
+        for part in reversed(self.parts):  # ITK applies the transform that was added last first
+            composite.AddTransform(part)
+        return composite
+
+    @property
+    def linear(self) -> bool:
+        """Whether one matrix says it all."""
+        return all(part.IsLinear() for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Points (N, 3) that went through a chain, LPS mm.
+
+    Attributes:
+        points: where they are now.
+        outside: (N,), which of them a displacement field did not reach: there it displaces nothing, as ITK has it.
+        error: (N,) mm, how far from where it came a point ends up that goes back by the chain itself; 0 of one that
+            went along it.
+    """
+
+    points: Tensor
+    outside: Tensor
+    error: Tensor
+
+
+def read_chain(paths: Sequence[str | Path]) -> Chain:
+    """Read transforms, the first of which is applied to a point first.
+
+    Each is a transform file that ITK reads (.h5, .tfm, .mat, …), or an image of displacements in LPS mm.
+
+    Raises:
+        InputError: missing or unreadable, not 3-D, or not finite.
+    """
+    return Chain(tuple(part for path in paths for part in _read(Path(path))))
+
+
+def _read(path: Path) -> list[sitk.Transform]:
+    if not path.name.lower().endswith(TRANSFORM_FILES):
+        image, _ = read_volume(path, components=3)
+        transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+    elif not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    else:
+        try:
+            with silence():
+                transform = sitk.ReadTransform(str(path))
+        except RuntimeError as error:
+            raise InputError(f"{path}: is no transform that ITK reads ({itk_reason(error)}); write it again") from None
+    if transform.GetDimension() != 3:
+        raise InputError(f"{path}: is a transform of {transform.GetDimension()}-D images; give one of 3-D images")
+    parts = list(flatten(transform))
+    if not parts:
+        raise InputError(f"{path}: holds no transform; write it again")
+    for part in parts:
+        if not np.isfinite(_numbers(part)).all():
+            raise InputError(f"{path}: its {part.GetName()} holds NaN or infinite numbers; make it again")
+    return parts
+
+
+def flatten(transform: sitk.Transform) -> Iterator[sitk.Transform]:
+    """The parts of a transform, none of them composite, in the order in which a point passes them."""
+    transform = transform.Downcast()
+    if not isinstance(transform, sitk.CompositeTransform):
+        yield transform
+        return
+    for index in reversed(range(transform.GetNumberOfTransforms())):
+        yield from flatten(transform.GetNthTransform(index))
+
+
+def _numbers(part: sitk.Transform) -> Matrix:
+    if isinstance(part, sitk.DisplacementFieldTransform):
+        return np.asarray(sitk.GetArrayViewFromImage(part.GetDisplacementField()))
+    return np.array([*part.GetParameters(), *part.GetFixedParameters()])
+
+
+def move(chain: Chain, points: Tensor) -> Moved:
+    """Points (N, 3) through a chain, by ITK."""
+    outside = torch.zeros(len(points), dtype=torch.bool)
+    error = torch.zeros(len(points), dtype=torch.float64)
+    for part in chain.parts:
+        if isinstance(part, sitk.DisplacementFieldTransform):
+            outside |= ~reached(Grid.of(part.GetDisplacementField()), points)
+        points = itk_move(part, points)
+    return Moved(points, outside, error)
+
+
+def move_back(chain: Chain, points: Tensor) -> Moved:
+    """Points (N, 3) through the inverse of a chain: exact for matrices, and to 0.001 mm for what deforms.
+
+    Where a field folds, a point comes from several places, of which one is given. A field reaches no further than its
+    grid: for a point that would come from beyond, it is the point itself where that lies beyond the grid, too, and
+    else where the border's displacement brings it from; its error then says how far that is off.
+
+    Raises:
+        InputError: where a matrix is singular.
+    """
+    matrices = [inverse_matrix(part) if part.IsLinear() else None for part in chain.parts]
+    outside = torch.zeros(len(points), dtype=torch.bool)
+    places = points
+    for part, matrix in zip(reversed(chain.parts), reversed(matrices), strict=True):
+        if matrix is not None:
+            places = map_points(matrix, places)
+        elif isinstance(part, sitk.DisplacementFieldTransform):
+            places, beyond = _back_through_field(part, places)
+            outside |= beyond
+        else:
+            # A B-spline, say: its control points lie far apart, and what it does beyond them is for ITK to know.
+            through = partial(itk_move, part)
+            places = invert_at(through, places, start=places, step=STEP, tolerance=TOLERANCE_MM)
+    error = (move(chain, places).points - points).norm(dim=1)
+    return Moved(places, outside, error)
+
+
+def inverse_matrix(transform: sitk.Transform) -> Matrix:
+    """The affine (4, 4), LPS mm, that undoes a linear ITK transform.
+
+    Raises:
+        InputError: where it is singular.
+    """
+    matrix = matrix_of(transform)
+    if np.linalg.cond(matrix[:3, :3]) > SINGULAR:
+        shown = [[round(value, 6) for value in row] for row in matrix[:3, :3].tolist()]
+        raise InputError(f"the transform's matrix {shown} is singular: nothing undoes it; leave out --inverse")
+    return inverse(matrix)
+
+
+def _back_through_field(field: sitk.DisplacementFieldTransform, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a field takes points (N, 3) from, and which of these places are beyond its grid."""
+    image = field.GetDisplacementField()
+    grid = Grid.of(image)
+    vectors = torch.from_numpy(sitk.GetArrayFromImage(image).transpose(3, 2, 1, 0).copy())[None]
+    places = move_points_back(points, vectors, grid)
+    beyond = ~reached(grid, places)
+    return torch.where((beyond & ~reached(grid, points))[:, None], points, places), beyond
+
+
+def itk_move(transform: sitk.Transform, points: Tensor) -> Tensor:
+    """Points (N, 3) through any ITK transform, as its TransformPoint takes each, but many in one call.
+
+    The points are made the displacement field of a row of voxels, which the transform then follows.
+    """
+    return torch.cat([_itk_move(transform, part) for part in torch.split(points, PIECE)]) if len(points) else points
+
+
+def _itk_move(transform: sitk.Transform, points: Tensor) -> Tensor:
+    row = np.zeros((len(points), 3))
+    row[:, 0] = np.arange(len(points))
+    image = sitk.GetImageFromArray((points.double().numpy() - row)[None, None], isVector=True)
+    both = sitk.CompositeTransform(3)
+    both.AddTransform(transform)
+    both.AddTransform(sitk.DisplacementFieldTransform(image))
+    field = sitk.TransformToDisplacementField(both, sitk.sitkVectorFloat64, [len(points), 1, 1])
+    return torch.from_numpy(row + sitk.GetArrayFromImage(field)[0, 0])

@@ -1,0 +1,54 @@
+"""Names of pairs: whatever the table, each pair has a folder of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from iregzoo.cases import Case, folder_names, read_cases
+from iregzoo.errors import InputError
+
+
+def test_names_are_made_of_files_and_do_not_depend_on_the_order() -> None:
+    cases = [Case("s1/t1.nii.gz", "s2/t1.nii.gz"), Case("s1/t1.nii.gz", "s3/t1.nii.gz"), Case("a.b.nrrd", "dicom")]
+    names = folder_names(cases)
+    assert names[2] == "dicom_to_a.b"
+    assert names[0] != names[1]
+    assert all(name.startswith("t1_to_t1-") for name in names[:2])
+    assert folder_names(cases[::-1]) == names[::-1]
+
+
+def test_own_names_stay_and_made_ones_give_way() -> None:
+    cases = [Case("a.nii", "b.nii"), Case("c.nii", "d.nii", name="B_to_A")]
+    made, own = folder_names(cases)
+    assert own == "B_to_A"
+    assert made.startswith("b_to_a-")
+
+
+@pytest.mark.parametrize(
+    ("cases", "words"),
+    [
+        ([Case("a", "b", name="x"), Case("c", "d", name="X")], "pairs 1 and 2 would both be 'X'"),
+        ([Case("a", "b"), Case("c", "d"), Case("a", "b")], "pairs 1 and 3 would both be 'b_to_a-"),
+        ([Case("a", "b", name="x/y")], "pair 1: 'x/y' cannot name a folder"),
+        ([Case("a", "b", name="..")], "pair 1: '..' cannot name a folder"),
+        ([Case("a", "b", name=".hidden")], "cannot name a folder"),
+        ([Case("a", "b", name="dot.")], "cannot name a folder"),
+        ([Case("a", "b" * 250)], "cannot name a folder"),
+    ],
+)
+def test_names_that_clash_or_cannot_be_are_refused(cases: list[Case], words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        folder_names(cases)
+    assert words in str(refused.value)
+
+
+def test_table_may_hold_names_and_missing_files_where_they_are_not_checked(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text("fixed,moving,name\nhere.nii,gone.nii,one\nhere.nii,,\n")
+    (tmp_path / "here.nii").touch()
+    here, gone = str(tmp_path / "here.nii"), str(tmp_path / "gone.nii")
+    cases = read_cases(table, check=False)
+    assert cases == [Case(here, gone, name="one"), Case(here, "")]
+    assert [case.title for case in cases] == ["one", " → here.nii"]
+    with pytest.raises(InputError, match=r"line 2: gone.nii: no such file"):
+        read_cases(table)

@@ -1,0 +1,232 @@
+"""Which pairs of a table are done, which are to be done, and what is refused before any work."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cohort import at_work, here, refusal, summary, tree, write_cohort, write_pairs
+from iregzoo.batch import alone, register_job, run
+from iregzoo.errors import InputError
+from iregzoo.jobs import Job, Settings, checked, find_done, read_jobs
+from iregzoo.results import FILES
+
+NAMES = {"first", "second", "head3_to_head2"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cohort")
+    assert set(write_cohort(folder, len(NAMES))) == NAMES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IREGZOO_HOME", str(folder / "home"))
+        yield folder
+
+
+def jobs_of(cohort: Path, output: Path, **options: object) -> list[Job]:
+    return read_jobs(cohort / "pairs.csv", checked(Settings("tiny", **options)), output)
+
+
+def done_of(cohort: Path, output: Path) -> set[str]:
+    return set(find_done(jobs_of(cohort, output, inverse=True), output))
+
+
+@pytest.fixture(scope="module")
+def finished(cohort: Path) -> Path:
+    """A batch that was run with --inverse."""
+    output = cohort / "finished"
+    with alone(output):
+        run(jobs_of(cohort, output, inverse=True), {}, output, here)
+    return output
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """One to spoil."""
+    return shutil.copytree(finished, tmp_path / "copied")
+
+
+# --- what is done, and what is to be done again
+
+
+def test_what_is_whole_and_of_the_same_files_is_done(cohort: Path, copied: Path) -> None:
+    assert done_of(cohort, copied) == NAMES
+    (copied / "first" / "warped.nii.gz").unlink()
+    with (copied / "second" / "transform.h5").open("r+b") as stream:
+        stream.truncate(100)
+    (copied / "head3_to_head2" / "report.json").write_text("{")
+    assert done_of(cohort, copied) == set()
+
+
+def test_pair_whose_files_have_changed_or_are_gone_is_to_be_done_again(cohort: Path, copied: Path) -> None:
+    scan, labels = cohort / "head0.nii.gz", cohort / "head3_labels.nii.gz"
+    before = labels.stat()
+    scan.rename(cohort / "away.nii.gz")
+    os.utime(labels, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
+    try:
+        assert done_of(cohort, copied) == {"second"}
+    finally:
+        (cohort / "away.nii.gz").rename(scan)
+        os.utime(labels, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert done_of(cohort, copied) == NAMES
+
+
+def test_scan_of_several_files_has_changed_where_one_of_them_has(tmp_path: Path) -> None:
+    series = tmp_path / "series"
+    series.mkdir()
+    for path in (series / "1.dcm", tmp_path / "scan.mhd", tmp_path / "scan.raw"):
+        path.write_bytes(b"1")
+    rows = [{"fixed": "series", "moving": "scan.mhd"}]
+    table = write_pairs(tmp_path / "pairs.csv", rows)
+    stamps = []
+    for path in (None, series / "1.dcm", series / "2.dcm", tmp_path / "scan.raw", tmp_path / "other.raw"):
+        if path:
+            path.write_bytes(b"22")
+        (job,) = read_jobs(table, Settings("tiny"), tmp_path / "output")
+        stamps.append({name: (stamp["files"], stamp["bytes"]) for name, stamp in job.inputs.items()})
+    assert stamps == [
+        {"fixed": (1, 1), "moving": (2, 2)},
+        {"fixed": (1, 2), "moving": (2, 2)},
+        {"fixed": (2, 4), "moving": (2, 2)},
+        {"fixed": (2, 4), "moving": (2, 3)},
+        {"fixed": (2, 4), "moving": (2, 3)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "inverse True, not False"),
+        (["--inverse", "--init", "none"], "init auto, not none"),
+        (["--inverse", "--max-iterations", "3"], "max_iterations None, not 3"),
+        (["--inverse", "--controller", "tci"], "controller auto, not tci"),
+        (["--inverse", "--refine", "2"], "refine 0, not 2"),
+        (["--inverse", "--bundle", "iirp"], "bundle tiny, not iirp"),
+    ],
+)
+def test_results_of_other_settings_are_refused(
+    cohort: Path, finished: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    before = tree(finished)
+    said = refusal(capsys, cohort / "pairs.csv", finished, *options)
+    assert f"first: was made with {words}; choose another --output or add --overwrite" in said
+    assert tree(finished) == before
+
+
+def test_results_of_other_weights_and_of_register_are_refused(cohort: Path, copied: Path) -> None:
+    path = copied / "first" / "report.json"
+    report = json.loads(path.read_text())
+    for change, words in (
+        ({"weights_sha256": "0"}, "with weights_sha256 0, not "),
+        ({"batch": 0}, "not made by a batch"),
+    ):
+        changed = {name: value for name, value in {**report, **change}.items() if value != 0}
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=words):
+            done_of(cohort, copied)
+
+
+def test_overwrite_replaces_what_was_made_with_other_settings(cohort: Path, copied: Path) -> None:
+    (copied / "first" / "notes.txt").write_text("mine")
+    jobs = jobs_of(cohort, copied)[:1]
+    done = find_done(jobs, copied, overwrite=True)
+    assert done == {}
+    rows = run(jobs, done, copied, here)
+    assert [row["status"] for row in rows] == ["done"]
+    files = {path.name for path in (copied / "first").iterdir()}
+    assert files == {"notes.txt", *(name for name in FILES if not name.startswith("inverse"))}
+    assert (copied / "first" / "notes.txt").read_text() == "mine"
+    assert set(find_done(jobs, copied, overwrite=True)) == {"first"}  # the same command goes on, it does not start anew
+    assert summary(copied)["first"]["inverse_error_max_mm"] == ""
+
+
+def test_folders_and_tables_of_others_are_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "notes.txt").write_text("mine")
+    assert "first: holds other files" in refusal(capsys, cohort / "pairs.csv", tmp_path)
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "summary.csv").write_text("mine")
+    assert "summary.csv: is not of a batch" in refusal(capsys, cohort / "pairs.csv", tmp_path)
+    assert (tmp_path / "summary.csv").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+
+
+def test_whatever_a_pair_raises_is_its_reason(cohort: Path, tmp_path: Path) -> None:
+    job = jobs_of(cohort, tmp_path / "output")[0]
+    reason = register_job(replace(job, inputs={"fixed": object()}))
+    assert reason == "TypeError: Object of type object is not JSON serializable"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_worker_with_another_method_is_refused(cohort: Path, tmp_path: Path) -> None:
+    job = jobs_of(cohort, tmp_path / "output")[0]
+    other = replace(job.settings, origin={**job.settings.origin, "bundle_version": "9"})
+    reason = register_job(replace(job, settings=other))
+    assert reason == "a worker has bundle_version 0.0.1, the batch 9; install the same on all"
+
+
+def test_leftovers_of_a_kill_are_removed(cohort: Path, copied: Path) -> None:
+    (copied / ".first.abcdefgh").mkdir()
+    (copied / ".first.abcdefgh" / "warped.nii.gz").write_text("half")
+    jobs = jobs_of(cohort, copied, inverse=True)
+    run(jobs, find_done(jobs, copied), copied, here)
+    assert at_work(copied) == 0
+
+
+# --- refused before any work
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workers", "0"], "workers 0"),
+        (["--workers", "many"], "workers 'many'"),
+        (["--threads", "0"], "threads 0"),
+        (["--init", "sideways"], "init 'sideways'"),
+        (["--controller", "never"], "controller 'never'"),
+        (["--refine", "-1"], "refine -1"),
+        (["--device", "abacus"], "device 'abacus'"),
+        (["--weights", "nonesuch"], "weights 'nonesuch'"),
+        (["--bundle", "nonesuch"], "bundle 'nonesuch'"),
+        (["--pairs", "nonesuch.csv"], "nonesuch.csv: no such file"),
+        (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "leave out --workers or --scheduler"),
+    ],
+)
+def test_bad_choices_are_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert words in refusal(capsys, cohort / "pairs.csv", tmp_path / "output", *options)
+    assert not (tmp_path / "output").exists()
+
+
+def test_inputs_where_results_go_are_refused(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, scan = tmp_path / "output", str(cohort / "head0.nii.gz")
+    for moving in (output / "other" / "warped.nii.gz", output / "pair", output, tmp_path):
+        rows = [{"name": name, "fixed": scan, "moving": str(moving)} for name in ("pair", "other")]
+        table = write_pairs(tmp_path / "pairs.csv", rows)
+        assert f"{moving}: lies where the results would go" in refusal(capsys, table, output)
+    assert not output.exists()
+    table = write_pairs(tmp_path / "summary.csv", [{"fixed": scan, "moving": scan}])
+    assert "summary.csv: is what the summary" in refusal(capsys, table, tmp_path)
+
+
+def test_output_that_cannot_be_written_is_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "is a file, not a folder" in refusal(capsys, cohort / "pairs.csv", tmp_path / "file")
+    assert "cannot be written" in refusal(capsys, cohort / "pairs.csv", tmp_path / "file" / "output")
+
+
+def test_one_batch_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path / "output"), pytest.raises(InputError, match="another batch"), alone(tmp_path / "output"):
+        pytest.fail("two at once")
+    with alone(tmp_path / "output"):
+        assert (tmp_path / "output").is_dir()
+    assert not (tmp_path / "output").exists()
