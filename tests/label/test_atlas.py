@@ -1,0 +1,79 @@
+"""Atlases of one's own: read, checked, numbered, and written into a face."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from iregzoo import zoo
+from iregzoo.errors import InputError
+from iregzoo.label.app import write_face
+from iregzoo.label.atlas import LabelledImage, own, packaged, place_of, write
+from iregzoo.space.scan import read_labels, read_scan
+from iregzoo.template import read_atlas, read_names
+
+from .scans import SHAPE, write_atlas
+
+
+def read_own(options: list[str]) -> list[LabelledImage]:
+    return own(options[1].split(","), options[3].split(","), options[5])
+
+
+def test_own_atlas_comes_back_as_it_was(tmp_path: Path) -> None:
+    (atlas,) = read_own(write_atlas(tmp_path))
+    write(tmp_path / "face", [atlas])
+    found = read_atlas(place_of(tmp_path / "face", ""))
+    assert (found.name, found.names) == ("mine", {1: "part 1", 2: "part 2"})
+    image = read_scan(found.image)
+    torch.testing.assert_close(image.data, atlas.image.data)
+    assert image.grid.matches(atlas.image.grid)
+    assert torch.equal(read_labels(found.labels, image).data, atlas.labels.data)
+
+
+def test_labels_that_eight_bits_do_not_hold_are_numbered_anew(tmp_path: Path) -> None:
+    first, second = write_atlas(tmp_path, (17, 1002, 2035), "a"), write_atlas(tmp_path, (17, 2035), "b")
+    (tmp_path / "names.json").write_text(json.dumps({"17": "x", "1002": "y", "2035": "z"}))
+    a, b = own([first[1], second[1]], [first[3], second[3]], first[5])
+    assert a.names == {1: "x", 2: "y", 3: "z"}
+    assert b.names == {1: "x", 3: "z"}
+    before = read_labels(first[3], a.image).data
+    for old, new in ((0, 0), (17, 1), (1002, 2), (2035, 3)):
+        assert torch.equal(a.labels.data == new, before == old)
+    assert b.labels.data.unique().tolist() == [0, 1, 3]
+    write_face(tmp_path / "pan", zoo.load("pan"), None, [a, b])
+    metadata = json.loads((tmp_path / "pan" / "configs" / "metadata.json").read_text())
+    labels = metadata["network_data_format"]["outputs"]["pred"]
+    assert labels["channel_def"] == {"0": "background", "1": "x", "2": "y", "3": "z"}
+
+
+def test_names_may_be_a_table(tmp_path: Path) -> None:
+    options = write_atlas(tmp_path)
+    table = tmp_path / "labels.csv"
+    table.write_text("label,name,colour\n0,background,black\n1,thalamus,red\n2,left putamen,blue\n9,unused,-\n")
+    (atlas,) = own([options[1]], [options[3]], str(table))
+    assert atlas.names == {1: "thalamus", 2: "left putamen"}
+
+
+def test_too_many_labels_are_refused(tmp_path: Path) -> None:
+    options = write_atlas(tmp_path)
+    labels = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE) % 300
+    nib.save(nib.Nifti1Image(labels, np.diag([-1.2, 1.0, 0.9, 1.0])), options[3])
+    (tmp_path / "names.json").write_text(json.dumps({str(value): f"part {value}" for value in range(300)}))
+    with pytest.raises(InputError, match="299 labels, but viewers show 255"):
+        read_own(options)
+
+
+def test_atlas_of_no_such_name_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, [packaged()])
+    with pytest.raises(InputError, match="atlas 'lung' is unknown; there are: hippocampus"):
+        place_of(tmp_path, "lung")
+
+
+@pytest.mark.parametrize("table", ["value,title\n1,thalamus\n", "label,name\none,thalamus\n"])
+def test_a_table_without_its_columns_is_refused(tmp_path: Path, table: str) -> None:
+    (tmp_path / "names.csv").write_text(table)
+    with pytest.raises(InputError, match=r"names.csv: names no labels; give JSON .* or CSV"):
+        read_names(tmp_path / "names.csv")
