@@ -19,9 +19,10 @@ from iregzoo.label.atlas import LabelledImage, own, packaged, place_of, write
 from iregzoo.space.scan import read_labels, read_scan
 from iregzoo.template import read_atlas, read_names
 
+from .scans import SHAPE, write_atlas
+
 SCHEMA = Path(__file__).parents[1] / "bundles" / "metadata.schema.json"
 WITH_MONAI_LABEL = pytest.mark.skipif(find_spec("monailabel") is None, reason="MONAI Label is not installed")
-SHAPE = (20, 24, 18)
 
 
 @pytest.fixture(scope="module")
@@ -104,21 +105,6 @@ def test_panel_offers_iterations_to_methods_that_iterate(tmp_path: Path, hippoca
 
 
 # --- an atlas of one's own
-
-
-def write_atlas(folder: Path, values: tuple[int, ...] = (1, 2), name: str = "mine") -> list[str]:
-    """Image, labels and names, as options of the command."""
-    folder.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([-1.2, 1.0, 0.9, 1.0])
-    voxels = np.random.default_rng(0).random(SHAPE, np.float32)
-    nib.save(nib.Nifti1Image(voxels, affine), folder / f"{name}.nii.gz")
-    labels = np.zeros(SHAPE, np.int32)
-    for index, value in enumerate(values):
-        labels[4:16, 4 + 3 * index : 6 + 3 * index, 4:14] = value
-    nib.save(nib.Nifti1Image(labels, affine), folder / f"{name}_labels.nii.gz")
-    (folder / "names.json").write_text(json.dumps({str(value): f"part {value}" for value in values}))
-    paths = [str(folder / file) for file in (f"{name}.nii.gz", f"{name}_labels.nii.gz", "names.json")]
-    return ["--atlas", paths[0], "--atlas-labels", paths[1], "--label-names", paths[2]]
 
 
 def read_own(options: list[str]) -> list[LabelledImage]:

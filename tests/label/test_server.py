@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from iregzoo import zoo
 
 from .conftest import Server
-from .scans import USELESS, mirrored, thick, turned
+from .scans import USELESS, mirrored, thick, turned, write_dicom
 
 METHODS = ["ad_regnet", "iirp", "ipear", "pan", "sm_gicnet"]
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
@@ -143,32 +143,6 @@ def test_a_dicom_series_of_many_files_is_one_scan(
     found = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "labels.nii.gz")))
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(hippocampi / "labels" / f"{patients[1]}.nii.gz")))
     assert dice(found, labels) > ENOUGH
-
-
-def write_dicom(scan: Path, folder: Path) -> list[Path]:
-    """A scan as a series of one file a slice."""
-    image = sitk.Cast(sitk.RescaleIntensity(sitk.ReadImage(str(scan)), 0, 4000), sitk.sitkUInt16)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    paths = []
-    for index in range(image.GetDepth()):
-        plane = image[:, :, index]
-        place = image.TransformIndexToPhysicalPoint((0, 0, index))
-        tags = {
-            "0008|0018": f"1.2.826.0.1.3680043.2.1125.3.{index}",
-            "0008|0060": "MR",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.1",
-            "0020|000e": "1.2.826.0.1.3680043.2.1125.2",
-            "0020|0013": str(index),
-            "0020|0032": "\\".join(map(str, place)),
-            "0020|0037": "\\".join(map(str, np.array(image.GetDirection()).reshape(3, 3)[:, :2].T.ravel())),
-        }
-        for tag, value in tags.items():
-            plane.SetMetaData(tag, value)
-        paths.append(folder / f"{index:03}.dcm")
-        writer.SetFileName(str(paths[-1]))
-        writer.Execute(plane)
-    return paths
 
 
 def test_four_requests_at_once_get_what_they_get_alone(server: Server, patients: list[str], tmp_path: Path) -> None:
