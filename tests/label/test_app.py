@@ -1,7 +1,9 @@
 """The folder that ``iregzoo label-app`` prepares, and what it refuses. No server is needed."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc import locate
@@ -13,15 +15,15 @@ import pytest
 import torch
 
 from iregzoo import cli, zoo
-from iregzoo.errors import InputError
 from iregzoo.label.app import having, start_command, write_face
-from iregzoo.label.atlas import LabelledImage, own, packaged, place_of, write
-from iregzoo.space.scan import read_labels, read_scan
-from iregzoo.template import read_atlas, read_names
+from iregzoo.label.atlas import LabelledImage, packaged
 
-from .scans import SHAPE, write_atlas
+from .scans import write_atlas
 
 SCHEMA = Path(__file__).parents[1] / "bundles" / "metadata.schema.json"
+EACH_WEIGHTS = pytest.mark.parametrize(
+    ("bundle", "weights"), [(bundle.name, name) for bundle in zoo.bundles() for name in bundle.weights]
+)
 WITH_MONAI_LABEL = pytest.mark.skipif(find_spec("monailabel") is None, reason="MONAI Label is not installed")
 
 
@@ -57,19 +59,19 @@ def test_face_is_a_bundle_of_one_image_and_one_label_map(tmp_path: Path, hippoca
         assert (face / file).stat().st_size > 100
 
 
-@pytest.mark.parametrize("bundle", [bundle.name for bundle in zoo.bundles()])
-def test_metadata_keep_the_specification(tmp_path: Path, hippocampus: LabelledImage, bundle: str) -> None:
+@EACH_WEIGHTS
+def test_metadata_keep_the_specification(tmp_path: Path, hippocampus: LabelledImage, bundle: str, weights: str) -> None:
     jsonschema = pytest.importorskip("jsonschema", minversion="4")
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    metadata = config(face_of(tmp_path, bundle, hippocampus), "metadata.json")
+    metadata = config(face_of(tmp_path, bundle, hippocampus, weights=weights), "metadata.json")
     assert [error.message for error in validator.iter_errors(metadata)] == []
 
 
-@pytest.mark.parametrize("bundle", [bundle.name for bundle in zoo.bundles()])
+@EACH_WEIGHTS
 def test_face_needs_the_package_alone_and_its_weights_load_strictly(
-    tmp_path: Path, hippocampus: LabelledImage, bundle: str
+    tmp_path: Path, hippocampus: LabelledImage, bundle: str, weights: str
 ) -> None:
-    face = face_of(tmp_path, bundle, hippocampus)
+    face = face_of(tmp_path, bundle, hippocampus, weights=weights)
     assert not (face / "scripts").exists()
     inference = config(face, "inference.json")
     steps = [*inference["preprocessing"], inference["inferer"], *inference["postprocessing"]]
@@ -77,11 +79,30 @@ def test_face_needs_the_package_alone_and_its_weights_load_strictly(
     assert [path.name for path in face.rglob("*.pt")] == ["model.pt"]
     network = zoo.build(inference["network_def"])
     network.load_state_dict(torch.load(face / "models" / "model.pt", weights_only=True))
-    weights = zoo.find_weights(zoo.read_bundle(face))  # checks the hash
-    given = zoo.load(bundle)
-    assert (weights.card.init, weights.card.minimum) == (given.card.init, given.card.minimum)
+    found = zoo.find_weights(zoo.read_bundle(face))  # checks the hash
+    given = zoo.load(bundle, weights)
+    assert network.controller == given.network.controller
+    assert found.name == weights
+    assert replace(found.card, file="", sha256="") == replace(given.card, file="", sha256="")
     for name, tensor in given.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)
+
+
+def test_weights_for_any_contrast_bring_their_network(
+    tmp_path: Path, hippocampus: LabelledImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "home" / "bundles" / "any"
+    shutil.copytree(zoo.find("pan").path, bundle)
+    metadata = config(bundle, "metadata.json")
+    metadata["weights"] = {"any": {"file": "models/any.pt", "canonical": True}}
+    (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    network = zoo.complete(zoo.untrained(zoo.read_bundle(bundle)), zoo.WeightsCard("models/any.pt", canonical=True))
+    torch.save(network.state_dict(), bundle / "models" / "any.pt")
+    monkeypatch.setenv("IREGZOO_HOME", str(tmp_path / "home"))
+    face = face_of(tmp_path, "any", hippocampus)
+    built = zoo.build(config(face, "inference.json")["network_def"])
+    built.load_state_dict(torch.load(face / "models" / "model.pt", weights_only=True))
+    assert built.canonical is not None
 
 
 def test_weights_within_a_checkpoint_become_plain(tmp_path: Path, hippocampus: LabelledImage) -> None:
@@ -102,61 +123,6 @@ def test_panel_offers_iterations_to_methods_that_iterate(tmp_path: Path, hippoca
     assert panels["iirp"]["max_iterations"] == 0
     assert panels["sm_gicnet"].keys() == panels["iirp"].keys() - {"controller", "max_iterations"}
     assert panels["sm_gicnet"]["init"] == ["auto", "none", "center", "rigid", "affine"]
-
-
-# --- an atlas of one's own
-
-
-def read_own(options: list[str]) -> list[LabelledImage]:
-    return own(options[1].split(","), options[3].split(","), options[5])
-
-
-def test_own_atlas_comes_back_as_it_was(tmp_path: Path) -> None:
-    (atlas,) = read_own(write_atlas(tmp_path))
-    face = face_of(tmp_path, "pan", atlas)
-    found = read_atlas(place_of(face, ""))
-    assert (found.name, found.names) == ("mine", {1: "part 1", 2: "part 2"})
-    image = read_scan(found.image)
-    torch.testing.assert_close(image.data, atlas.image.data)
-    assert image.grid.matches(atlas.image.grid)
-    assert torch.equal(read_labels(found.labels, image).data, atlas.labels.data)
-
-
-def test_labels_that_eight_bits_do_not_hold_are_numbered_anew(tmp_path: Path) -> None:
-    first, second = write_atlas(tmp_path, (17, 1002, 2035), "a"), write_atlas(tmp_path, (17, 2035), "b")
-    (tmp_path / "names.json").write_text(json.dumps({"17": "x", "1002": "y", "2035": "z"}))
-    a, b = own([first[1], second[1]], [first[3], second[3]], first[5])
-    assert a.names == {1: "x", 2: "y", 3: "z"}
-    assert b.names == {1: "x", 3: "z"}
-    before = read_labels(first[3], a.image).data
-    for old, new in ((0, 0), (17, 1), (1002, 2), (2035, 3)):
-        assert torch.equal(a.labels.data == new, before == old)
-    assert b.labels.data.unique().tolist() == [0, 1, 3]
-    labels = config(face_of(tmp_path, "pan", a, b), "metadata.json")["network_data_format"]["outputs"]["pred"]
-    assert labels["channel_def"] == {"0": "background", "1": "x", "2": "y", "3": "z"}
-
-
-def test_names_may_be_a_table(tmp_path: Path) -> None:
-    options = write_atlas(tmp_path)
-    table = tmp_path / "labels.csv"
-    table.write_text("label,name,colour\n0,background,black\n1,thalamus,red\n2,left putamen,blue\n9,unused,-\n")
-    (atlas,) = own([options[1]], [options[3]], str(table))
-    assert atlas.names == {1: "thalamus", 2: "left putamen"}
-
-
-def test_too_many_labels_are_refused(tmp_path: Path) -> None:
-    options = write_atlas(tmp_path)
-    labels = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE) % 300
-    nib.save(nib.Nifti1Image(labels, np.diag([-1.2, 1.0, 0.9, 1.0])), options[3])
-    (tmp_path / "names.json").write_text(json.dumps({str(value): f"part {value}" for value in range(300)}))
-    with pytest.raises(InputError, match="299 labels, but viewers show 255"):
-        read_own(options)
-
-
-def test_atlas_of_no_such_name_is_refused(tmp_path: Path, hippocampus: LabelledImage) -> None:
-    write(tmp_path, [hippocampus])
-    with pytest.raises(InputError, match="atlas 'lung' is unknown; there are: hippocampus"):
-        place_of(tmp_path, "lung")
 
 
 # --- the command
@@ -237,13 +203,6 @@ def test_names_that_do_not_tell_labels_apart_are_refused(
     (tmp_path / "names.json").write_text(names)
     assert words in refused(monkeypatch, capsys, str(tmp_path / "app"), *options)
     assert not (tmp_path / "app").exists()
-
-
-@pytest.mark.parametrize("table", ["value,title\n1,thalamus\n", "label,name\none,thalamus\n"])
-def test_a_table_without_its_columns_is_refused(tmp_path: Path, table: str) -> None:
-    (tmp_path / "names.csv").write_text(table)
-    with pytest.raises(InputError, match=r"names.csv: names no labels; give JSON .* or CSV"):
-        read_names(tmp_path / "names.csv")
 
 
 def change_labels(path: str, change: str) -> None:

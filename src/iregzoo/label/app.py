@@ -119,7 +119,7 @@ def write_face(folder: Path, method: Method, weights: str | None, atlases: Seque
             shutil.copyfile(bundle.path / file, folder / file)
     _write_weights(folder / MODEL, found)
     card = replace(found.card, file=MODEL, sha256=sha256(folder / MODEL))
-    said = {name: value for name, value in asdict(card).items() if value not in (None, False)}
+    said = {name: value for name, value in asdict(card).items() if value}
     metadata = _metadata(method, {found.name: said}, atlases)
     _write_json(folder / "configs" / "metadata.json", metadata)
     _write_json(folder / "configs" / "inference.json", _inference(method, atlases))
@@ -167,6 +167,8 @@ def _metadata(method: Method, cards: Mapping[str, Any], atlases: Sequence[Labell
 def _inference(method: Method, atlases: Sequence[LabelledImage]) -> dict[str, Any]:
     """What MONAI Label reads: the network, the option panel, and what is done with a request."""
     definition = json.loads((method.bundle.path / "configs" / "inference.json").read_text())["network_def"]
+    if method.card.controller:
+        definition["network"]["controller"] = method.card.controller
     if method.card.canonical:
         definition["canonical"] = {"_target_": "iregzoo.networks.canonical.CanonicalNet"}
     iterates = method.network.controller is not None
