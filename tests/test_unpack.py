@@ -195,7 +195,7 @@ def set_controller(bundle: Path, definition: object) -> None:
             "'os.getcwd' is none of this iregzoo's",
         ),
         (lambda bundle: change_metadata(bundle, weights=[]), "not as iregzoo reads them"),
-        (lambda bundle: change_metadata(bundle, weights={}), "model.pt: has no card"),
+        (lambda bundle: change_metadata(bundle, weights={}), ".pt: has no card"),
         (lambda bundle: (bundle / "LICENSE").unlink(), "has no file 'LICENSE'"),
         (lambda bundle: (bundle / "models/model.pt").write_bytes(b"damaged"), "sha256 is"),
     ],
