@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     scans = find_scans(arguments.dataset_dir.absolute(), arguments.split)
-    stream = arguments.output.open("w", newline="") if arguments.output else sys.stdout
+    stream = arguments.output.open("w", newline="", encoding="utf-8") if arguments.output else sys.stdout
     with stream:
         writer = csv.writer(stream)
         writer.writerow(("fixed", "moving", "fixed_labels", "moving_labels"))

@@ -115,7 +115,7 @@ def evaluate(folder: Path, *options: Any, peers: bool = False) -> Path:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
     return found
 
 

@@ -66,7 +66,7 @@ def mean_dice(val: CyclicPairs, network: PairNetwork | None = None) -> float:
 def trained(bundle: str, dataset_dir: Path, output: str, steps: int) -> PairNetwork:
     """A bundle's network after a short training."""
     configs = ROOT / "bundles" / bundle / "configs"
-    recipe = json.loads((configs / "train_hippocampus.json").read_text())
+    recipe = json.loads((configs / "train_hippocampus.json").read_text("utf-8"))
     # A schedule of levels is shortened with the training.
     schedule = (
         {"starts": [start * steps // recipe["steps"] for start in recipe["starts"]]} if "starts" in recipe else {}

@@ -43,7 +43,7 @@ def main(dataset_dir: str, output: str, stripped: bool = False) -> None:
     for look in looks:
         lines = [f"{f}_t1.nii.gz,{m}_{look}.nii.gz,{f}_labels.nii.gz,{m}_labels.nii.gz" for f, m in pairs]
         header = "fixed,moving,fixed_labels,moving_labels"
-        (target / f"{look}.csv").write_text("\n".join([header, *lines]) + "\n")
+        (target / f"{look}.csv").write_text("\n".join([header, *lines]) + "\n", "utf-8")
     print(f"written to {target}: {len(pairs)} pairs each in {', '.join(f'{look}.csv' for look in looks)}")
 
 

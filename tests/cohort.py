@@ -78,7 +78,7 @@ def row(fixed: str, moving: str) -> dict[str, str]:
 
 
 def write_pairs(path: Path, rows: list[dict[str, str]]) -> Path:
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -130,12 +130,12 @@ def tree(folder: Path) -> dict[str, object]:
         if path.is_dir():
             found[name + os.sep] = None
         elif path.name == "report.json":
-            report = json.loads(path.read_text())
+            report = json.loads(path.read_text(encoding="utf-8"))
             del report["seconds"]
             report.get("bytes", {}).pop("report.html", None)  # which says them, too
             found[name] = report
         elif path.name == "report.html":
-            found[name] = re.sub(r'\d+\.\d+ s\b|"seconds": \{[^}]*\}', "", path.read_text())
+            found[name] = re.sub(r'\d+\.\d+ s\b|"seconds": \{[^}]*\}', "", path.read_text(encoding="utf-8"))
         elif path.name == "summary.csv":
             found[name] = [{**line, "seconds": bool(line["seconds"])} for line in csv.DictReader(path.open())]
         else:

@@ -30,7 +30,7 @@ class Page:
 
     def __init__(self, browser: Chrome, folder: Path, *, width: int = 1280, height: int = 900) -> None:
         self.browser = browser
-        self.report = json.loads((folder / "report.json").read_text())
+        self.report = json.loads((folder / "report.json").read_text("utf-8"))
         self.report.pop("bytes", None)  # of the page, too: only the file tells them
         phone = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)

@@ -168,7 +168,7 @@ def variant(folder: Path, version: str, name: str = "iirp") -> Path:
 
 def change_metadata(bundle: Path, **changes: Any) -> None:
     path = bundle / "configs" / "metadata.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}))
 
 
 def archive(bundle: Path) -> bytes:

@@ -97,12 +97,14 @@ def difference(found: sitk.Image | str, expected: sitk.Image) -> float:
 def points_csv(path: Path, points: Array, system: str = "LPS", extra: str = "") -> str:
     signs = (1, 1, 1) if system == "LPS" else (-1, -1, 1)
     rows = [",".join(map(repr, row)) + f',"p{n}"' for n, row in enumerate((points * signs).tolist())]
-    path.write_text("\n".join([f"# CoordinateSystem = {system}", "x,y,z,label", *rows]) + extra + "\n")
+    path.write_text(
+        "\n".join([f"# CoordinateSystem = {system}", "x,y,z,label", *rows]) + extra + "\n", encoding="utf-8"
+    )
     return str(path)
 
 
 def csv_points(path: str) -> Array:
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text("utf-8").splitlines()
     signs = (1, 1, 1) if "LPS" in lines[0] else (-1, -1, 1)
     return np.array([[float(row[axis]) for axis in "xyz"] for row in csv.DictReader(lines[1:])]) * signs
 
@@ -296,7 +298,7 @@ def test_points_move_as_itk_moves_them_and_come_back(pair: Pair, run: Run, file:
     back = csv_points(pair["back.csv"])
     assert np.linalg.norm(back - points, axis=1).max() < 0.01
     assert "there and back again leaves 0.000" in said
-    first, names, *rows = Path(pair["back.csv"]).read_text().splitlines()
+    first, names, *rows = Path(pair["back.csv"]).read_text("utf-8").splitlines()
     assert first == f"# CoordinateSystem = {system}"
     assert names == "x,y,z,label"
     assert [row.rsplit(",", 1)[1] for row in rows[:2]] == ["p0", "p1"]
@@ -307,7 +309,7 @@ def test_markups_of_slicer_move_and_keep_their_labels(pair: Pair, run: Run) -> N
     controls = [{"id": str(n), "label": f"é{n}", "position": (p * [-1, -1, 1]).tolist()} for n, p in enumerate(points)]
     markup = {"type": "Fiducial", "coordinateSystem": "RAS", "controlPoints": controls, "display": {"opacity": 0.5}}
     document = {"@schema": "markups-schema-v1.0.3", "markups": [markup]}
-    Path(pair["f.mrk.json"]).write_text(json.dumps(document))
+    Path(pair["f.mrk.json"]).write_text(json.dumps(document), encoding="utf-8")
     run(transform=pair["transform.h5"], input=pair["f.mrk.json"], output=pair["moved.mrk.json"])
     moved = json.loads(Path(pair["moved.mrk.json"]).read_text("utf-8"))
     expected = move_all(pair.transform, points) * [-1, -1, 1]
@@ -398,11 +400,13 @@ def test_bad_input_ends_with_a_line(
 ) -> None:
     monkeypatch.chdir(pair.folder)
     Path("noise.h5").write_bytes(bytes(range(256)) * 8)
-    Path("there.nii.gz").write_text("mine")
-    Path("homeless.csv").write_text("x,y,z\n1,2,3\n")
-    Path("flat.csv").write_text("# CoordinateSystem = LPS\nx,y\n1,2\n")
-    Path("empty.csv").write_text("# CoordinateSystem = LPS\nx,y,z\n")
-    Path("homeless.mrk.json").write_text(json.dumps({"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}]}))
+    Path("there.nii.gz").write_text("mine", encoding="utf-8")
+    Path("homeless.csv").write_text("x,y,z\n1,2,3\n", encoding="utf-8")
+    Path("flat.csv").write_text("# CoordinateSystem = LPS\nx,y\n1,2\n", encoding="utf-8")
+    Path("empty.csv").write_text("# CoordinateSystem = LPS\nx,y,z\n", encoding="utf-8")
+    Path("homeless.mrk.json").write_text(
+        json.dumps({"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}]}), encoding="utf-8"
+    )
     points_csv(Path("good.csv"), np.zeros((1, 3)))
     flat = sitk.AffineTransform(np.diag([1.0, 1.0, 0.0]).ravel().tolist(), (0.0, 0.0, 0.0))
     sitk.WriteTransform(flat, "flat.tfm")
@@ -419,7 +423,7 @@ def test_bad_input_ends_with_a_line(
 
 
 def test_overwrite_replaces(pair: Pair, run: Run) -> None:
-    Path(pair["out.nii.gz"]).write_text("mine")
+    Path(pair["out.nii.gz"]).write_text("mine", encoding="utf-8")
     way = {"transform": pair["transform.h5"], "input": pair["moving.nii.gz"], "reference": pair["fixed.nii.gz"]}
     run(**way, output=pair["out.nii.gz"], overwrite=True)
     assert difference(pair["out.nii.gz"], pair.resampled("moving.nii.gz", pair.transform)) < 1e-4

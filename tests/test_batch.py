@@ -78,7 +78,7 @@ def test_summary_has_the_figures_of_each_report_in_the_order_of_the_table(undist
     rows = summary(undisturbed)
     assert list(rows) == NAMES
     for name, found in rows.items():
-        report = json.loads((undisturbed / name / "report.json").read_text())
+        report = json.loads((undisturbed / name / "report.json").read_text("utf-8"))
         assert found["status"] == "done"
         for figure in ("ncc_before", "ncc_after", "dice_mean", "inverse_error_mean_mm", "inverse_error_max_mm"):
             assert float(found[figure]) == pytest.approx(report[figure], rel=1e-5)
@@ -172,7 +172,7 @@ def dask(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
         for _ in range(2):
             start("dask_worker", "--no-nanny", "--nthreads", "2")
         wait_for(file.exists)
-        address = json.loads(file.read_text())["address"]
+        address = json.loads(file.read_text("utf-8"))["address"]
         with distributed.Client(address, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=300)
         yield address, processes[1:]

@@ -81,7 +81,7 @@ def test_register_writes_every_file(
         "report.png",
         "report.html",
     }
-    report = json.loads((output / "report.json").read_text())
+    report = json.loads((output / "report.json").read_text("utf-8"))
     assert set(report["dice"]) == {"1", "2"}
     assert set(report["seconds"]) >= {"start", "network", "warp", "write", "inverse", "report"}
     assert "NCC" in capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_overwrite_is_needed_and_removes_what_is_stale(
     (output / "warped_labels.nii.gz").write_text("of an earlier run")
     assert_refused(monkeypatch, capsys, ["register", *pair, "--output", str(output)], str(output), "--overwrite")
     assert run(monkeypatch, "register", *pair, "--output", str(output), "--overwrite") == 0
-    assert (output / "notes.txt").read_text() == "mine"
+    assert (output / "notes.txt").read_text("utf-8") == "mine"
     assert (output / "warped.nii.gz").stat().st_size > 1000
     assert not (output / "warped_labels.nii.gz").exists()
 
@@ -278,7 +278,7 @@ def test_demo_recovers_much_of_a_known_deformation(
     printed = capsys.readouterr().out
     recovered = float(printed.split(": ")[1].split(" %")[0])
     assert 30 < recovered < 100
-    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    report = json.loads((tmp_path / "demo" / "report.json").read_text("utf-8"))
     assert report["dice_mean"] > report["dice_before_mean"] + 0.1
     assert (tmp_path / "demo" / "report.png").read_bytes().startswith(b"\x89PNG")
 

@@ -262,7 +262,7 @@ def test_full_disk_while_unpacking_keeps_the_archive(
 def test_home_that_is_a_file_is_said(monkeypatch: pytest.MonkeyPatch, downloads: Downloads, release: Release) -> None:
     downloads.home.write_text("mine")
     downloads.refused(str(downloads.home), "cannot be written", "IREGZOO_HOME", source=release.url)
-    assert downloads.home.read_text() == "mine"
+    assert downloads.home.read_text("utf-8") == "mine"
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="POSIX has folders that cannot be written")

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
-    with path.open("w", newline="") as stream:
+    with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -72,7 +72,7 @@ def test_the_table_holds_the_figures_of_each_pair_and_controller(folder: Path, m
         assert 0 < float(entry["tre_mm"]) < 6
         assert float(entry["seconds"]) > 0
     assert rows[1]["iterations"] == "1 1 1 1"
-    written = json.loads((tmp_path / "summary.json").read_text())
+    written = json.loads((tmp_path / "summary.json").read_text("utf-8"))
     assert written["results"] == summary["results"]
     result = written["results"][1]
     assert result["dice_mean"]["mean"] == pytest.approx(float(rows[1]["dice_mean"]), abs=1e-5)
@@ -118,7 +118,7 @@ def test_dice_of_the_table_is_that_of_the_labels_that_itk_warps(folder: Path, me
     independent = [
         2 * ((warped == k) & (target == k)).sum() / ((warped == k).sum() + (target == k).sum()) for k in range(1, 5)
     ]
-    reported = json.loads((tmp_path / "report.json").read_text())["dice"]
+    reported = json.loads((tmp_path / "report.json").read_text("utf-8"))["dice"]
     assert [reported[str(k)] for k in range(1, 5)] == pytest.approx(independent, abs=2e-3)
 
 
@@ -137,7 +137,7 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
     assert "with iirp" in error
     assert "broken.nii.gz" in error
     assert len(list(csv.DictReader((tmp_path / "out" / "metrics.csv").open()))) == 1
-    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["failed"]) == 1
+    assert len(json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["failed"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_unequal_landmarks_fail_their_pair(folder: Path, method: Method, tmp_pat
 
 def test_real_hippocampi_gain_overlap(test_data: Path, method: Method, tmp_path: Path) -> None:
     root = test_data / "hippocampus"
-    names = json.loads((root / "splits.json").read_text())["val"][:3]
+    names = json.loads((root / "splits.json").read_text("utf-8"))["val"][:3]
     cases = [
         Case(*(str(root / kind / f"{name}.nii.gz") for kind in ("images", "labels") for name in pair))
         for pair in ((names[0], names[1]), (names[1], names[2]))

@@ -28,7 +28,7 @@ def voxels(path: Path) -> Array:
 @pytest.mark.parametrize("name", NAMES)
 def test_places_come_back_by_the_files_and_exactly_point_by_point(name: str, test_data: Path, tmp_path: Path) -> None:
     folder = test_data / "hippocampus"
-    fixed, moving = json.loads((folder / "splits.json").read_text())["val"][2:4]
+    fixed, moving = json.loads((folder / "splits.json").read_text("utf-8"))["val"][2:4]
     result = register(read_scans(*(folder / "images" / f"{scan}.nii.gz" for scan in (fixed, moving))), load(name))
     report = write(result, tmp_path, {}, inverse=True)
     grids = [Grid.of(sitk.ReadImage(str(tmp_path / f"{way}warped.nii.gz"))) for way in ("", "inverse_")]
@@ -66,7 +66,7 @@ def test_places_come_back_by_the_files_and_exactly_point_by_point(name: str, tes
 
 def test_the_moving_scan_comes_along_as_registered_and_as_ants_has_it(test_data: Path, tmp_path: Path) -> None:
     folder = test_data / "hippocampus"
-    names = json.loads((folder / "splits.json").read_text())["val"][2:4]
+    names = json.loads((folder / "splits.json").read_text("utf-8"))["val"][2:4]
     fixed, moving = (folder / "images" / f"{name}.nii.gz" for name in names)
     labels = folder / "labels" / moving.name
     write(register(read_scans(fixed, moving, None, labels), load("iirp")), tmp_path, {})

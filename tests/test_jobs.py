@@ -119,7 +119,7 @@ def test_results_of_other_settings_are_refused(
 
 def test_results_of_other_weights_and_of_register_are_refused(cohort: Path, copied: Path) -> None:
     path = copied / "first" / "report.json"
-    report = json.loads(path.read_text())
+    report = json.loads(path.read_text("utf-8"))
     for change, words in (
         ({"weights_sha256": "0"}, "with weights_sha256 0, not "),
         ({"batch": 0}, "not made by a batch"),
@@ -139,7 +139,7 @@ def test_overwrite_replaces_what_was_made_with_other_settings(cohort: Path, copi
     assert [row["status"] for row in rows] == ["done"]
     files = {path.name for path in (copied / "first").iterdir()}
     assert files == {"notes.txt", *(name for name in FILES if not name.startswith("inverse"))}
-    assert (copied / "first" / "notes.txt").read_text() == "mine"
+    assert (copied / "first" / "notes.txt").read_text("utf-8") == "mine"
     assert set(find_done(jobs, copied, overwrite=True)) == {"first"}  # the same command goes on, it does not start anew
     assert summary(copied)["first"]["inverse_error_max_mm"] == ""
 
@@ -153,7 +153,7 @@ def test_folders_and_tables_of_others_are_refused(
     shutil.rmtree(tmp_path / "first")
     (tmp_path / "summary.csv").write_text("mine")
     assert "summary.csv: is not of a batch" in refusal(capsys, cohort / "pairs.csv", tmp_path)
-    assert (tmp_path / "summary.csv").read_text() == "mine"
+    assert (tmp_path / "summary.csv").read_text("utf-8") == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
 
 

@@ -48,7 +48,7 @@ def test_learn2reg_finds_our_dice_on_real_hippocampi(
     test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = test_data / "hippocampus"
-    names = json.loads((root / "splits.json").read_text())["val"][:4]
+    names = json.loads((root / "splits.json").read_text("utf-8"))["val"][:4]
     table = tmp_path / "pairs.csv"
     with table.open("w", newline="") as stream:
         writer = csv.writer(stream)

@@ -24,7 +24,7 @@ def contents(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            found[str(path.relative_to(folder))] = path.read_text()
+            found[str(path.relative_to(folder))] = path.read_text("utf-8")
         elif not any(path.iterdir()):
             found[str(path.relative_to(folder))] = "empty folder"
     return found

@@ -259,7 +259,7 @@ def test_register_refines_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     output = tmp_path / "out"
     pair = ["--fixed", str(phantom.fixed), "--moving", str(phantom.moving), "--output", str(output)]
     assert run(monkeypatch, "register", *pair, "--bundle", "iirp", "--init", "none", "--refine", "4", "--inverse") == 0
-    report = json.loads((output / "report.json").read_text())
+    report = json.loads((output / "report.json").read_text("utf-8"))
     assert report["refinement"]["steps"] == 4
     assert report["refinement"]["local_ncc_after"] > report["refinement"]["local_ncc_before"]
     assert report["refinement"]["shape"] == [72, 88, 72]
@@ -286,7 +286,7 @@ def test_evaluate_measures_the_refined_pair(monkeypatch: pytest.MonkeyPatch, tmp
         output = tmp_path / steps
         arguments = ["--pairs", str(table), "--bundle", "iirp", "--output", str(output), "--refine", steps]
         assert run(monkeypatch, "evaluate", *arguments, "--init", "none") == 0
-        assert json.loads((output / "summary.json").read_text())["refine"] == int(steps)
+        assert json.loads((output / "summary.json").read_text("utf-8"))["refine"] == int(steps)
         (row,) = csv.DictReader((output / "metrics.csv").open())
         found[steps] = float(row["ncc_after"])
     assert found["3"] > found["0"]

@@ -222,7 +222,7 @@ def test_folder_holds_every_file_and_the_report_every_figure(tmp_path: Path) -> 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    report = json.loads((done.folder / "report.json").read_text(), parse_constant=refuse)
+    report = json.loads((done.folder / "report.json").read_text("utf-8"), parse_constant=refuse)
     assert report == json.loads(json.dumps(done.report))
     assert set(report) == REPORTED
     assert set(report["seconds"]) == {"start", "network", "warp", "write", "inverse", "report"}

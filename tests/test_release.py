@@ -44,7 +44,7 @@ def test_manifest_is_true_of_the_bundles(name: str) -> None:
 
 def test_manifest_lies_beside_the_bundles_and_is_packaged_with_them() -> None:
     assert manifest.manifest_path() == BUNDLES / "manifest.json"
-    assert "    manifest.json\n" in (BUNDLES.parent / "setup.cfg").read_text()
+    assert "    manifest.json\n" in (BUNDLES.parent / "setup.cfg").read_text("utf-8")
 
 
 def test_command_that_rewrites_the_manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_command_that_rewrites_the_manifest(monkeypatch: pytest.MonkeyPatch, tmp
     shutil.copytree(BUNDLES.parent / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(BUNDLES, tmp_path / "bundles")
     (tmp_path / "bundles/iirp/docs/README.md").write_text("changed")
-    before = json.loads((tmp_path / "bundles/manifest.json").read_text())
+    before = json.loads((tmp_path / "bundles/manifest.json").read_text("utf-8"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
     done = subprocess.run([sys.executable, *manifest.SIGN.split()[1:]], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    after = json.loads((tmp_path / "bundles/manifest.json").read_text())
+    after = json.loads((tmp_path / "bundles/manifest.json").read_text("utf-8"))
     changed = after["iirp"][VERSION]
     assert changed["files"]["docs/README.md"] == hashlib.sha256(b"changed").hexdigest()
     assert changed["sha256"] == hashlib.sha256(archive(tmp_path / "bundles/iirp")).hexdigest()
@@ -120,10 +120,10 @@ def test_several_packs_extend_the_index(
         assert run(monkeypatch, "pack", "iirp", "--output", str(folder)) == 0
     assert run(monkeypatch, "pack", "ipear", "--output", str(folder)) == 0
     assert capsys.readouterr().out.count("sha256") == 3
-    listed = read_index(json.loads((folder / INDEX).read_text()), INDEX)
+    listed = read_index(json.loads((folder / INDEX).read_text("utf-8")), INDEX)
     ipear = zoo.find("ipear").version
     assert [(one.name, one.version) for one in listed] == [("iirp", "9.0.0"), ("iirp", "10.0.0"), ("ipear", ipear)]
-    model_info = json.loads((folder / MODEL_INFO).read_text())
+    model_info = json.loads((folder / MODEL_INFO).read_text("utf-8"))
     assert set(model_info) == {"iirp_v9.0.0", "iirp_v10.0.0", f"ipear_v{ipear}"}
     for one in listed:
         content = (folder / one.file).read_bytes()
@@ -228,7 +228,7 @@ def test_index_that_is_none_is_kept_and_named(tmp_path: Path, file: str) -> None
     (tmp_path / file).write_text('{"bundles": [')
     with pytest.raises(InputError, match=rf"{file}: is no readable JSON"):
         pack(zoo.find("iirp"), tmp_path)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {file: '{"bundles": ['}
+    assert {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()} == {file: '{"bundles": ['}
 
 
 # --- verify
@@ -301,7 +301,7 @@ def test_verify_finds_a_card_wrong(
     words: str,
 ) -> None:
     bundle = variant(tmp_path, "9.0.0")
-    cards = json.loads((bundle / "configs/metadata.json").read_text())["weights"]
+    cards = json.loads((bundle / "configs/metadata.json").read_text("utf-8"))["weights"]
     cards["hippocampus"] |= card
     change_metadata(bundle, weights=cards)
     shutil.copytree(bundle, home / "bundles" / "iirp")

@@ -133,7 +133,7 @@ class Code:
 def with_weights(bundle: Path, content: object) -> None:
     """Other weights, with their true hash in the card."""
     torch.save(content, bundle / "models" / "model.pt")
-    cards = json.loads((bundle / "configs" / "metadata.json").read_text())["weights"]
+    cards = json.loads((bundle / "configs" / "metadata.json").read_text("utf-8"))["weights"]
     cards["hippocampus"]["sha256"] = zoo.sha256(bundle / "models" / "model.pt")
     change_metadata(bundle, weights=cards)
 
@@ -156,11 +156,11 @@ def test_weights_of_another_network_are_refused(downloads: Downloads, tmp_path: 
 
 def set_network(bundle: Path, definition: object) -> None:
     path = bundle / "configs" / "inference.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "network_def": definition}))
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "network_def": definition}))
 
 
 def set_controller(bundle: Path, definition: object) -> None:
-    cards = json.loads((bundle / "configs" / "metadata.json").read_text())["weights"]
+    cards = json.loads((bundle / "configs" / "metadata.json").read_text("utf-8"))["weights"]
     cards["hippocampus"]["controller"] = definition
     change_metadata(bundle, weights=cards)
 

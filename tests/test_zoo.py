@@ -34,7 +34,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def make_state(seed: int = 0) -> State:
     torch.manual_seed(seed)
-    definition = json.loads((ROOT / "bundles/iirp/configs/inference.json").read_text())["network_def"]
+    definition = json.loads((ROOT / "bundles/iirp/configs/inference.json").read_text("utf-8"))["network_def"]
     state: State = zoo.build(definition).state_dict()
     return state
 
@@ -49,7 +49,7 @@ def install(home: Path, metadata: dict[str, Any] | None = None) -> Path:
     folder = home / "bundles" / "iirp"
     shutil.copytree(ROOT / "bundles" / "iirp", folder)
     path = folder / "configs/metadata.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **(metadata or {})}))
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **(metadata or {})}))
     return folder
 
 
@@ -150,7 +150,7 @@ def test_weights_that_the_card_names_but_are_not_there_are_refused(home: Path) -
 
 
 def test_weights_of_another_sha256_are_refused(home: Path) -> None:
-    metadata = json.loads((ROOT / "bundles/iirp/configs/metadata.json").read_text())
+    metadata = json.loads((ROOT / "bundles/iirp/configs/metadata.json").read_text("utf-8"))
     digest = zoo.sha256(ROOT / "bundles/iirp/models/model.pt")
     metadata["weights"]["hippocampus"]["sha256"] = digest
     folder = install(home, metadata)
@@ -391,7 +391,7 @@ def test_output_that_exists_is_refused_and_kept(tmp_path: Path) -> None:
     output.write_text("mine")
     with pytest.raises(InputError, match=r"imported\.pt: exists already"):
         zoo.import_checkpoint("iirp", source, output)
-    assert output.read_text() == "mine"
+    assert output.read_text("utf-8") == "mine"
 
 
 def test_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

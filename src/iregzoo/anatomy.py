@@ -62,7 +62,7 @@ def read_table(folder: str | Path) -> Table:
     path = Path(folder) / "labels.csv"
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a folder with label maps, labels.csv and splits.json")
-    rows = list(csv.DictReader(path.read_text().splitlines()))
+    rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
     missing = [name for name in COLUMNS if not rows or name not in rows[0]]
     if missing:
         raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
@@ -84,7 +84,7 @@ def read_splits(folder: str | Path) -> dict[str, list[str]]:
     """
     path = Path(folder) / "splits.json"
     try:
-        splits = json.loads(path.read_text())
+        splits = json.loads(path.read_text("utf-8"))
         return {split: [str(name) for name in found] for split, found in splits.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: does not say which maps are in which split ({error})") from None

@@ -150,5 +150,5 @@ def _machine(methods: Sequence[Method]) -> dict[str, Any]:
 
 def _write(folder: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> None:
     write_table(folder / "metrics.csv", rows)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", "utf-8")
     (folder / "table.md").write_text(markdown(summary), encoding="utf-8")

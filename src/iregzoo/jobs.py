@@ -186,14 +186,14 @@ def find_done(jobs: Sequence[Job], output: Path, *, overwrite: bool = False) -> 
 def _is_foreign(summary: Path) -> bool:
     if not summary.exists():
         return False
-    with suppress(OSError, UnicodeDecodeError), summary.open() as stream:
+    with suppress(OSError, UnicodeDecodeError), summary.open(encoding="utf-8") as stream:
         return stream.readline().strip() != ",".join(COLUMNS)
     return True
 
 
 def _read_report(folder: Path) -> Report | None:
     try:
-        report = json.loads((folder / "report.json").read_text())
+        report = json.loads((folder / "report.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return report if isinstance(report, dict) else None

@@ -78,7 +78,7 @@ def write(
     write_page(report, shown, folder / "report.html")
     sizes = {name: (folder / name).stat().st_size for name in FILES[:-1] if (folder / name).exists()}
     report["bytes"] = sizes
-    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
     return report
 
 

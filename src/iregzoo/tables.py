@@ -57,7 +57,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     columns = [*FIRST, *label_columns(rows), *REST, "iterations", "seconds"]
     if not any("tre_mm" in row for row in rows):
         columns.remove("tre_mm")
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
         for row in rows:

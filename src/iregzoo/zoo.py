@@ -130,7 +130,7 @@ def read_bundle(path: str | Path) -> Bundle:
     """
     file = Path(path).resolve() / "configs" / "metadata.json"
     try:
-        metadata = json.loads(file.read_text())
+        metadata = json.loads(file.read_text("utf-8"))
         if not isinstance(metadata, dict):
             raise TypeError("not an object")
     except (OSError, ValueError, TypeError) as error:
@@ -168,7 +168,7 @@ def build(definition: Mapping[str, Any]) -> Any:
 
 def untrained(bundle: Bundle) -> PairNetwork:
     """A bundle's network with random weights, as its inference config defines it."""
-    definition = json.loads((bundle.path / "configs" / "inference.json").read_text())["network_def"]
+    definition = json.loads((bundle.path / "configs" / "inference.json").read_text("utf-8"))["network_def"]
     network: PairNetwork = build(definition)
     return network
 
@@ -317,7 +317,7 @@ def import_checkpoint(bundle: str, checkpoint: str | Path, output: str | Path) -
         raise InputError(f"{source}: no such file; check the path")
     if target.exists():
         raise InputError(f"{target}: exists already; choose another --output")
-    rules = json.loads(rules_file.read_text())
+    rules = json.loads(rules_file.read_text("utf-8"))
     published = {
         name: tensor
         for name, tensor in read_state(source).items()

@@ -28,13 +28,13 @@ HERE = Path(__file__).parent
 FOLDERS = sorted(path for path in (HERE.parents[1] / "bundles").iterdir() if path.is_dir())
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 EACH_BUNDLE = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
-SCHEMA = json.loads((HERE / "metadata.schema.json").read_text())
+SCHEMA = json.loads((HERE / "metadata.schema.json").read_text("utf-8"))
 CONFIGS = ("metadata.json", "inference.json", "train.json", "evaluate.json")
 MAX_BYTES = 25_000_000  # what MONAI's model zoo and GitHub hold without large_files.yml
 
 
 def config(folder: Path, name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "configs" / name).read_text())
+    content: dict[str, Any] = json.loads((folder / "configs" / name).read_text("utf-8"))
     return content
 
 
@@ -151,7 +151,7 @@ def test_every_target_can_be_imported(folder: Path) -> None:
     missing = []
     found = 0
     for path in sorted((folder / "configs").glob("*.json")):
-        for target in targets(json.loads(path.read_text())):
+        for target in targets(json.loads(path.read_text("utf-8"))):
             found += 1
             resolved = ConfigComponent({"_target_": target}, locator=locator()).resolve_module_name()
             if not callable(locate(resolved)):
@@ -177,7 +177,7 @@ def test_configs_differ_from_the_other_bundles_by_the_method_alone(folder: Path)
     """Bundles are downloaded one by one, so each carries its configs whole; what is no method's own is the same."""
     first = FOLDERS[0]
     for name in ("evaluate.json", "multi_gpu_train.json", "logging.conf"):
-        expected, found = ((path / "configs" / name).read_text() for path in (first, folder))
+        expected, found = ((path / "configs" / name).read_text("utf-8") for path in (first, folder))
         assert found.replace("true", "false") == expected.replace("true", "false"), name
     expected, found = (config(path, "inference.json") for path in (first, folder))
     assert {**found, "network_def": None} == {**expected, "network_def": None}

@@ -55,7 +55,7 @@ def test_every_paper_has_its_data_sets() -> None:
 
 @EACH_FILE
 def test_override_merges_and_sets_nothing_but_the_data(path: Path) -> None:
-    own = json.loads(path.read_text())
+    own = json.loads(path.read_text("utf-8"))
     extra = {"smoothness"} if path.stem == "data_abdomen_mr" else set()
     if path.stem == "data_dirlab":  # no labels there: landmarks are what validation measures
         extra = {"validate#postprocessing", "validate#key_metric", "validate#best#lowest"}
@@ -72,7 +72,7 @@ def test_override_merges_and_sets_nothing_but_the_data(path: Path) -> None:
 
 @EACH_FILE
 def test_override_is_of_a_known_layout_and_a_grid_that_networks_take(path: Path) -> None:
-    own = json.loads(path.read_text())
+    own = json.loads(path.read_text("utf-8"))
     assert own["layout"] in LAYOUTS
     splits = own["splits"] or LAYOUTS[own["layout"]].splits
     assert list(splits) == ["train", "val", "test"]
@@ -90,7 +90,7 @@ def test_document_names_every_override(path: Path) -> None:
 @EACH_FILE
 def test_override_finds_its_data_set(path: Path, tmp_path: Path) -> None:
     """The whole of the config's way to the files, with counts that fit the few scans here."""
-    root = touch(tmp_path, json.loads(path.read_text())["layout"])
+    root = touch(tmp_path, json.loads(path.read_text("utf-8"))["layout"])
     parser = parser_of(path)
     parser["dataset_dir"] = str(root)
     if isinstance((parser.get("splits") or {}).get("train"), int):
@@ -101,7 +101,7 @@ def test_override_finds_its_data_set(path: Path, tmp_path: Path) -> None:
 
 
 def test_labels_of_the_papers_are_as_many_as_they_say() -> None:
-    labels = {name: json.loads(path.read_text())["labels"] for name, path in zip(NAMES, FILES, strict=True)}
+    labels = {name: json.loads(path.read_text("utf-8"))["labels"] for name, path in zip(NAMES, FILES, strict=True)}
     assert len(labels["iirp-mindboggle"]) == 62
     assert set(labels["ipear-mindboggle"]) == {14, 15, 16, *labels["iirp-mindboggle"]}
     assert len(labels["ipear-lpba40"]) == 54

@@ -96,7 +96,7 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def report(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    content: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
     return content
 
 
@@ -118,7 +118,7 @@ def test_monai_writes_what_register_writes(name: str, pair: Pair, tmp_path: Path
 def test_real_pair_of_any_orientation_comes_closer(name: str, test_data: Path, tmp_path: Path) -> None:
     """Two hippocampi, the moving one's axes permuted and flipped: nothing method-specific, and a better Dice."""
     folder = test_data / "hippocampus"
-    fixed, moving = json.loads((folder / "splits.json").read_text())["val"][:2]
+    fixed, moving = json.loads((folder / "splits.json").read_text("utf-8"))["val"][:2]
     turned = Pair(*(tmp_path / f"{each}.nii.gz" for each in ("fixed", "moving", "fixed_labels", "moving_labels")))
     for kind, one, other in (
         ("images", turned.fixed, turned.moving),

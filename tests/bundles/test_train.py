@@ -195,8 +195,8 @@ def test_early_stop_ends_a_training_that_gets_no_better(dataset: Path, tmp_path:
 
 @EACH_BUNDLE
 def test_configs_of_each_weights_file_only_override_what_train_has(folder: Path) -> None:
-    base = json.loads((folder / "configs/train.json").read_text())
-    own = json.loads((folder / "configs/train_hippocampus.json").read_text())
+    base = json.loads((folder / "configs/train.json").read_text("utf-8"))
+    own = json.loads((folder / "configs/train_hippocampus.json").read_text("utf-8"))
     assert set(own) <= set(base)
 
 

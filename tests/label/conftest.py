@@ -84,7 +84,7 @@ def hippocampi() -> Path:
 @pytest.fixture(scope="session")
 def patients(hippocampi: Path) -> list[str]:
     """Names of scans that no method has seen."""
-    names: list[str] = json.loads((hippocampi / "splits.json").read_text())["test"]
+    names: list[str] = json.loads((hippocampi / "splits.json").read_text("utf-8"))["test"]
     return names[:PATIENTS]
 
 
@@ -159,4 +159,4 @@ def wait_for(server: Server, log: Path) -> None:
                 return
         except requests.ConnectionError:
             time.sleep(0.5)
-    pytest.fail(f"the server does not answer:\n{log.read_text()[-3000:]}")
+    pytest.fail(f"the server does not answer:\n{log.read_text('utf-8')[-3000:]}")

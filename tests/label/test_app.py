@@ -38,7 +38,7 @@ def face_of(folder: Path, bundle: str, *atlases: LabelledImage, weights: str | N
 
 
 def config(face: Path, name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((face / "configs" / name).read_text())
+    content: dict[str, Any] = json.loads((face / "configs" / name).read_text("utf-8"))
     return content
 
 
@@ -62,7 +62,7 @@ def test_face_is_a_bundle_of_one_image_and_one_label_map(tmp_path: Path, hippoca
 @EACH_WEIGHTS
 def test_metadata_keep_the_specification(tmp_path: Path, hippocampus: LabelledImage, bundle: str, weights: str) -> None:
     jsonschema = pytest.importorskip("jsonschema", minversion="4")
-    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text("utf-8")))
     metadata = config(face_of(tmp_path, bundle, hippocampus, weights=weights), "metadata.json")
     assert [error.message for error in validator.iter_errors(metadata)] == []
 
@@ -266,7 +266,7 @@ def test_a_folder_in_use_is_refused(
     assert "is not empty" in refused(monkeypatch, capsys, str(tmp_path))
     if find_spec("monailabel"):
         assert "no Label app" in refused(monkeypatch, capsys, str(tmp_path), "--overwrite")
-    assert mine.read_text() == "print('mine')"
+    assert mine.read_text("utf-8") == "print('mine')"
     assert list(tmp_path.iterdir()) == [mine]
 
 
@@ -295,6 +295,6 @@ def test_app_is_the_stock_one_and_can_be_prepared_again(tmp_path: Path, monkeypa
     (app / "logs").mkdir()
     (app / "logs" / "app.log").write_text("mine")
     assert run(monkeypatch, str(app), "--bundles", "pan", "--overwrite", *write_atlas(tmp_path)) == 0
-    assert (app / "logs" / "app.log").read_text() == "mine"
+    assert (app / "logs" / "app.log").read_text("utf-8") == "mine"
     assert [path.name for path in (app / "model" / "pan" / "atlas").iterdir()] == ["mine"]
     assert not (app / "model" / "iirp").exists()

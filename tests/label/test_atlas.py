@@ -44,7 +44,7 @@ def test_labels_that_eight_bits_do_not_hold_are_numbered_anew(tmp_path: Path) ->
         assert torch.equal(a.labels.data == new, before == old)
     assert b.labels.data.unique().tolist() == [0, 1, 3]
     write_face(tmp_path / "pan", zoo.load("pan"), None, [a, b])
-    metadata = json.loads((tmp_path / "pan" / "configs" / "metadata.json").read_text())
+    metadata = json.loads((tmp_path / "pan" / "configs" / "metadata.json").read_text("utf-8"))
     labels = metadata["network_data_format"]["outputs"]["pred"]
     assert labels["channel_def"] == {"0": "background", "1": "x", "2": "y", "3": "z"}
 

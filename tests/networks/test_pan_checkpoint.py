@@ -18,7 +18,7 @@ from iregzoo.networks import PANNet
 from iregzoo.registration import PairNetwork
 from iregzoo.zoo import rename
 
-RULES = json.loads((Path(__file__).parents[2] / "bundles/pan/configs/import.json").read_text())
+RULES = json.loads((Path(__file__).parents[2] / "bundles/pan/configs/import.json").read_text("utf-8"))
 HEADS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8}
 CHANNELS = {1: 16, 2: 32, 3: 64, 4: 128, 5: 256}
 State = dict[str, Tensor]

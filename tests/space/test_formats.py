@@ -196,7 +196,7 @@ def test_landmarks_are_voxel_indices_from_one(tmp_path: Path) -> None:
     write_dirlab(tmp_path, 1, {"T00": places})
     scan = read_image(tmp_path / "Case1Pack/Images/case1_T00_s.img")
     text = tmp_path / "Case1Pack/ExtremePhases/Case1_300_T00_xyz.txt"
-    assert text.read_text().splitlines()[0].split() == ["1", "1", "1"]
+    assert text.read_text("utf-8").splitlines()[0].split() == ["1", "1", "1"]
     points = read_landmarks(text, scan)
     np.testing.assert_allclose(points, places * [0.97, 0.97, 2.5])
     back = map_points(np.linalg.inv(scan.grid.affine), points)

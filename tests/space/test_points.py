@@ -18,13 +18,13 @@ RAS = LPS * torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
 
 def csv_file(path: Path, system: str, points: torch.Tensor, names: str = "x,y,z") -> Path:
     rows = [",".join(map(str, point)) for point in points.tolist()]
-    path.write_text("\n".join([f"# CoordinateSystem = {system}", names, *rows]) + "\n")
+    path.write_text("\n".join([f"# CoordinateSystem = {system}", names, *rows]) + "\n", encoding="utf-8")
     return path
 
 
 def markups(path: Path, system: str | int, positions: list[object]) -> Path:
     points = [{"id": str(number), "label": "a, b", "position": place} for number, place in enumerate(positions)]
-    path.write_text(json.dumps({"markups": [{"coordinateSystem": system, "controlPoints": points}]}))
+    path.write_text(json.dumps({"markups": [{"coordinateSystem": system, "controlPoints": points}]}), encoding="utf-8")
     return path
 
 
@@ -124,7 +124,7 @@ def test_csv_with_other_points_keeps_all_else(tmp_path: Path, system: str, point
 @pytest.mark.parametrize(("system", "points"), [("LPS", LPS), ("RAS", RAS), ("0", RAS)])
 def test_markups_with_other_points_keep_all_else(tmp_path: Path, system: str, points: torch.Tensor) -> None:
     path = markups(tmp_path / "points.mrk.json", system, points.tolist())
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text("utf-8"))
     document["@schema"] = "https://example.org/markups"
     document["markups"][0]["display"] = {"color": [0.4, 1.0, 0.5], "visibility": True}
     document["markups"].append({"coordinateSystem": "LPS", "controlPoints": [{"position": [1, 2, 3], "label": "ü"}]})

@@ -166,7 +166,7 @@ def _metadata(method: Method, cards: Mapping[str, Any], atlases: Sequence[Labell
 
 def _inference(method: Method, atlases: Sequence[LabelledImage]) -> dict[str, Any]:
     """What MONAI Label reads: the network, the option panel, and what is done with a request."""
-    definition = json.loads((method.bundle.path / "configs" / "inference.json").read_text())["network_def"]
+    definition = json.loads((method.bundle.path / "configs" / "inference.json").read_text("utf-8"))["network_def"]
     if method.card.controller:
         definition["network"]["controller"] = method.card.controller
     if method.card.canonical:
