@@ -118,7 +118,7 @@ def here(work: Callable[[Job], Report | str], jobs: Sequence[Job]) -> Outcomes[J
 
 def summary(output: Path) -> dict[str, dict[str, str]]:
     """The rows of a batch's summary by name, in their order."""
-    with (output / "summary.csv").open() as stream:
+    with (output / "summary.csv").open(encoding="utf-8") as stream:
         return {line["name"]: line for line in csv.DictReader(stream)}
 
 
@@ -137,7 +137,9 @@ def tree(folder: Path) -> dict[str, object]:
         elif path.name == "report.html":
             found[name] = re.sub(r'\d+\.\d+ s\b|"seconds": \{[^}]*\}', "", path.read_text(encoding="utf-8"))
         elif path.name == "summary.csv":
-            found[name] = [{**line, "seconds": bool(line["seconds"])} for line in csv.DictReader(path.open())]
+            found[name] = [
+                {**line, "seconds": bool(line["seconds"])} for line in csv.DictReader(path.open(encoding="utf-8"))
+            ]
         else:
             found[name] = path.read_bytes()
     return found

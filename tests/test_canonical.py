@@ -174,7 +174,7 @@ def test_a_method_is_trained_with_it_and_carried_in_one_file(front: Path, anatom
     bundle = ROOT / "bundles" / "iirp"
     files = [str(bundle / "configs" / "train.json"), str(ROOT / "canonical" / "brain.json")]
     weights = str(front / "best.pt")
-    small: dict[str, Any] = {"bundle_root": str(bundle), "amp": False, "passes": [1], "start": None}
+    small: dict[str, Any] = {"bundle_root": str(bundle), "amp": False, "passes": [1], "start": "$None"}
     run(anatomies, tmp_path, *files, **small, front=f"$canonical.trained('{weights}')")
     assemble(str(tmp_path / "best.pt"), weights, str(tmp_path / "brain.pt"))
     state = torch.load(tmp_path / "brain.pt", weights_only=True)

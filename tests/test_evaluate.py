@@ -61,7 +61,7 @@ def row(**changes: str) -> dict[str, str]:
 def test_the_table_holds_the_figures_of_each_pair_and_controller(folder: Path, method: Method, tmp_path: Path) -> None:
     table = write_table(folder / "pairs.csv", [row(fixed_points="fixed.csv", moving_points="moving.csv")])
     summary = evaluate(read_cases(table), [method], tmp_path, controllers=("iterstop", "fixed"), init="none")
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8")))
     assert [entry["controller"] for entry in rows] == ["iterstop", "fixed"]
     for entry in rows:
         labels = [float(entry[f"dice_{label}"]) for label in (1, 2, 3, 4)]
@@ -93,7 +93,7 @@ def test_ssim_of_the_table_is_that_of_the_written_scans(folder: Path, method: Me
 
     case = Case(str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"))
     evaluate([case], [method], tmp_path, init="none", plots=False)
-    (entry,) = csv.DictReader((tmp_path / "metrics.csv").open())
+    (entry,) = csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8"))
     write(register(read_scans(case.fixed, case.moving), method, init="none"), tmp_path, provenance(method))
     images = []
     for path, limits in ((Path(case.fixed), Path(case.fixed)), (tmp_path / "warped.nii.gz", Path(case.moving))):
@@ -136,7 +136,7 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
     assert "1 of 2" in error
     assert "with iirp" in error
     assert "broken.nii.gz" in error
-    assert len(list(csv.DictReader((tmp_path / "out" / "metrics.csv").open()))) == 1
+    assert len(list(csv.DictReader((tmp_path / "out" / "metrics.csv").open(encoding="utf-8")))) == 1
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["failed"]) == 1
 
 
@@ -188,7 +188,7 @@ def test_a_peer_stands_beside_the_methods(folder: Path, method: Method, tmp_path
         sitk.WriteImage(image, str(tmp_path / "small" / name))
     cases = read_cases(write_table(tmp_path / "small" / "pairs.csv", [row()]))
     summary = evaluate(cases, [method], tmp_path, init="none", peers=["greedy"], learn2reg=tmp_path / "fields")
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8")))
     assert [(entry["bundle"], entry["controller"]) for entry in rows] == [("iirp", "auto"), ("greedy", "")]
     assert rows[0]["dice_before"] == rows[1]["dice_before"]
     assert float(rows[1]["dice_mean"]) > float(rows[1]["dice_before"]) + 0.1
@@ -206,7 +206,7 @@ def test_a_peer_stands_beside_the_methods(folder: Path, method: Method, tmp_path
 def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Method, tmp_path: Path) -> None:
     case = Case(str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz"))
     summary = evaluate([case], [method], tmp_path, init="none")
-    (entry,) = csv.DictReader((tmp_path / "metrics.csv").open())
+    (entry,) = csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8"))
     assert entry["dice_mean"] == ""
     assert not math.isnan(float(entry["ncc_after"]))
     assert "dice_mean" not in summary["results"][0]

@@ -23,6 +23,7 @@ FLOORS = {
         "iteration",
         "attention",
         "inversion",
+        "precision",
         "registration",
         "silence",
     ),

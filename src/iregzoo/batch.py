@@ -77,7 +77,7 @@ def _register(job: Job) -> Report:
     torch.set_num_threads(settings.threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(settings.threads)
     expected = settings.origin["weights_sha256"]
-    method = _method(settings.bundle, settings.weights, choose_device(settings.device), expected)
+    method = _method(settings.bundle, settings.weights, choose_device(settings.device), settings.precision, expected)
     for name, here in origin_of(method).items():
         if here != settings.origin[name]:
             raise InputError(f"a worker has {name} {here}, the batch {settings.origin[name]}; install the same on all")
@@ -90,9 +90,9 @@ def _register(job: Job) -> Report:
 
 
 @lru_cache(maxsize=1)
-def _method(bundle: str, weights: str | None, device: str, expected: str) -> Method:
+def _method(bundle: str, weights: str | None, device: str, precision: str, expected: str) -> Method:
     """The method, loaded once a process; ``expected``, the hash, makes a process that lives long look again."""
-    return load(bundle, weights, device)
+    return load(bundle, weights, device, precision)
 
 
 def run(

@@ -17,6 +17,7 @@ from torch import Tensor
 from iregzoo import __version__
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
+from iregzoo.precision import resolve
 from iregzoo.register import Scans, choose_controller, finish, read_scans
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, write
@@ -33,6 +34,7 @@ __all__ = [
     "complete",
     "find_weights",
     "read_bundle",
+    "resolve",
 ]
 
 Sample = Mapping[str, Any]

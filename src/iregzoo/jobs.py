@@ -21,7 +21,7 @@ from iregzoo.zoo import Method, load
 
 INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
-OPTIONS = ("init", "controller", "max_iterations", "refine", "inverse")
+OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
 SUMMARY = "summary.csv"
 FIGURES = (
@@ -50,6 +50,7 @@ class Settings:
     bundle: str
     weights: str | None = None
     device: str = "auto"
+    precision: str = "auto"
     init: str = "auto"
     controller: str = "auto"
     max_iterations: int | None = None
@@ -99,7 +100,7 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
     check_refine(settings.refine)
     if here:
         choose_device(settings.device)
-    method = load(settings.bundle, settings.weights)
+    method = load(settings.bundle, settings.weights, precision=settings.precision)
     choose_controller(settings.controller, settings.max_iterations, method.network.controller)
     own = settings.weights is None or settings.weights in method.bundle.weights
     weights = settings.weights if own else str(Path(str(settings.weights)).absolute())

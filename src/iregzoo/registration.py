@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from iregzoo.iteration import Controller
+from iregzoo.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ class PairNetwork(nn.Module):
         network: a module that is a ``RegistrationNetwork``.
         canonical: a module that first brings both images to one contrast, (B, 2, D, H, W) to the same; None for a
             network that sees the images as they are.
+
+    Attributes:
+        precision: of the convolutions where no gradients are wanted.
     """
+
+    precision: Precision = "float32"
 
     def __init__(self, network: nn.Module, canonical: nn.Module | None = None) -> None:
         super().__init__()
@@ -85,9 +91,10 @@ class PairNetwork(nn.Module):
         """
         if image.dim() != 5 or image.shape[1] != 2:
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 2, D, H, W), moving then fixed")
-        if self.canonical is not None:
-            image = self.canonical(image)
-        registration: Registration = self.network(image[:, :1], image[:, 1:], controller)
+        with autocast(image.device, self.precision):
+            if self.canonical is not None:
+                image = self.canonical(image)
+            registration: Registration = self.network(image[:, :1], image[:, 1:], controller)
         return registration
 
     def forward(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from iregzoo import __version__
 from iregzoo.page import write_page
+from iregzoo.precision import resolve
 from iregzoo.quality import compare, figures
 from iregzoo.register import Progress, Result, timed
 from iregzoo.report import picture
@@ -83,14 +84,16 @@ def write(
 
 
 def provenance(method: Method) -> dict[str, Any]:
-    """What made a result: versions, bundle, weights and device."""
+    """What made a result: versions, bundle, weights, device and precision."""
+    device = next(method.network.parameters()).device
     return {
         "iregzoo": __version__,
         "bundle": method.bundle.name,
         "bundle_version": method.bundle.metadata.get("version", ""),
         "weights": method.weights,
         "weights_sha256": method.sha256,
-        "device": str(next(method.network.parameters()).device),
+        "device": str(device),
+        "precision": resolve(method.network.precision, device),
     }
 
 

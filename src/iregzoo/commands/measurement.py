@@ -15,6 +15,7 @@ def evaluate(
     weights: str | None = None,
     peers: str | Sequence[str] | None = None,
     device: str = "auto",
+    precision: str = "auto",
     init: str = "auto",
     controller: str | Sequence[str] = "auto",
     max_iterations: int | None = None,
@@ -48,6 +49,7 @@ def evaluate(
         weights: a name from iregzoo list, or a weights file; each bundle's first if not given.
         peers: one or more of ants-syn, greedy, separated by commas, to measure beside the methods.
         device: auto, cpu, cuda or mps; peers run on the CPU.
+        precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto, none, center, rigid or affine.
         controller: one or more of auto, tci, iterstop, fixed, separated by commas.
         max_iterations: the most iterations a level.
@@ -71,7 +73,7 @@ def evaluate(
     from iregzoo.zoo import load
 
     cases, target = read_cases(pairs), choose_device(device)
-    methods = [load(name, weights, target) for name in names(bundle, "bundle")]
+    methods = [load(name, weights, target, precision) for name in names(bundle, "bundle")]
     controllers, others = names(controller, "controller"), names(peers, "peers") if peers else []
     registrations = len(cases) * (len(methods) * len(controllers) + len(others))
     with ExitStack() as stack:

@@ -1,0 +1,77 @@
+"""Networks in bfloat16: only where asked for or computed, never in training, and near to float32."""
+
+import pytest
+import torch
+
+from iregzoo import precision as precisions
+from iregzoo import zoo
+from iregzoo.errors import InputError
+from iregzoo.phantom import make_phantom
+from iregzoo.precision import as_precision, autocast, computes_bfloat16, resolve
+from iregzoo.register import read_scans, register
+
+CPU = torch.device("cpu")
+
+
+def product_dtype() -> torch.dtype:
+    return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "computes", "expected"),
+    [
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+    ],
+)
+def test_auto_is_what_the_device_computes(
+    monkeypatch: pytest.MonkeyPatch, name: str, computes: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(precisions, "computes_bfloat16", lambda device: computes)
+    with torch.inference_mode(), autocast(CPU, as_precision(name)):
+        assert product_dtype() == expected
+
+
+def test_training_chooses_for_itself() -> None:
+    with autocast(CPU, "bfloat16"):
+        assert product_dtype() == torch.float32
+    with torch.autocast("cpu", torch.bfloat16), autocast(CPU, "float32"):
+        assert product_dtype() == torch.bfloat16
+
+
+def test_a_cpu_is_asked_for_both_kinds_of_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert not computes_bfloat16(CPU)
+    assert resolve("auto", CPU) == "float32"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert computes_bfloat16(CPU)
+    assert not computes_bfloat16(torch.device("mps"))
+
+
+def test_unknown_precisions_are_refused() -> None:
+    with pytest.raises(InputError, match="precision 'half' is unknown; choose auto, float32, bfloat16"):
+        zoo.load("iirp", precision="half")
+
+
+def test_users_weights_stay_in_float32_unless_told() -> None:
+    network = zoo.untrained(zoo.find("iirp"))
+    assert zoo.complete(network, zoo.WeightsCard("mine.pt")).precision == "float32"
+    assert zoo.complete(network, zoo.WeightsCard("mine.pt"), "bfloat16").precision == "bfloat16"
+    assert zoo.complete(network, zoo.WeightsCard("ours.pt", precision="auto")).precision == "auto"
+    assert zoo.complete(network, zoo.WeightsCard("ours.pt", precision="auto"), "float32").precision == "float32"
+
+
+@pytest.mark.parametrize("name", [bundle.name for bundle in zoo.bundles() if bundle.weights])
+def test_bfloat16_changes_a_field_by_little(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    phantom = make_phantom(tmp_path_factory.mktemp("phantom"))
+    scans = read_scans(phantom.fixed, phantom.moving)
+    full, half = (
+        register(scans, zoo.load(name, precision=precision), init="none").registration.displacement
+        for precision in ("float32", "bfloat16")
+    )
+    assert half.dtype == torch.float32
+    distance = torch.linalg.vector_norm(full - half, dim=1).mean()
+    assert 0 < distance < 0.05
