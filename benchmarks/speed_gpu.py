@@ -8,8 +8,9 @@ from documents import paragraphs, table
 from iregzoo import zoo
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss
+from iregzoo.precision import Precision
 from meter import Found, Settings, Shape, begin_peak, child, median_seconds, peak_gigabytes, smooth_pair
-from speed_networks import load, precisions
+from speed_networks import precisions
 from verdicts import number, size
 
 SHAPE: Shape = (80, 96, 112)
@@ -20,16 +21,16 @@ level with the default loss, the data already on the GPU. Reading and writing sc
 
 
 @torch.inference_mode()
-def infer(bundle: str, shape: Shape, batch: int, precision: str, runs: int, device: str) -> Found:
+def infer(bundle: str, shape: Shape, batch: int, precision: Precision, runs: int, device: str) -> Found:
     """Register a batch under the method's own controller, in a child process."""
-    network = load(bundle, precision, device).network
+    network = zoo.load(bundle, device=device, precision=precision).network
     images = smooth_pair(shape).expand(batch, -1, -1, -1, -1).contiguous().to(device)
     held = begin_peak(device)
     (seconds,) = median_seconds([lambda: network.register(images)], runs, device)
     return {"rate": batch / seconds, "gigabytes": peak_gigabytes(device) - held}
 
 
-def train(bundle: str, shape: Shape, batch: int, precision: str, runs: int, device: str) -> Found:
+def train(bundle: str, shape: Shape, batch: int, precision: Precision, runs: int, device: str) -> Found:
     """Take training steps with the default loss, one pass a level, in a child process."""
     network = zoo.untrained(zoo.find(bundle)).to(device, memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
@@ -54,9 +55,9 @@ def measure(settings: Settings) -> Found:
     rows = []
     for name in [bundle.name for bundle in zoo.bundles() if settings.wants(bundle.name)]:
         for shape in settings.shapes or (SHAPE,):
-            for kind, batches, kinds in (("infer", BATCHES, precisions()), ("train", (1,), ["float32", "bfloat16"])):
+            for kind, batches in (("infer", BATCHES), ("train", (1,))):
                 for batch in batches:
-                    for precision in kinds:
+                    for precision in precisions(settings.device):
                         given = {"bundle": name, "shape": shape, "batch": batch, "precision": precision}
                         options = {"runs": settings.runs, "device": settings.device}
                         measured = child(__name__, kind, settings.threads, **given, **options)

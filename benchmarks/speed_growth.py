@@ -13,28 +13,30 @@ from matplotlib.ticker import FormatStrFormatter, NullFormatter, NullLocator
 from documents import paragraphs, table
 from iregzoo import zoo
 from iregzoo.iteration import FixedIterations
+from iregzoo.precision import resolve
 from meter import Found, Settings, Shape, begin_peak, child, median_seconds, peak_gigabytes, smooth_pair
-from speed_networks import load, precisions
 from verdicts import number, size, slope
 
 SHAPES: tuple[Shape, ...] = ((64, 64, 64), (96, 96, 96), (128, 128, 128), (160, 192, 160), (192, 224, 192))
 FIGURES = {"seconds": "seconds", "gigabytes": "peak memory, GB"}
 PICTURE = "growth.svg"
 NOTE = """\
-The slope is that of the logarithms, by least squares over the grids that were measured: 1 is linear. On small grids
-what every run needs weighs more, which makes a slope smaller; more than 1 means that large grids cost more a voxel.
-Neither says anything of grids beyond the largest."""
+One pass a level, in the precision that each card chooses here; memory as above. The slope is that of the logarithms,
+by least squares over the grids that were measured: 1 is linear. On small grids what every run needs weighs more,
+which makes a slope smaller; more than 1 means that large grids cost more a voxel. Neither says anything of grids
+beyond the largest."""
 
 
 @torch.inference_mode()
 def run(bundle: str, shape: Shape, runs: int, device: str) -> Found:
     """Measure one pass a level of a method in a child process."""
-    network = load(bundle, "auto", device).network
+    network = zoo.load(bundle, device=device).network
     controller = FixedIterations() if network.controller is not None else None
     image = smooth_pair(shape).to(device)
     held = begin_peak(device)
     (seconds,) = median_seconds([lambda: network.register(image, controller)], runs, device)
-    return {"seconds": seconds, "gigabytes": peak_gigabytes(device) - held}
+    precision = resolve(network.precision, device)
+    return {"seconds": seconds, "gigabytes": peak_gigabytes(device) - held, "precision": precision}
 
 
 def measure(settings: Settings) -> Found:
@@ -46,7 +48,7 @@ def measure(settings: Settings) -> Found:
             row = {"bundle": name, "shape": list(shape), **child(__name__, "run", settings.threads, **given)}
             rows.append(row)
             print(row, flush=True)
-    return {"precision": "auto" if len(precisions()) > 1 else "float32", "rows": rows}
+    return {"rows": rows}
 
 
 def show(found: Found) -> str:
@@ -54,7 +56,7 @@ def show(found: Found) -> str:
     return paragraphs(
         *(_table(found, figure, words) for figure, words in FIGURES.items()),
         f"![seconds and peak memory against voxels](benchmarks/{PICTURE})",
-        f"One pass a level, precision {found['precision']}; memory as above.\n{NOTE}",
+        NOTE,
     )
 
 
@@ -65,7 +67,8 @@ def _table(found: Found, figure: str, words: str) -> str:
         cells = {tuple(row["shape"]): row.get("failed") or number(row[figure]) for row in members}
         measured = [row for row in members if "failed" not in row]
         grown = slope([math.prod(row["shape"]) for row in measured], [row[figure] for row in measured])
-        rows.append((name, *(cells.get(shape, "") for shape in shapes), number(grown)))
+        precisions = {row["precision"]: None for row in measured}  # one, but where nothing could be measured
+        rows.append((", ".join((name, *precisions)), *(cells.get(shape, "") for shape in shapes), number(grown)))
     return table((words, *map(size, shapes), "slope"), rows)
 
 

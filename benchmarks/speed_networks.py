@@ -1,7 +1,6 @@
 """Every method under its own controller: seconds, memory and iterations in both precisions, beside the floor."""
 
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from documents import paragraphs, table
 from iregzoo import zoo
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
+from iregzoo.precision import Precision, computes_bfloat16
 from meter import Found, Settings, Shape, begin_peak, child, median_seconds, peak_gigabytes, smooth_pair
 from speed_floor import floor_seconds
 from speed_floor import rates as machine_rates
@@ -59,7 +59,8 @@ CPU_NOTE = """\
 The pair is a smooth random image and a deformed copy of it, the weights are the bundles' own (hippocampus): this
 shows time and memory, not accuracy, and the number of iterations is not that of whole brains. Memory is the peak
 beyond a process that has loaded the weights and the pair; a GB is 2³⁰ bytes. The published code's figures are of a
-machine of this kind with two cores, not of this run."""
+machine of this kind with two cores, not of this run. Where the precisions took different numbers of iterations, their
+fields differ by what iterations do."""
 GPU_NOTE = """\
 The pair is a smooth random image and a deformed copy of it, the weights are the bundles' own: this shows time and
 memory, not accuracy. Memory is what torch's tensors take on the GPU at most. The papers' figures are of their
@@ -67,22 +68,16 @@ authors' GPUs."""
 GPU_PART = 0.2  # of a paper's seconds, which is aimed at
 
 
-def precisions() -> list[str]:
-    """Those that ``zoo.load`` knows."""
-    return ["float32", "bfloat16"] if "precision" in signature(zoo.load).parameters else ["float32"]
-
-
-def load(bundle: str, precision: str, device: str) -> zoo.Method:
-    """A bundle's default weights in a precision; ``auto`` is what a user gets."""
-    options: dict[str, Any] = {"precision": precision} if len(precisions()) > 1 else {}
-    return zoo.load(bundle, device=device, **options)
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What is measured on a device: bfloat16 only where it is computed and not emulated."""
+    return ("float32", "bfloat16") if computes_bfloat16(torch.device(device)) else ("float32",)
 
 
 @torch.inference_mode()
-def run(variant: str, shape: Shape, precision: str, runs: int, device: str, field: str) -> Found:
+def run(variant: str, shape: Shape, precision: Precision, runs: int, device: str, field: str) -> Found:
     """Measure one method in a child process; its displacement goes to a file."""
     chosen = VARIANTS[variant]
-    method = load(chosen.bundle, precision, device)
+    method = zoo.load(chosen.bundle, device=device, precision=precision)
     image = smooth_pair(shape).to(device)
     results: list[Any] = []
 
@@ -98,10 +93,10 @@ def run(variant: str, shape: Shape, precision: str, runs: int, device: str, fiel
     return {"seconds": seconds, "gigabytes": gigabytes, "iterations": iterations}
 
 
-def work(variant: str, shape: Shape, precision: str, device: str) -> Found:
+def work(variant: str, shape: Shape, precision: Precision, device: str) -> Found:
     """Count what one method computes and moves, in a child process."""
     chosen = VARIANTS[variant]
-    network = load(chosen.bundle, precision, device).network
+    network = zoo.load(chosen.bundle, device=device, precision=precision).network
     return count_work(network, smooth_pair(shape).to(device), chosen.controller)
 
 
@@ -117,7 +112,7 @@ def measure(settings: Settings) -> Found:
     wanted = [(name, shape) for name, each in VARIANTS.items() if settings.wants(each.bundle) for shape in shapes]
     with TemporaryDirectory() as scratch:
         for name, shape in wanted:
-            fields = {precision: str(Path(scratch) / f"{precision}.npy") for precision in precisions()}
+            fields = {precision: str(Path(scratch) / f"{precision}.npy") for precision in precisions(settings.device)}
             found = {precision: _measure_one(settings, name, shape, precision, fields) for precision in fields}
             row = {"method": name, "shape": list(shape), "precisions": found}
             if len(found) > 1 and not any("failed" in each for each in found.values()):
@@ -128,7 +123,9 @@ def measure(settings: Settings) -> Found:
     return {"device": settings.device, "rates": machine, "rows": rows}
 
 
-def _measure_one(settings: Settings, name: str, shape: Shape, precision: str, fields: dict[str, str]) -> Found:
+def _measure_one(
+    settings: Settings, name: str, shape: Shape, precision: Precision, fields: dict[Precision, str]
+) -> Found:
     given = {"variant": name, "shape": shape, "precision": precision, "device": settings.device}
     found = child(__name__, "run", settings.threads, runs=settings.runs, field=fields[precision], **given)
     if "failed" not in found:

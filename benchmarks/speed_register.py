@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +17,16 @@ from round_trip import differences
 from verdicts import Target, number, target_table
 
 STAGES = ("start", "network", "warp", "report", "write")
+COLUMNS = {
+    "seconds": "shell to files, s",
+    "gigabytes": "GB",
+    **{name: f"{name}, s" for name in STAGES},
+    "rest": "rest, s",
+}
 STAGE_NOTE = """\
 The stages are those of `report.json`; the rest is the interpreter, its imports, reading the scans and the weights,
-and the page. The files were in the system's cache. Medians of the columns need not add up."""
+and the page. The files were in the system's cache. Memory is the peak of the whole process. Medians of the columns need not add
+up."""
 TRIP_NOTE = """\
 That is what SimpleITK alone makes of the written transforms, beside the warped scan
 ([benchmarks/round_trip.py](../benchmarks/round_trip.py)). All this shows time and geometry, not accuracy."""
@@ -55,15 +61,21 @@ def pairs(data: Path) -> list[Pair]:
     return found
 
 
-def register(pair: Pair, folder: Path, threads: int) -> tuple[float, dict[str, float]]:
-    """Seconds of one registration, and those of its stages as its report has them."""
+def register(pair: Pair, folder: Path, threads: int) -> Found:
+    """Seconds and peak memory of one registration, and seconds of its stages as its report has them."""
     scans = ("--fixed", str(pair.fixed), "--moving", str(pair.moving), "--output", str(folder))
     command = [sys.executable, "-m", "iregzoo", "register", *scans, *pair.options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     begin = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
     total = time.perf_counter() - begin
-    return total, json.loads((folder / "report.json").read_text("utf-8"))["seconds"]
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed ({process.returncode})")
+    stages = json.loads((folder / "report.json").read_text("utf-8"))["seconds"]
+    rest = total - sum(stages.values())
+    return {"seconds": total, "gigabytes": usage.ru_maxrss / (1 << 20), **stages, "rest": rest}
 
 
 def measure(settings: Settings) -> Found:
@@ -82,28 +94,16 @@ def _measure_one(pair: Pair, settings: Settings) -> Found:
     with TemporaryDirectory() as scratch:
         folders = [Path(scratch) / str(number) for number in range(settings.runs)]
         measured = [register(pair, folder, settings.threads) for folder in folders]
-        return {
-            "kind": pair.kind,
-            "pair": pair.title,
-            "seconds": statistics.median(total for total, _ in measured),
-            "stages": {name: _median([stages.get(name, 0.0) for _, stages in measured]) for name in STAGES},
-            "rest": _median([total - sum(stages.values()) for total, stages in measured]),
-            "differences": differences(pair.fixed, pair.moving, folders[-1]),
-        }
-
-
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values)
+        medians = {name: statistics.median(each[name] for each in measured) for name in COLUMNS}
+        found = differences(pair.fixed, pair.moving, folders[-1])
+        return {"kind": pair.kind, "pair": pair.title, "differences": found, **medians}
 
 
 def show(found: Found) -> str:
     """The part of the page."""
-    rows = []
-    for row in found["rows"]:
-        stages = [number(row["stages"][name]) for name in STAGES]
-        rows.append((row["pair"], number(row["seconds"]), *stages, number(row["rest"])))
+    rows = [(row["pair"], *(number(row[name]) for name in COLUMNS)) for row in found["rows"]]
     trips = [(row["pair"], *(f"{value:.1e}" for value in row["differences"].values())) for row in found["rows"]]
-    heads = ("fixed, moving", "shell to files, s", *STAGES, "rest")
+    heads = ("fixed, moving", *COLUMNS.values())
     return paragraphs(
         table(heads, rows),
         target_table(targets(found)),
