@@ -13,14 +13,14 @@ import numpy as np
 import SimpleITK as sitk
 
 
-def differences(fixed: Path, moving: Path, result: Path) -> dict[str, float]:
+def differences(fixed: str | Path, moving: str | Path, result: str | Path) -> dict[str, float]:
     """The largest difference through each of the two files, as a part of the range."""
     grid = sitk.ReadImage(str(fixed))
     scan = sitk.ReadImage(str(moving), sitk.sitkFloat64)
-    warped = sitk.GetArrayFromImage(sitk.ReadImage(str(result / "warped.nii.gz")))
-    displacement = sitk.ReadImage(str(result / "displacement.nii.gz"), sitk.sitkVectorFloat64)
+    warped = sitk.GetArrayFromImage(sitk.ReadImage(str(Path(result, "warped.nii.gz"))))
+    displacement = sitk.ReadImage(str(Path(result, "displacement.nii.gz")), sitk.sitkVectorFloat64)
     transforms = {
-        "transform.h5": sitk.ReadTransform(str(result / "transform.h5")),
+        "transform.h5": sitk.ReadTransform(str(Path(result, "transform.h5"))),
         "displacement.nii.gz": sitk.DisplacementFieldTransform(displacement),
     }
     found = {}

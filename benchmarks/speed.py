@@ -108,9 +108,13 @@ def main() -> None:
     if unknown := [part for part in parts if part not in of]:
         parser.error(f"part {unknown[0]!r} is unknown; {given.device} has {', '.join(of)}")
     data = Path(given.dataset_dir) if given.dataset_dir else None
+    if "register" in parts and data is None and not given.again:
+        parser.error("the part register needs scans: give --dataset-dir, or set IREGZOO_TEST_DATA")
     settings = Settings(given.threads, given.runs, given.sizes, given.only, data, given.device)
     for part in parts:
         found = results.read()[part] if given.again else {"machine": machine(settings), **of[part].measure(settings)}
+        if not found["rows"]:
+            parser.error(f"{part} has nothing of --only {','.join(given.only)}, or there are no scans")
         if given.write and not given.again:
             results.keep(part, found)
         if given.write:

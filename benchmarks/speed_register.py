@@ -12,8 +12,7 @@ from tempfile import TemporaryDirectory
 
 from documents import paragraphs, table
 from iregzoo.datasets import find_scans
-from meter import Found, Settings
-from round_trip import differences
+from meter import Found, Settings, begin_peak, child
 from verdicts import Target, number, target_table
 
 STAGES = ("start", "network", "warp", "report", "write")
@@ -25,8 +24,8 @@ COLUMNS = {
 }
 STAGE_NOTE = """\
 The stages are those of `report.json`; the rest is the interpreter, its imports, reading the scans and the weights,
-and the page. The files were in the system's cache. Memory is the peak of the whole process. Medians of the columns need not add
-up."""
+and the page. The files were in the system's cache. Memory is the peak of the whole process. Medians of the columns
+need not add up."""
 TRIP_NOTE = """\
 That is what SimpleITK alone makes of the written transforms, beside the warped scan
 ([benchmarks/round_trip.py](../benchmarks/round_trip.py)). All this shows time and geometry, not accuracy."""
@@ -66,6 +65,7 @@ def register(pair: Pair, folder: Path, threads: int) -> Found:
     scans = ("--fixed", str(pair.fixed), "--moving", str(pair.moving), "--output", str(folder))
     command = [sys.executable, "-m", "iregzoo", "register", *scans, *pair.options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    begin_peak()  # the system lets a child's peak begin with what its parent had at most
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
@@ -80,8 +80,7 @@ def register(pair: Pair, folder: Path, threads: int) -> Found:
 
 def measure(settings: Settings) -> Found:
     """Every pair, and what SimpleITK makes of the transforms that were written."""
-    if settings.data is None:
-        raise SystemExit("the part register needs scans: give --dataset-dir, or set IREGZOO_TEST_DATA")
+    assert settings.data is not None  # the command line sees to it
     rows = []
     for pair in pairs(settings.data):
         if settings.wants(pair.kind):
@@ -95,7 +94,8 @@ def _measure_one(pair: Pair, settings: Settings) -> Found:
         folders = [Path(scratch) / str(number) for number in range(settings.runs)]
         measured = [register(pair, folder, settings.threads) for folder in folders]
         medians = {name: statistics.median(each[name] for each in measured) for name in COLUMNS}
-        found = differences(pair.fixed, pair.moving, folders[-1])
+        files = {"fixed": str(pair.fixed), "moving": str(pair.moving), "result": str(folders[-1])}
+        found = child("round_trip", "differences", settings.threads, **files)
         return {"kind": pair.kind, "pair": pair.title, "differences": found, **medians}
 
 

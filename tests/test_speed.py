@@ -124,6 +124,24 @@ def test_the_page_has_a_place_for_every_part() -> None:
             assert text.count(f"<!-- {marker}: end -->") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--parts", "operation"], "part 'operation' is unknown; cpu has operations, networks, growth, register"),
+        (["--parts", "register"], "give --dataset-dir"),
+        (["--parts", "operations", "--only", "wrap"], "nothing of --only wrap"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("IREGZOO_TEST_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["speed.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        speed.main()
+    assert said in capsys.readouterr().err
+
+
 def test_grids_of_the_command_line() -> None:
     assert speed.shape("64") == (64, 64, 64)
     assert speed.shape("80x96x112") == (80, 96, 112)
