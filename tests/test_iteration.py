@@ -225,6 +225,30 @@ def test_refinement_asks_no_more_once_every_pair_has_finished() -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("coarsest", [True, False])
+@pytest.mark.parametrize("controller", [IterStop(0.125), TCI(2, 0.125, 0.125), TCI(2, 0.125, 0.125, keeps_best=True)])
+def test_a_level_says_what_its_displacement_scores(controller: Controller, coarsest: bool) -> None:
+    scripts = [[0.0, 0.5, 0.625, 0.5, 1.0, 0.5, *[0.5] * 6], [0.5, 0.25, 0.5, 0.5, 0.5, 0.5, *[0.5] * 6]]
+    result = play(controller, *scripts, coarsest=coarsest)
+    expected = [script[taken] for script, taken in zip(scripts, candidates(result.displacement), strict=True)]
+    assert result.reached is not None
+    assert result.reached.tolist() == expected
+
+
+def test_a_known_score_of_the_start_is_not_asked_for() -> None:
+    scored = []
+
+    def similarity(displacement: Tensor) -> Tensor:
+        scored.append(int(candidates(displacement)))
+        return torch.tensor([0.5])
+
+    start = torch.zeros(1, 3, 2, 2, 2)
+    known = refine(start, lambda u: u + 1, similarity, IterStop(0.25), reached=torch.tensor([0.25]))
+    assert (scored, int(known.iterations)) == ([1, 2], 1)
+    asked = refine(start, lambda u: u + 1, similarity, IterStop(0.25))
+    assert (scored[2:], int(asked.iterations)) == ([0, 1], 0)
+
+
 # --- scores and guards
 
 

@@ -60,7 +60,7 @@ def test_learn2reg_finds_our_dice_on_real_hippocampi(
     command = ["evaluate", "--pairs", str(table), "--bundle", "iirp", "--output", str(folder), "--plots", "false"]
     monkeypatch.setattr("sys.argv", ["iregzoo", *command, "--learn2reg", str(fields)])
     cli.main()
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    rows = list(csv.DictReader((folder / "metrics.csv").open(encoding="utf-8")))
     assert len(rows) == 3
     shapes = set()
     for row in rows:

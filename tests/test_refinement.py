@@ -287,7 +287,7 @@ def test_evaluate_measures_the_refined_pair(monkeypatch: pytest.MonkeyPatch, tmp
         arguments = ["--pairs", str(table), "--bundle", "iirp", "--output", str(output), "--refine", steps]
         assert run(monkeypatch, "evaluate", *arguments, "--init", "none") == 0
         assert json.loads((output / "summary.json").read_text("utf-8"))["refine"] == int(steps)
-        (row,) = csv.DictReader((output / "metrics.csv").open())
+        (row,) = csv.DictReader((output / "metrics.csv").open(encoding="utf-8"))
         found[steps] = float(row["ncc_after"])
     assert found["3"] > found["0"]
 

@@ -51,7 +51,7 @@ def test_one_pair_has_no_spread() -> None:
 def test_the_table_has_labels_by_number_and_leaves_empty_what_was_not_measured(tmp_path: Path) -> None:
     rows = [make("iirp", 0, 0.6, dice_10=0.5, dice_2=0.7), make("greedy", 0, NAN, "", dice_2=0.1)]
     write_table(tmp_path / "metrics.csv", rows)
-    with (tmp_path / "metrics.csv").open() as stream:
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         found = list(reader)
     assert list(reader.fieldnames or [])[4:8] == ["dice_mean", "dice_before", "dice_2", "dice_10"]

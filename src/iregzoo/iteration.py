@@ -174,11 +174,19 @@ class TCI:
 
 
 class Refinement(NamedTuple):
-    """The outcome of one level: its displacement, refinements taken (B,), and scores (K, B) or (0, B) if none."""
+    """The outcome of one level.
+
+    Attributes:
+        displacement: (B, N, *shape).
+        iterations: refinements taken (B,).
+        scores: of every candidate, (K, B); (0, B) if none.
+        reached: score of the displacement (B,); None where the controller asks for none.
+    """
 
     displacement: Tensor
     iterations: Tensor
     scores: Tensor
+    reached: Tensor | None = None
 
 
 def refine(
@@ -188,6 +196,7 @@ def refine(
     controller: Controller,
     *,
     coarsest: bool = False,
+    reached: Tensor | None = None,
 ) -> Refinement:
     """Refine one level's displacement under a controller.
 
@@ -197,6 +206,7 @@ def refine(
         similarity: scores a displacement of this level, (B,), higher is better.
         controller: decides what is taken and when to stop.
         coarsest: the start is no estimate yet, so there is nothing to compare the first candidate with.
+        reached: score of the start (B,), where it is known.
     """
     batch = displacement.shape[0]
     if not controller.adaptive:
@@ -204,7 +214,10 @@ def refine(
             displacement = propose(displacement)
         counts = torch.full((batch,), controller.max_iterations, dtype=torch.long, device=displacement.device)
         return Refinement(displacement, counts, displacement.new_empty((0, batch)))
-    return _refine_adaptively(displacement, propose, similarity, controller, coarsest)
+    start = None
+    if controller.compares_start and not coarsest:
+        start = similarity(displacement) if reached is None else reached
+    return _refine_adaptively(displacement, propose, similarity, controller, start)
 
 
 def _refine_adaptively(
@@ -212,10 +225,10 @@ def _refine_adaptively(
     propose: Callable[[Tensor], Tensor],
     similarity: Callable[[Tensor], Tensor],
     controller: Controller,
-    coarsest: bool,
+    start: Tensor | None,
 ) -> Refinement:
     batch = displacement.shape[0]
-    start = similarity(displacement) if controller.compares_start and not coarsest else None
+    reached = start
     active = torch.ones(batch, dtype=torch.bool, device=displacement.device)
     counts = torch.zeros(batch, dtype=torch.long, device=displacement.device)
     scores: list[Tensor] = []
@@ -226,6 +239,7 @@ def _refine_adaptively(
         accept, proceed = controller.judge(torch.stack(scores), start)
         accept = accept & active
         displacement = _select(accept, candidate, displacement)
+        reached = scores[-1] if reached is None else torch.where(accept, scores[-1], reached)
         counts = counts + accept
         if controller.keeps_best:
             best = _better(best, displacement, scores[-1])
@@ -233,8 +247,8 @@ def _refine_adaptively(
         if not active.any():
             break
     if best is not None:
-        displacement = best[0]
-    return Refinement(displacement, counts, torch.stack(scores))
+        displacement, reached = best
+    return Refinement(displacement, counts, torch.stack(scores), reached)
 
 
 def _select(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def test_evaluation_writes_the_metrics_of_the_test_split(trained: Path, dataset:
     files = ("train.json", "evaluate.json")
     made = workflow(dataset, tmp_path, files, checkpoint_path=str(trained / "best.pt"))
     made.run()
-    rows = {path.name: list(csv.reader(path.open())) for path in tmp_path.glob("*.csv")}
+    rows = {path.name: list(csv.reader(path.open(encoding="utf-8"))) for path in tmp_path.glob("*.csv")}
     assert {"metrics.csv", "val_dice_raw.csv", "val_dice_summary.csv"} <= set(rows)
     assert len(rows["val_dice_raw.csv"]) == 1 + len(find_scans(dataset, "test"))
     (name, mean), details = rows["metrics.csv"][0], rows["val_dice_raw.csv"][1:]
@@ -216,7 +216,7 @@ def test_recipe_trains_and_evaluates_the_best(
     assert any(not torch.equal(after[name], fresh[name]) for name in fresh)
     files = ("train.json", *recipe, "evaluate.json")
     workflow(dataset, evaluated, files, folder, checkpoint_path=str(trained / "best.pt")).run()
-    (name, mean), *_ = csv.reader((evaluated / "metrics.csv").open())
+    (name, mean), *_ = csv.reader((evaluated / "metrics.csv").open(encoding="utf-8"))
     assert name == "val_dice"
     assert 0 <= float(mean) < 1
 

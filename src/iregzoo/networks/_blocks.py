@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iregzoo.fields import compose, resize, warp
@@ -27,6 +28,15 @@ def flow_conv(channels: int) -> nn.Conv3d:
     return conv
 
 
+def halve(x: Tensor) -> Tensor:
+    """Means over 2×2×2 voxels, (B, C, *shape) of even sizes to (B, C, *shape/2).
+
+    Linear interpolation at the middle of the eight. PyTorch's average pooling on the CPU needs ten times as long, and
+    float32.
+    """
+    return F.interpolate(x, scale_factor=0.5, mode="trilinear")
+
+
 class ResBlock(nn.Module):
     """LeakyReLU(conv(x) + x), (B, C, *shape) to the same."""
 
@@ -36,7 +46,9 @@ class ResBlock(nn.Module):
         self.activation = nn.LeakyReLU(0.1, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.conv(x) + x)
+        out: Tensor = self.activation(
+            self.conv(x).add_(x)
+        )  # in place: the convolution's backward needs its input alone
         return out
 
 
@@ -50,12 +62,11 @@ class Encoder(nn.Module):
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.pool = nn.AvgPool3d(2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features: list[Tensor] = []
         for block in self.blocks:
-            image = block(self.pool(features[-1]) if features else image)
+            image = block(halve(features[-1]) if features else image)
             features.append(image)
         return features
 
@@ -82,6 +93,7 @@ def register_pyramid(
     def similarity(displacement: Tensor) -> Tensor:
         return controller.score(warp(moving, resize(displacement, moving.shape[2:])), fixed)
 
+    reached: Tensor | None = None
     displacement = moving.new_zeros(
         moving.shape[0], 3, *features[-1][0].shape[2:], dtype=torch.promote_types(moving.dtype, torch.float32)
     )
@@ -91,8 +103,9 @@ def register_pyramid(
     for estimator, level_features in zip(reversed(estimators), reversed(features), strict=True):
         propose = partial(_refined, estimator, *level_features)
         displacement = resize(displacement, level_features[1].shape[2:])  # the coarsest level has its grid already
-        level = refine(displacement, propose, similarity, controller, coarsest=not pyramid)
-        displacement = level.displacement
+        # Resized to the next grid, the displacement scores what it scored; only its interpolation differs a little.
+        level = refine(displacement, propose, similarity, controller, coarsest=not pyramid, reached=reached)
+        displacement, reached = level.displacement, level.reached
         pyramid.append(displacement)
         iterations.append(level.iterations)
         scores.append(level.scores)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iregzoo.networks._blocks import halve
+
 # Brightness by FreeSurfer label, left and right alike; all other labels are 0. Structures that touch differ.
 BRIGHTNESS = {
     **dict.fromkeys((4, 43, 5, 44, 14, 15), 0.10),  # ventricles
@@ -97,7 +99,7 @@ class CanonicalNet(nn.Module):
         x = torch.stack([at_corner(flat, corner) for corner in range(len(CORNERS))], dim=1)
         skips: list[Tensor] = []
         for block in self.down:
-            x = block(F.avg_pool3d(x, 2) if skips else x)
+            x = block(halve(x) if skips else x)
             skips.append(x)
         for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
             x = block(torch.cat((skip, F.interpolate(x, scale_factor=2.0)), dim=1))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from iregzoo.attention import offset_attention
 from iregzoo.iteration import Controller, FixedIterations
-from iregzoo.networks._blocks import Encoder, check_pair, conv_block, flow_conv, register_pyramid
+from iregzoo.networks._blocks import Encoder, check_pair, conv_block, flow_conv, halve, register_pyramid
 from iregzoo.registration import Registration
 
 REDUCTION = 16
@@ -78,7 +78,7 @@ class ImageEncoder(Encoder):
     def forward(self, image: Tensor) -> list[Tensor]:
         levels: list[Tensor] = []
         for features in super().forward(image):
-            image = self.pool(image) if levels else image
+            image = halve(image) if levels else image
             levels.append(torch.cat((features, image), dim=1))
         return levels
 
