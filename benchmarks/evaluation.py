@@ -18,8 +18,9 @@ from typing import Any
 
 import fire
 
+from documents import counted, machine_line, replace_part
+from documents import table as markdown
 from iregzoo.zoo import bundles
-from pages import replace_part
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -60,10 +61,8 @@ def hippocampus(data: Path, scratch: Path) -> None:
 def iterations(data: Path, scratch: Path) -> None:
     """Controllers of the two methods that iterate, on the split for choosing."""
     pairs = cyclic(data, "val", scratch)
-    lines = [
-        "| method | controller | Dice, mean ± sd | folding, % | iterations a level, coarse to fine | s a pair |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("method", "controller", "Dice, mean ± sd", "folding, %", "iterations a level, coarse to fine", "s a pair")
+    rows = []
     for controller, count in ITERATIONS:
         name = f"{controller}-{count or ''}"
         options = ("--pairs", pairs, "--bundle", "iirp,ipear", "--controller", controller, "--plots", "false")
@@ -71,13 +70,18 @@ def iterations(data: Path, scratch: Path) -> None:
         folder = evaluate(scratch / name, *options, *limit)
         for result in summary(folder)["results"]:
             dice = result["dice_mean"]
-            lines.append(
-                f"| {result['bundle']} | {controller} {count or ''} | {dice['mean']:.4f} ± {dice['sd']:.3f} "
-                f"| {result['folding_percent']['mean']:.3f} | {', '.join(f'{n:.2f}' for n in result['iterations'])} "
-                f"| {result['seconds']['mean']:.2f} |"
+            rows.append(
+                (
+                    result["bundle"],
+                    f"{controller} {count or ''}",
+                    f"{dice['mean']:.4f} ± {dice['sd']:.3f}",
+                    f"{result['folding_percent']['mean']:.3f}",
+                    ", ".join(f"{n:.2f}" for n in result["iterations"]),
+                    f"{result['seconds']['mean']:.2f}",
+                )
             )
-    lines[2:] = sorted(lines[2:], key=lambda line: line.split("|")[1])
-    write("iterations", "\n".join([*lines, "", machine(summary(folder))]))
+    rows.sort(key=lambda row: row[0])
+    write("iterations", "\n".join([markdown(heads, rows), "", machine(summary(folder))]))
 
 
 def brain(data: Path, scratch: Path, *, peers: bool) -> None:
@@ -150,14 +154,17 @@ FIGURES = {
 
 def overview(results: list[dict[str, Any]]) -> str:
     """The table of all bundles."""
-    lines = ["| bundle | paper | test Dice | folding | s a pair |", "|---|---|---|---|---|"]
-    for each in sorted(results, key=lambda each: list(PAPERS).index(each["bundle"])):
-        name = each["bundle"]
-        lines.append(
-            f"| [`{name}`](bundles/{name}/docs/README.md) | {PAPERS[name]} | {each['dice_mean']['mean']:.3f} "
-            f"| {each['folding_percent']['mean']:.2f} % | {each['seconds']['mean']:.2f} |"
+    rows = [
+        (
+            f"[`{each['bundle']}`](bundles/{each['bundle']}/docs/README.md)",
+            PAPERS[each["bundle"]],
+            f"{each['dice_mean']['mean']:.3f}",
+            f"{each['folding_percent']['mean']:.2f} %",
+            f"{each['seconds']['mean']:.2f}",
         )
-    return "\n".join(lines)
+        for each in sorted(results, key=lambda each: list(PAPERS).index(each["bundle"]))
+    ]
+    return markdown(("bundle", "paper", "test Dice", "folding", "s a pair"), rows)
 
 
 def card_table(result: dict[str, Any], found: dict[str, Any]) -> str:
@@ -171,9 +178,7 @@ def card_table(result: dict[str, Any], found: dict[str, Any]) -> str:
     steering = f" Iterations a level: {iterations}." if iterations else ""
     return "\n".join(
         [
-            f"| {' | '.join(heads)} |",
-            f"|{'---|' * len(heads)}",
-            f"| {' | '.join(cells)} |",
+            markdown(heads, [cells]),
             "",
             f"{machine(found)}{steering} Worst pair: {moving} to {fixed}, Dice {worst['dice_mean']:.3f}.",
         ]
@@ -182,8 +187,7 @@ def card_table(result: dict[str, Any], found: dict[str, Any]) -> str:
 
 def machine(found: dict[str, Any]) -> str:
     """What it was measured on, and on how many pairs."""
-    of, pairs = found["machine"], found["results"][0]["pairs"]
-    return f"{pairs} pairs; {of['threads']} threads of an {of['processor']} CPU, torch {of['torch']}."
+    return f"{counted(found['results'][0]['pairs'], 'pair')}; {machine_line(found['machine'])}."
 
 
 def picture(folder: Path, name: str) -> None:

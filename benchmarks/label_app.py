@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from requests_toolbelt.multipart.decoder import MultipartDecoder
 
+from documents import replace_part
 from iregzoo.datasets import Entry, find_scans
 from iregzoo.metrics import dice, mean_of
 from iregzoo.space.scan import Scan, read_labels, read_scan
-from pages import replace_part
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "clinicians.md"
 PICTURE = PAGE.with_suffix("") / "labels.png"

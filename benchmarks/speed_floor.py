@@ -1,0 +1,67 @@
+"""The least that a network could take: its arithmetic at the machine's matrix rate, its tensors at its copying rate."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from iregzoo.iteration import Controller
+from iregzoo.registration import PairNetwork
+from meter import Found, synchronise
+
+MATRIX = {"cpu": 4096, "cuda": 8192}  # rows and columns
+COPIED = 1 << 30  # bytes: beyond any cache
+TRIES = 5
+
+
+def rates(device: str = "cpu") -> Found:
+    """Operations a second of a matrix product in each precision, and bytes a second of a copy: the best of a few."""
+    found: Found = {}
+    for name in ("float32", "bfloat16"):
+        side = MATRIX[device]
+        matrix = torch.ones(side, side, dtype=getattr(torch, name), device=device)
+        found[name] = 2 * side**3 / _shortest(lambda matrix=matrix: matrix @ matrix, device)
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    found["bytes"] = 2 * COPIED / _shortest(lambda: target.copy_(source), device)  # read and written
+    return found
+
+
+def _shortest(call: Any, device: str) -> float:
+    seconds = []
+    for _ in range(TRIES):
+        synchronise(device)
+        begin = time.perf_counter()
+        call()
+        synchronise(device)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+@torch.no_grad()  # in inference mode the counter does not see linear layers
+def work(network: PairNetwork, image: Tensor, controller: Controller | None) -> Found:
+    """Operations of the convolutions and matrix products of one registration, and bytes into and out of its layers.
+
+    Window attention, warps and similarities are in neither count: what is counted is less than what is done.
+    """
+    moved = 0
+
+    def count(layer: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        nonlocal moved
+        tensors = [each for each in (*given, made, *layer.parameters()) if isinstance(each, Tensor)]
+        moved += sum(each.numel() * each.element_size() for each in tensors)
+
+    layers = [layer for layer in network.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with FlopCounterMode(display=False) as counter:
+        network.register(image, controller)
+    for hook in hooks:
+        hook.remove()
+    return {"operations": counter.get_total_flops(), "bytes": moved}
+
+
+def floor_seconds(work: Found, rates: Found, precision: str) -> tuple[float, float]:
+    """The least for a piece of work: for its arithmetic, and for its bytes."""
+    return work["operations"] / rates[precision], work["bytes"] / rates["bytes"]
