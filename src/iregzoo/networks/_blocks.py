@@ -87,8 +87,7 @@ def register_pyramid(
         moving, fixed: (B, 1, *shape).
         controller: steers the iterations of every level by the similarity at full resolution.
     """
-    # One pass over both images: the encoder is shared.
-    features = [level.chunk(2) for level in encoder(torch.cat((moving, fixed)))]
+    features = _features(encoder, moving, fixed)
 
     def similarity(displacement: Tensor) -> Tensor:
         return controller.score(warp(moving, resize(displacement, moving.shape[2:])), fixed)
@@ -110,6 +109,13 @@ def register_pyramid(
         iterations.append(level.iterations)
         scores.append(level.scores)
     return Registration(displacement, None, tuple(pyramid), tuple(iterations), tuple(scores))
+
+
+def _features(encoder: nn.Module, moving: Tensor, fixed: Tensor) -> list[tuple[Tensor, ...]]:
+    """Moving and fixed features of every level: in one pass or, at inference, one after the other in less memory."""
+    if torch.is_grad_enabled():
+        return [level.chunk(2) for level in encoder(torch.cat((moving, fixed)))]
+    return list(zip(encoder(moving), encoder(fixed), strict=True))
 
 
 def _refined(estimator: Callable[[Tensor], Tensor], moving: Tensor, fixed: Tensor, displacement: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class ImageEncoder(Encoder):
         levels: list[Tensor] = []
         for features in super().forward(image):
             image = halve(image) if levels else image
-            levels.append(torch.cat((features, image), dim=1))
+            levels.append(torch.cat((features, image.to(features.dtype)), dim=1))
         return levels
 
 
