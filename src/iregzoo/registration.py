@@ -1,8 +1,8 @@
 """What a registration network gives back, what makes a network one, and the same behind a bundle's one tensor."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ class RegistrationNetwork(Protocol):
         ...
 
 
+Finish = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
 class PairNetwork(nn.Module):
     """A registration network behind a bundle's boundary.
 
@@ -62,9 +65,12 @@ class PairNetwork(nn.Module):
 
     Attributes:
         precision: of the convolutions where no gradients are wanted.
+        finish: what moves the network's displacement on, given that, the moving and the fixed image as they came; None
+            for nothing.
     """
 
     precision: Precision = "float32"
+    finish: Finish | None = None
 
     def __init__(self, network: nn.Module, canonical: nn.Module | None = None) -> None:
         super().__init__()
@@ -84,7 +90,7 @@ class PairNetwork(nn.Module):
         return controller
 
     def register(self, image: Tensor, controller: Controller | None = None) -> Registration:
-        """The whole result of registering (B, 2, D, H, W).
+        """The whole result of registering (B, 2, D, H, W); where ``finish`` has moved the displacement, no inverse.
 
         Raises:
             ValueError: for another number of channels or axes.
@@ -92,10 +98,12 @@ class PairNetwork(nn.Module):
         if image.dim() != 5 or image.shape[1] != 2:
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 2, D, H, W), moving then fixed")
         with autocast(image.device, self.precision):
-            if self.canonical is not None:
-                image = self.canonical(image)
-            registration: Registration = self.network(image[:, :1], image[:, 1:], controller)
-        return registration
+            seen = image if self.canonical is None else self.canonical(image)
+            registration: Registration = self.network(seen[:, :1], seen[:, 1:], controller)
+        if self.finish is None:
+            return registration
+        finished = self.finish(registration.displacement, image[:, :1], image[:, 1:])
+        return replace(registration, displacement=finished, inverse=None, opposite=None)
 
     def forward(
         self, image: Tensor, complete: bool = False, controller: Controller | None = None
