@@ -37,6 +37,14 @@ def halve(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=0.5, mode="trilinear")
 
 
+def voxel_mean(x: Tensor) -> Tensor:
+    """Mean of every channel over space: (B, C, *shape) to (B, C).
+
+    As a sum, which PyTorch makes of bfloat16 as it stands; a mean would copy it to float32 first.
+    """
+    return x.sum((2, 3, 4)) / x.shape[2:].numel()
+
+
 class ResBlock(nn.Module):
     """LeakyReLU(conv(x) + x), (B, C, *shape) to the same."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from iregzoo.attention import neighbourhood_attention
 from iregzoo.iteration import TCI, Controller, FixedIterations
-from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, flow_conv, register_pyramid
+from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, flow_conv, register_pyramid, voxel_mean
 from iregzoo.registration import Registration
 
 
@@ -57,7 +57,7 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Linear(channels // reduction, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights: Tensor = self.excite(self.activation(self.squeeze(x.mean((2, 3, 4))))).sigmoid()
+        weights: Tensor = self.excite(self.activation(self.squeeze(voxel_mean(x)))).sigmoid()
         return x * weights[:, :, None, None, None]
 
 
@@ -73,7 +73,7 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv3d(2, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)
+        pooled = torch.cat((x.sum(1, keepdim=True) / x.shape[1], x.amax(1, keepdim=True)), dim=1)
         weights: Tensor = self.conv(pooled).sigmoid()
         return x * weights
 

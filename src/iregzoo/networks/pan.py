@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from iregzoo.attention import offset_attention
 from iregzoo.iteration import Controller, FixedIterations
-from iregzoo.networks._blocks import Encoder, check_pair, conv_block, flow_conv, halve, register_pyramid
+from iregzoo.networks._blocks import Encoder, check_pair, conv_block, flow_conv, halve, register_pyramid, voxel_mean
 from iregzoo.registration import Registration
 
 REDUCTION = 16
@@ -59,7 +59,7 @@ class SqueezeExcitation(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        weights: Tensor = self.weigh(x.mean((2, 3, 4)))
+        weights: Tensor = self.weigh(voxel_mean(x))
         return x * weights[:, :, None, None, None]
 
 
