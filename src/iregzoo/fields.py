@@ -128,14 +128,29 @@ def compose(outer: Tensor, inner: Tensor, *, padding: str = "border") -> Tensor:
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """Exponential of a stationary velocity field by scaling and squaring (Arsigny et al., MICCAI 2006).
 
+    There the field is divided by 2**steps and composed with itself ``steps`` times; the first step of time h leaves an
+    error of h²/2 there. Here that step is one of the midpoint rule, h v(x + h/2 v(x)), whose error is of the order of
+    h³, so half the squarings come nearer to the exponential than all of them would, with 4 instead of 7 warps at 7
+    steps, and fewer interpolations. It does so where the field changes by less than about 3 voxels from voxel to voxel
+    (7 steps); beyond, fields fold with either.
+
     Args:
         velocity: (B, N, *shape) in voxels per unit time.
-        steps: number of squarings; the field is first divided by 2**steps.
+        steps: accuracy, in squarings of plain scaling and squaring; steps // 2 are done. 0 gives the velocity itself, 1
+            one step of the midpoint rule.
+
+    Raises:
+        ValueError: for negative steps.
     """
     if steps < 0:
         raise ValueError(f"steps={steps}; expected 0 or more squarings")
-    displacement = _at_least_float32(velocity) / 2.0**steps
-    for _ in range(steps):
+    velocity = _at_least_float32(velocity)
+    if steps == 0:
+        return velocity.clone()
+    squarings = steps // 2
+    time = 0.5**squarings
+    displacement = time * warp(velocity, time / 2 * velocity, padding="border")
+    for _ in range(squarings):
         displacement = compose(displacement, displacement)
     return displacement
 
