@@ -1,6 +1,6 @@
 """Displacement algebra against scipy, numpy, SimpleITK, MONAI and fields whose answer is known on paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -171,6 +171,45 @@ def test_warp_equals_simpleitk_where_it_stays_inside(axes: int) -> None:
     moved = sitk.Resample(sitk.GetImageFromArray(image[0, 0].numpy()), transform, sitk.sitkLinear, 0.0)
     expected = torch.from_numpy(sitk.GetArrayFromImage(moved))[None, None]
     close(interior(warp(image, u), 3), interior(expected, 3), 1e-4)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@PADDING
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize(("batch", "channels"), [(1, 1), (2, 3)])
+def test_threads_that_share_a_volume_change_nothing(
+    threads: Callable[[int], None], padding: str, mode: str, batch: int, channels: int
+) -> None:
+    random = torch.manual_seed(8)
+    image = torch.rand(batch, channels, 23, 40, 41, generator=random)
+    u = (torch.rand(batch, 3, 23, 40, 41, generator=random) - 0.5) * 9
+    threads(1)
+    alone, elsewhere = warp(image, u, mode=mode, padding=padding), sample(image, 9 + 4 * u, mode=mode, padding=padding)
+    for count in (2, 3, 5, 30):
+        threads(count)
+        shared = warp(image, u, mode=mode, padding=padding)
+        assert torch.equal(shared, alone)
+        assert shared.is_contiguous()
+        assert torch.equal(sample(image, 9 + 4 * u, mode=mode, padding=padding), elsewhere)
+
+
+def test_threads_that_share_a_volume_change_no_gradient(threads: Callable[[int], None]) -> None:
+    random = torch.manual_seed(9)
+    image = torch.rand(1, 2, 23, 40, 41, generator=random, dtype=torch.float64)
+    start = torch.rand(1, 3, 23, 40, 41, generator=random, dtype=torch.float64)
+    gradients = []
+    for count in (1, 4):
+        threads(count)
+        u = start.clone().requires_grad_()
+        warp(image, u).square().sum().backward()
+        gradients.append(u.grad)
+    close(gradients[1], gradients[0], 1e-12)
 
 
 # --- compose, integrate, invert
