@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iregzoo.gather import gather, takes
+
 # Places from which a volume is worth sharing among threads.
 _SHARED = 2**15
 
@@ -68,6 +70,8 @@ def _normalised(places: Tensor, sizes: Sequence[int], relative: bool) -> Tensor:
 def _sample_places(image: Tensor, places: Tensor, relative: bool, mode: str, padding: str) -> Tensor:
     if mode not in ("linear", "nearest") or padding not in ("zeros", "border"):
         raise ValueError(f"mode={mode!r}, padding={padding!r}; expected linear or nearest, zeros or border")
+    if mode == "linear" and takes(image, places):
+        return gather(image, places, relative=relative, padding=padding)
     # An image is read in its own precision; integers in that of the grid, which holds a large label.
     dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype
     grid = _normalised(places, image.shape[2:], relative).to(dtype)
