@@ -19,6 +19,7 @@ FLOORS = {
         "flags",
         "devices",
         "fields",
+        "gather",
         "similarity",
         "iteration",
         "attention",

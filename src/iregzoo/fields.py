@@ -8,11 +8,17 @@ Everything runs on the device of its inputs. Coordinates are kept in float32 or 
 half-precision coordinate of 150 voxels is only good to a tenth of a voxel.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from iregzoo.gather import gather, takes
+
+# Places from which a volume is worth sharing among threads.
+_SHARED = 2**15
 
 
 def check_displacement(displacement: Tensor, name: str = "displacement") -> int:
@@ -34,35 +40,72 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _axis_positions(displacement: Tensor, axis: int) -> Tensor:
-    """Voxel positions along one axis, shaped to broadcast against one channel (B, *shape)."""
-    size = displacement.shape[2 + axis]
-    shape = [1] * (displacement.dim() - 1)
-    shape[1 + axis] = size
-    return torch.arange(size, device=displacement.device, dtype=displacement.dtype).view(shape)
-
-
 def identity(shape: Sequence[int], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
     """Voxel coordinates of a grid: (1, N, *shape), channel i holding the position along axis i."""
     axes = [torch.arange(size, device=device, dtype=dtype) for size in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
-def _sample_normalised(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+def _normalised(places: Tensor, sizes: Sequence[int], relative: bool) -> Tensor:
+    """Places (B, N, *shape) in voxels of an image as grid_sample counts: −1 to 1 along each axis, the last axis first.
+
+    Relative places are displacements from the voxels of their own grid. The components stay the planes they are, for
+    writing them side by side, as grid_sample expects them, would take longer than all the rest.
+    """
+    axes = len(sizes)
+    tracked = torch.is_grad_enabled() and places.requires_grad
+    grid = None if tracked else places.new_empty(places.shape)
+    planes = []
+    for plane, axis in enumerate(reversed(range(axes))):
+        scale = 2.0 / max(sizes[axis] - 1, 1)
+        start = places.new_full((), -1.0)
+        if relative:
+            positions = torch.arange(places.shape[2 + axis], device=places.device, dtype=places.dtype)
+            start = (positions * scale - 1.0).view(-1, *[1] * (axes - 1 - axis))
+        out = None if grid is None else grid[:, plane]
+        planes.append(torch.add(start, places[:, axis], alpha=scale, out=out))
+    return torch.stack(planes, dim=1) if grid is None else grid
+
+
+def _sample_places(image: Tensor, places: Tensor, relative: bool, mode: str, padding: str) -> Tensor:
     if mode not in ("linear", "nearest") or padding not in ("zeros", "border"):
         raise ValueError(f"mode={mode!r}, padding={padding!r}; expected linear or nearest, zeros or border")
+    if mode == "linear" and takes(image, places):
+        return gather(image, places, relative=relative, padding=padding)
     # An image is read in its own precision; integers in that of the grid, which holds a large label.
-    dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else grid.dtype
-    sampled = F.grid_sample(
-        image.to(dtype),
-        grid.to(dtype),
-        mode="bilinear" if mode == "linear" else "nearest",
-        padding_mode=padding,
-        align_corners=True,
-    )
+    dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype
+    grid = _normalised(places, image.shape[2:], relative).to(dtype)
+    sampled = _grid_sample(image.to(dtype), grid, "bilinear" if mode == "linear" else mode, padding)
     if not image.is_floating_point():
         sampled = sampled.round()  # the cast alone would make 2 of 2.9999
     return sampled.to(image.dtype)
+
+
+def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+    """``grid_sample`` at a grid (B, N, *shape), by all threads.
+
+    On a CPU, PyTorch gives each volume of a batch one thread. So a volume's slabs become a batch, all reading the one
+    image; its gradient would be a sum of copies, so it keeps the plain way.
+    """
+    threads = torch.get_num_threads() if grid.device.type == "cpu" and grid.dim() == 5 else 1
+    few = len(grid) < threads and math.prod(grid.shape[2:]) >= _SHARED
+    if few and not (torch.is_grad_enabled() and image.requires_grad) and len(image) == len(grid):
+        volumes = [_grid_sample_slabs(one, at, mode, padding, threads) for one, at in zip(image, grid, strict=True)]
+        return torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
+    return F.grid_sample(image, grid.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True)
+
+
+def _grid_sample_slabs(image: Tensor, grid: Tensor, mode: str, padding: str, threads: int) -> Tensor:
+    """Read a volume (C, *image_shape) at a grid (3, D, H, W) in up to ``threads`` slabs of D: (C, D, H, W)."""
+    depth = grid.shape[1]
+    thickness = -(-depth // threads)
+    count = -(-depth // thickness)
+    if count * thickness > depth:
+        grid = F.pad(grid, (0, 0, 0, 0, 0, count * thickness - depth))
+    slabs = grid.view(3, count, thickness, *grid.shape[2:]).permute(1, 2, 3, 4, 0)
+    images = image.expand(count, *image.shape)
+    read = F.grid_sample(images, slabs, mode=mode, padding_mode=padding, align_corners=True)
+    return read.movedim(0, 1).flatten(1, 2)[:, :depth].contiguous()
 
 
 def sample(image: Tensor, coordinates: Tensor, *, mode: str = "linear", padding: str = "zeros") -> Tensor:
@@ -77,11 +120,8 @@ def sample(image: Tensor, coordinates: Tensor, *, mode: str = "linear", padding:
     Returns:
         (B, C, *shape) in the image's dtype.
     """
-    axes = check_displacement(coordinates, "coordinates")
-    points = _at_least_float32(coordinates)
-    sizes = image.shape[2:]
-    normalised = [points[:, i] * (2.0 / max(sizes[i] - 1, 1)) - 1.0 for i in reversed(range(axes))]
-    return _sample_normalised(image, torch.stack(normalised, dim=-1), mode, padding)
+    check_displacement(coordinates, "coordinates")
+    return _sample_places(image, _at_least_float32(coordinates), False, mode, padding)
 
 
 def warp(image: Tensor, displacement: Tensor, *, mode: str = "linear", padding: str = "zeros") -> Tensor:
@@ -99,18 +139,13 @@ def warp(image: Tensor, displacement: Tensor, *, mode: str = "linear", padding: 
     Raises:
         ValueError: where the grids differ.
     """
-    axes = check_displacement(displacement)
+    check_displacement(displacement)
     if image.shape[2:] != displacement.shape[2:]:
         raise ValueError(
             f"image grid {tuple(image.shape[2:])} differs from displacement grid {tuple(displacement.shape[2:])}; "
             "resize the displacement first"
         )
-    u = _at_least_float32(displacement)
-    normalised = []
-    for axis in reversed(range(axes)):
-        scale = 2.0 / max(u.shape[2 + axis] - 1, 1)
-        normalised.append(torch.add(_axis_positions(u, axis) * scale - 1.0, u[:, axis], alpha=scale))
-    return _sample_normalised(image, torch.stack(normalised, dim=-1), mode, padding)
+    return _sample_places(image, _at_least_float32(displacement), True, mode, padding)
 
 
 def compose(outer: Tensor, inner: Tensor, *, padding: str = "border") -> Tensor:
@@ -128,14 +163,29 @@ def compose(outer: Tensor, inner: Tensor, *, padding: str = "border") -> Tensor:
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """Exponential of a stationary velocity field by scaling and squaring (Arsigny et al., MICCAI 2006).
 
+    There the field is divided by 2**steps and composed with itself ``steps`` times; the first step of time h leaves an
+    error of h²/2 there. Here that step is one of the midpoint rule, h v(x + h/2 v(x)), whose error is of the order of
+    h³, so half the squarings come nearer to the exponential than all of them would, with 4 instead of 7 warps at 7
+    steps, and fewer interpolations. It does so where the field changes by less than about 3 voxels from voxel to voxel
+    (7 steps); beyond, fields fold with either.
+
     Args:
         velocity: (B, N, *shape) in voxels per unit time.
-        steps: number of squarings; the field is first divided by 2**steps.
+        steps: accuracy, in squarings of plain scaling and squaring; steps // 2 are done. 0 gives the velocity itself, 1
+            one step of the midpoint rule.
+
+    Raises:
+        ValueError: for negative steps.
     """
     if steps < 0:
         raise ValueError(f"steps={steps}; expected 0 or more squarings")
-    displacement = _at_least_float32(velocity) / 2.0**steps
-    for _ in range(steps):
+    velocity = _at_least_float32(velocity)
+    if steps == 0:
+        return velocity.clone()
+    squarings = steps // 2
+    time = 0.5**squarings
+    displacement = time * warp(velocity, time / 2 * velocity, padding="border")
+    for _ in range(squarings):
         displacement = compose(displacement, displacement)
     return displacement
 
