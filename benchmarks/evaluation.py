@@ -85,15 +85,16 @@ def iterations(data: Path, scratch: Path) -> None:
 
 
 def brain(data: Path, scratch: Path, *, peers: bool) -> None:
-    """Whole heads, rendered as T1 and as random contrast."""
+    """Whole heads, rendered as T1 and as random contrast; peers once on each."""
     rendered = scratch / "rendered"
     run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered)
-    for part in ("t1", "contrast"):
-        pairs = rendered / f"{part}.csv"
-        options = ("--pairs", pairs, "--bundle", having("brain"), "--weights", "brain")
-        found = evaluate(scratch / part, *options, peers=peers)
-        write(f"brain-{part}", table(found))
-        picture(found, f"brain-{part}")
+    for weights in ("brain", "brain_any"):
+        for look in ("t1", "contrast"):
+            part = f"{weights}-{look}"
+            options = ("--pairs", rendered / f"{look}.csv", "--bundle", having(weights), "--weights", weights)
+            found = evaluate(scratch / part, *options, peers=peers and weights == "brain")
+            write(part, table(found))
+            picture(found, part)
 
 
 def having(weights: str) -> str:
