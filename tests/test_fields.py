@@ -182,7 +182,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @PADDING
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
-@pytest.mark.parametrize(("batch", "channels"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("batch", "channels"), [(1, 1), (1, 3), (2, 3)])
 def test_threads_that_share_a_volume_change_nothing(
     threads: Callable[[int], None], padding: str, mode: str, batch: int, channels: int
 ) -> None:

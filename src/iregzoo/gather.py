@@ -16,10 +16,10 @@ from torch import Tensor
 
 # The fewest channels for each thread for which it pays: indices and weights are made by one thread, while fields.py has
 # all of them share grid_sample. By one thread, 80×96×112 voxels with 8, 16 and 32 channels of float32 take 0.8, 0.6 and
-# 0.5 of the time of grid_sample, and 16 channels of bfloat16 take 0.6.
+# 0.5 of the time of grid_sample, and 16 channels of bfloat16 take 0.6; by two, 16 and 32 channels take 0.7 and 0.5.
 _CHANNELS = {torch.float32: 8, torch.bfloat16: 12}
 
-# Places of a slab, each with 64 bytes of indices and weights (bfloat16: 96).
+# Places of a slab for each thread, up to four. Each has 64 bytes of indices and weights (bfloat16: 96).
 _SLAB = 2**17
 
 # So few numbers PyTorch leaves to one thread. Indices and weights take some eighty short operations; were threads to
@@ -82,7 +82,7 @@ def _rows(volume: Tensor) -> Tensor:
 def _gather_volume(rows: Tensor, sizes: torch.Size, places: Tensor, relative: bool, padding: str, out: Tensor) -> None:
     """Write samples of a volume of so many voxels an axis at places (3, X, Y, Z) into out (X, Y, Z, C)."""
     plane = math.prod(places.shape[2:])
-    depth = min(max(1, _SLAB // plane), places.shape[1])
+    depth = min(max(1, _SLAB * min(torch.get_num_threads(), 4) // plane), places.shape[1])
     parts = 1 if rows.dtype == torch.float32 else 2
     index = torch.empty(depth * plane, 8, parts, dtype=torch.int32)
     weights = torch.empty(depth * plane, 8, parts, dtype=rows.dtype)
