@@ -88,13 +88,12 @@ def brain(data: Path, scratch: Path, *, peers: bool) -> None:
     """Whole heads, rendered as T1 and as random contrast; peers once on each."""
     rendered = scratch / "rendered"
     run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered)
-    for weights in ("brain", "brain_any"):
-        for look in ("t1", "contrast"):
-            part = f"{weights}-{look}"
-            options = ("--pairs", rendered / f"{look}.csv", "--bundle", having(weights), "--weights", weights)
-            found = evaluate(scratch / part, *options, peers=peers and weights == "brain")
-            write(part, table(found))
-            picture(found, part)
+    for weights, look in (("brain", "t1"), ("brain", "contrast"), ("brain_any", "contrast")):
+        part = f"{weights}-{look}"
+        options = ("--pairs", rendered / f"{look}.csv", "--bundle", having(weights), "--weights", weights)
+        found = evaluate(scratch / part, *options, peers=peers and weights == "brain")
+        write(part, table(found))
+        picture(found, part)
 
 
 def having(weights: str) -> str:
