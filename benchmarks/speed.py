@@ -12,7 +12,9 @@ parts networks and throughput.
 import argparse
 import json
 import os
+import sys
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 
@@ -103,6 +105,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="make tables of the kept figures")
     parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # 3³ must not fail where only ASCII can be shown
     results, of = Results(given.page, given.device), PARTS[given.device]
     parts = given.parts or tuple(of if not given.again else results.read())
     if unknown := [part for part in parts if part not in of]:

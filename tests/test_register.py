@@ -205,7 +205,18 @@ def test_order_and_direction_of_stored_axes_change_nothing(stored: dict[str, Any
 
 
 REPORTED = {
-    *("iregzoo", "bundle", "bundle_version", "weights", "weights_sha256", "device", "fixed", "moving", "init"),
+    *(
+        "iregzoo",
+        "bundle",
+        "bundle_version",
+        "weights",
+        "weights_sha256",
+        "device",
+        "precision",
+        "fixed",
+        "moving",
+        "init",
+    ),
     *("affine_lps_mm", "network_shape", "network_spacing_mm", "seconds", "bytes", "iterations", "scores"),
     *("ncc_before", "ncc_start", "ncc_after", "mse_before", "mse_start", "mse_after"),
     *("folding_percent", "near_singular_percent", "sdlogj", "displacement_mean_mm", "displacement_max_mm", "warnings"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -163,16 +164,20 @@ def test_calls_take_turns_and_very_long_ones_only_one(monkeypatch: pytest.Monkey
 
 @linux
 def test_peak_memory_is_that_of_what_was_held_at_once_and_is_forgotten() -> None:
-    megabytes = 96
-
-    def hold(count: int) -> float:
-        held = meter.begin_peak()
-        for _ in range(count):
-            torch.ones(megabytes << 18)
-        return (meter.peak_gigabytes() - held) * 1024
-
-    assert hold(3) == pytest.approx(megabytes, abs=16)
-    assert hold(0) < 16
+    code = """if True:
+        import meter, torch
+        for count in (3, 0):
+            held = meter.begin_peak()
+            for _ in range(count):
+                torch.ones(96 << 18)
+            print((meter.peak_gigabytes() - held) * 1024)
+    """
+    # In a process of its own, as the measurements are: this one may hold enough free memory for all of it.
+    environment = {**os.environ, "PYTHONPATH": str(Path(meter.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    held, none = map(float, done.stdout.split())
+    assert held == pytest.approx(96, abs=16)
+    assert none < 16
 
 
 class OneConv(torch.nn.Module):
@@ -205,9 +210,14 @@ def test_every_way_gives_the_same_result(name: str) -> None:
     assert list(found) == list(operation.ways)
     for way, figures in found.items():
         assert figures["seconds"] > 0
-        if way != speed_operations.OURS:
-            assert figures["difference"] < 1e-4
         assert ("error" in figures) == (operation.reference is not None)
+        if way == speed_operations.OURS:
+            continue
+        if operation.reference is None:
+            assert figures["difference"] < 1e-4
+        else:  # another scheme for the same integral: no farther from it, and from this one by the other's error
+            assert found[speed_operations.OURS]["error"] < figures["error"] < 0.02
+            assert figures["difference"] < 2 * figures["error"]
 
 
 def test_usual_local_ncc_of_an_image_with_itself_is_one() -> None:

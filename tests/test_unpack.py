@@ -91,7 +91,7 @@ def test_bomb_is_refused(downloads: Downloads, tmp_path: Path, former: dict[str,
     def change(entry: ZipInfo) -> None:
         entry.compress_type = ZIP_DEFLATED
 
-    entries = entries_of(variant(tmp_path, "9.0.0")) | {"iirp/docs/data_license.txt": bytes(40_000_000)}
+    entries = entries_of(variant(tmp_path, "9.0.0")) | {"iirp/docs/data_license.txt": bytes(200_000_000)}
     refuse_archive(downloads, packed(entries, change), "would unpack to")
 
 
