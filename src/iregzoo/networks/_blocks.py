@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iregzoo.fields import compose, resize, warp
+from iregzoo.fields import compose, identity, resize, sample, warp
 from iregzoo.iteration import Controller, FixedIterations, refine
 from iregzoo.registration import Registration
+
+# The fewest voxels that a score looks at. Of so many, a gain is good to a fifth of the controllers' thresholds.
+SCORED = 2**19
 
 
 def conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -17,12 +20,27 @@ def conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
 
 
-def flow_conv(channels: int) -> nn.Conv3d:
-    """Conv3d 3×3×3 to a displacement, of which a fresh network makes next to none: it begins at the identity.
+class DisplacementConv(nn.Conv3d):
+    """Conv3d 3×3×3 to a displacement: (B, C, *shape) to (B, 3, *shape)."""
+
+    def __init__(self, channels: int, bias: bool = True) -> None:
+        super().__init__(channels, 3, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return super().forward(x)
+        # A CPU computes eight channels of a volume, five of them nothing, in a third of the time of three.
+        weight = F.pad(self.weight, (0, 0, 0, 0, 0, 0, 0, 0, 0, 5))
+        bias = None if self.bias is None else F.pad(self.bias, (0, 5))
+        return F.conv3d(x, weight, bias, padding=1)[:, :3]
+
+
+def flow_conv(channels: int) -> DisplacementConv:
+    """A convolution to a displacement, of which a fresh network makes next to none: it begins at the identity.
 
     Weights are N(0, 1e-5) and biases zero (PAN's, and VoxelMorph's, initialisation).
     """
-    conv = nn.Conv3d(channels, 3, 3, padding=1)
+    conv = DisplacementConv(channels)
     nn.init.normal_(conv.weight, std=1e-5)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # a convolution made with a bias has one
     return conv
@@ -96,10 +114,7 @@ def register_pyramid(
         controller: steers the iterations of every level by the similarity at full resolution.
     """
     features = _features(encoder, moving, fixed)
-
-    def similarity(displacement: Tensor) -> Tensor:
-        return controller.score(warp(moving, resize(displacement, moving.shape[2:])), fixed)
-
+    similarity = scorer(controller, moving, fixed)
     reached: Tensor | None = None
     displacement = moving.new_zeros(
         moving.shape[0], 3, *features[-1][0].shape[2:], dtype=torch.promote_types(moving.dtype, torch.float32)
@@ -117,6 +132,30 @@ def register_pyramid(
         iterations.append(level.iterations)
         scores.append(level.scores)
     return Registration(displacement, None, tuple(pyramid), tuple(iterations), tuple(scores))
+
+
+def scorer(controller: Controller, moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
+    """Scores a level's displacement (B, 3, *level_shape), (B,), by the images (B, 1, *shape) at full resolution.
+
+    The papers compare all voxels. Of images so large that ``SCORED`` remain, every second (third …) voxel along each
+    axis is looked at, which says the same in an eighth of the time.
+    """
+    shape = moving.shape[2:]
+    step = max(1, int((shape.numel() / SCORED) ** (1 / 3)))
+    if step == 1:
+        return lambda displacement: controller.score(warp(moving, resize(displacement, shape)), fixed)
+    some = fixed[..., ::step, ::step, ::step].contiguous()
+    places = step * identity(some.shape[2:], device=fixed.device).expand(len(fixed), -1, *some.shape[2:])
+
+    def score(displacement: Tensor) -> Tensor:
+        level = displacement.shape[2:]
+        along = [(few - 1, few / size, size - 1) for few, size in zip(level, shape, strict=True)]
+        last, ratio, end = (
+            displacement.new_tensor(numbers).view(1, -1, 1, 1, 1) for numbers in zip(*along, strict=True)
+        )
+        return controller.score(sample(moving, places + sample(displacement, places * last / end) / ratio), some)
+
+    return score
 
 
 def _features(encoder: nn.Module, moving: Tensor, fixed: Tensor) -> list[tuple[Tensor, ...]]:

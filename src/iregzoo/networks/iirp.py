@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from iregzoo.iteration import Controller, FixedIterations, IterStop
-from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, register_pyramid
+from iregzoo.networks._blocks import DisplacementConv, Encoder, ResBlock, check_pair, conv_block, register_pyramid
 from iregzoo.registration import Registration
 
 
@@ -25,7 +25,7 @@ class FlowEstimator(nn.Sequential):
             ResBlock(width),
             ResBlock(width),
             nn.Conv3d(width, width // 2, 3, padding=1),
-            nn.Conv3d(width // 2, 3, 3, padding=1),
+            DisplacementConv(width // 2),
         )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from iregzoo.fields import compose, integrate, resize, warp
 from iregzoo.iteration import Controller
-from iregzoo.networks._blocks import check_one_pass, check_pair
+from iregzoo.networks._blocks import DisplacementConv, check_one_pass, check_pair
 from iregzoo.registration import Registration
 
 LEVELS = 4
@@ -177,7 +177,7 @@ class VelocityEstimator(nn.Module):
         self.reach = reach
         self.stem = stem
         self.unet = ResidualUNet(channels, depth, gated)
-        self.head = nn.Conv3d(channels, 3, 3, padding=1, bias=False)
+        self.head = DisplacementConv(channels, bias=False)
         nn.init.normal_(self.head.weight, std=1e-5)
 
     def forward(self, warped: Tensor, fixed: Tensor, field: Tensor) -> Tensor:

@@ -1,0 +1,56 @@
+"""What the methods share: the score of a level's displacement, and the convolution to a displacement."""
+
+import pytest
+import torch
+from torch import nn
+
+from iregzoo.fields import resize, warp
+from iregzoo.iteration import IterStop
+from iregzoo.networks import _blocks
+from iregzoo.networks._blocks import DisplacementConv, scorer
+
+
+def smooth(shape: tuple[int, ...], channels: int, seed: int) -> torch.Tensor:
+    """Random (2, channels, *shape), smooth enough to be resampled."""
+    coarse = torch.randn(2, channels, 5, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)
+
+
+@pytest.mark.parametrize("level", [1, 2, 4])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_scores_every_nth_voxel_of_the_whole_warped_image(
+    monkeypatch: pytest.MonkeyPatch, level: int, step: int
+) -> None:
+    shape = (24, 20, 28)
+    monkeypatch.setattr(_blocks, "SCORED", 24 * 20 * 28 // step**3)
+    moving, fixed = smooth(shape, 1, 1), smooth(shape, 1, 2)
+    displacement = smooth(tuple(size // level for size in shape), 3, 3)
+    warped = warp(moving, resize(displacement, shape))
+    expected = IterStop().score(warped[..., ::step, ::step, ::step], fixed[..., ::step, ::step, ::step])
+    assert scorer(IterStop(), moving, fixed)(displacement) == pytest.approx(expected, abs=1e-5)
+
+
+def test_part_of_a_large_image_says_what_the_whole_says_of_a_gain() -> None:
+    shape = (160, 176, 160)
+    moving, fixed = smooth(shape, 1, 1)[:1], smooth(shape, 1, 2)[:1]
+    air = nn.functional.pad(torch.ones(1, 1, 120, 136, 120), [20] * 6)  # as around a head
+    moving, fixed = air * moving, air * (fixed + moving)
+    fixed = fixed + 0.1 * torch.randn(fixed.shape, generator=torch.Generator().manual_seed(0))
+    better = smooth((20, 22, 20), 3, 3)[:1]
+    candidates = [torch.zeros_like(better), better]
+    first, second = (IterStop().score(warp(moving, resize(each, shape)), fixed) for each in candidates)
+    score = scorer(IterStop(), moving, fixed)
+    assert abs(second - first) > 2 * IterStop().threshold
+    assert score(candidates[1]) - score(candidates[0]) == pytest.approx(second - first, abs=IterStop().threshold / 5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convolution_to_a_displacement_is_the_plain_one(bias: bool, dtype: torch.dtype) -> None:
+    conv = DisplacementConv(8, bias=bias).to(dtype)
+    x = torch.randn(2, 8, 6, 5, 7, dtype=dtype)
+    plain = nn.functional.conv3d(x, conv.weight, conv.bias, padding=1)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), plain)
+    assert conv(x).requires_grad
+    torch.testing.assert_close(conv(x), plain)
