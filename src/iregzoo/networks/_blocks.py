@@ -123,7 +123,7 @@ def register_pyramid(
     iterations: list[Tensor] = []
     scores: list[Tensor] = []
     for estimator, level_features in zip(reversed(estimators), reversed(features), strict=True):
-        propose = partial(_refined, estimator, *level_features)
+        propose = partial(_refined, estimator, _joiner(*level_features))
         displacement = resize(displacement, level_features[1].shape[2:])  # the coarsest level has its grid already
         # Resized to the next grid, the displacement scores what it scored; only its interpolation differs a little.
         level = refine(displacement, propose, similarity, controller, coarsest=not pyramid, reached=reached)
@@ -165,9 +165,24 @@ def _features(encoder: nn.Module, moving: Tensor, fixed: Tensor) -> list[tuple[T
     return list(zip(encoder(moving), encoder(fixed), strict=True))
 
 
-def _refined(estimator: Callable[[Tensor], Tensor], moving: Tensor, fixed: Tensor, displacement: Tensor) -> Tensor:
+def _joiner(moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
+    """Makes of a displacement what an estimator sees: the warped moving and the fixed features, (B, 2C, *shape)."""
+    if torch.is_grad_enabled():
+        return lambda displacement: torch.cat((warp(moving, displacement), fixed), dim=1)
+    # Every pass writes into the same memory, and once: what sampling reads and gives is float32.
+    joined = torch.cat((fixed, fixed), dim=1)
+    moving = moving.to(torch.promote_types(moving.dtype, torch.float32))
+
+    def join(displacement: Tensor) -> Tensor:
+        joined[:, : moving.shape[1]] = warp(moving, displacement)
+        return joined
+
+    return join
+
+
+def _refined(estimator: Callable[[Tensor], Tensor], join: Callable[[Tensor], Tensor], displacement: Tensor) -> Tensor:
     """One pass of an estimator: its residual for the features warped so far, composed with the displacement."""
-    residual = estimator(torch.cat((warp(moving, displacement), fixed), dim=1))
+    residual = estimator(join(displacement))
     return compose(displacement, residual.to(displacement.dtype), padding="zeros")
 
 
