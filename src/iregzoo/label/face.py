@@ -21,7 +21,7 @@ from iregzoo.errors import InputError
 from iregzoo.flags import flag
 from iregzoo.label.atlas import place_of
 from iregzoo.label.trust import trust
-from iregzoo.register import Scans, choose_controller, read_scans, register
+from iregzoo.register import MOST_ITERATIONS, Scans, choose_controller, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import provenance
 from iregzoo.space.grid import RAS_FROM_LPS
@@ -49,7 +49,7 @@ class Options:
     """What the option panel asks for."""
 
     controller: str = "auto"
-    max_iterations: Any = None
+    max_iterations: int | None = None
     init: str = "auto"
     refine: Any = 0
     atlas: str = ""
@@ -64,8 +64,8 @@ class Options:
         They are read here and not by references in ``inference.json``, whose parser would run code in them.
 
         Raises:
-            InputError: where ``mirror`` or ``when_in_doubt`` is no such choice; the others are checked where they are
-                used.
+            InputError: where ``mirror``, ``when_in_doubt`` or ``max_iterations``, whose 0 means the method's own, is no
+                such choice; the others are checked where they are used.
         """
 
         def asked(name: str) -> Any:
@@ -76,9 +76,14 @@ class Options:
             value = asked(name)
             return int(value) if str(value).strip().isdecimal() else value or 0
 
+        most = whole("max_iterations")
+        if not isinstance(most, int) or not 0 <= most <= MOST_ITERATIONS:
+            raise InputError(
+                f"max_iterations {most!r}: give a whole number from 1 to {MOST_ITERATIONS}, or 0 for the method's own"
+            )
         options = cls(
             controller=str(asked("controller") or "auto"),
-            max_iterations=whole("max_iterations") or None,
+            max_iterations=most or None,
             init=str(asked("init") or "auto"),
             refine=whole("refine"),
             atlas=str(asked("atlas") or ""),
