@@ -187,9 +187,9 @@ def test_bad_choices_are_refused(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ('["thalamus", "putamen"]', "names no labels; give JSON"),
-        ("thalamus 1", "names no labels; give JSON"),
-        ('{"one": "thalamus"}', "names no labels; give JSON"),
+        ('["thalamus", "putamen"]', "holds no JSON object; give JSON"),
+        ("thalamus 1", "is no whole JSON"),
+        ('{"one": "thalamus"}', "entry 1: label 'one' is no whole number; give JSON"),
         ('{"1": "thalamus"}', "does not name the labels [2]"),
         ('{"1": "thalamus", "2": " "}', "does not name the labels [2]"),
         ('{"1": "thalamus", "2": "Thalamus"}', "labels 1 and 2 are both 'thalamus'"),

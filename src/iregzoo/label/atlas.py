@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from iregzoo.errors import InputError
+from iregzoo.label_names import read_names, write_names
 from iregzoo.space.files import write_image
 from iregzoo.space.formats import read_image, read_label_map
 from iregzoo.space.scan import Scan, looks_like_labels
-from iregzoo.template import IMAGE, LABELS, NAMES, default, read_names, write_names
+from iregzoo.template import IMAGE, LABELS, NAMES, default
 
 ATLASES = "atlas"  # the folder of a Label face that holds them
 MOST = 255  # viewers ask for 8 bits a voxel
