@@ -238,6 +238,23 @@ def test_image_and_map_in_each_others_place_are_refused(
     assert "mine_labels.nii.gz: looks like a label map; give the image with --atlas" in error
 
 
+def test_an_atlas_given_twice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write_atlas(tmp_path)
+    options[1], options[3] = f"{options[1]},{options[1]}", f"{options[3]},{options[3]}"
+    assert "mine.nii.gz: is given 2 times" in refused(monkeypatch, capsys, str(tmp_path / "app"), *options)
+    assert not (tmp_path / "app").exists()
+
+
+@WITH_MONAI_LABEL
+def test_numbers_given_anew_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, str(tmp_path / "app"), "--bundles", "pan", *write_atlas(tmp_path, (17, 2053))) == 0
+    assert "labels: 1 part 17 (was 17), 2 part 2053 (was 2053)\n" in capsys.readouterr().out
+
+
 def test_two_atlases_of_one_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

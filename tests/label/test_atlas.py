@@ -40,6 +40,7 @@ def test_labels_that_eight_bits_do_not_hold_are_numbered_anew(tmp_path: Path) ->
     a, b = own([first[1], second[1]], [first[3], second[3]], first[5])
     assert a.names == {1: "x", 2: "y", 3: "z"}
     assert b.names == {1: "x", 3: "z"}
+    assert (a.former, b.former) == ({1: 17, 2: 1002, 3: 2035}, {1: 17, 3: 2035})
     before = read_labels(first[3], a.image).data
     for old, new in ((0, 0), (17, 1), (1002, 2), (2035, 3)):
         assert torch.equal(a.labels.data == new, before == old)
@@ -65,6 +66,19 @@ def test_too_many_labels_are_refused(tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text(json.dumps({str(value): f"part {value}" for value in range(300)}))
     with pytest.raises(InputError, match="299 labels, but viewers show 255"):
         read_own(options)
+
+
+def test_an_atlas_given_twice_is_refused(tmp_path: Path) -> None:
+    options = write_atlas(tmp_path)
+    with pytest.raises(InputError, match="mine.nii.gz: is given 2 times; give each atlas once"):
+        own([options[1]] * 2, [options[3]] * 2, options[5])
+
+
+def test_two_images_may_share_a_label_map(tmp_path: Path) -> None:
+    options = write_atlas(tmp_path)
+    (tmp_path / "other.nii.gz").write_bytes(Path(options[1]).read_bytes())
+    found = own([options[1], str(tmp_path / "other.nii.gz")], [options[3]] * 2, options[5])
+    assert [atlas.name for atlas in found] == ["mine", "other"]
 
 
 def test_atlas_of_no_such_name_is_refused(tmp_path: Path) -> None:
