@@ -403,6 +403,8 @@ def test_doubts_are_said() -> None:
     assert doubts(fine) == {}
     assert "less alike" in doubts({**fine, "ncc_after": 0.55})["ncc_after"]
     assert "little alike" in doubts({**fine, "ncc_before": 0.0, "ncc_start": 0.1, "ncc_after": 0.2})["ncc_after"]
+    bad_start = doubts({**fine, "ncc_before": -0.1, "ncc_start": -0.014})
+    assert "hardly resembled each other before the deformation (NCC -0.01)" in bad_start["ncc_start"]
     assert "folds in 2.0 %" in doubts({**fine, "folding_percent": 2.0})["folding_percent"]
     assert "squashes 9.0 %" in doubts({**fine, "near_singular_percent": 9.0})["near_singular_percent"]
     assert "no label overlaps" in doubts({**fine, "dice_mean": 0.0})["dice_mean"]

@@ -70,7 +70,7 @@ def test_too_many_labels_are_refused(tmp_path: Path) -> None:
 
 def test_an_atlas_given_twice_is_refused(tmp_path: Path) -> None:
     options = write_atlas(tmp_path)
-    with pytest.raises(InputError, match="mine.nii.gz: is given 2 times; give each atlas once"):
+    with pytest.raises(InputError, match=r"mine.nii.gz: is given 2 times; give each atlas once"):
         own([options[1]] * 2, [options[3]] * 2, options[5])
 
 
