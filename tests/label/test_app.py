@@ -165,6 +165,8 @@ def test_a_missing_part_of_an_atlas_is_refused(
         ("--atlas-labels", "a.nii.gz,b.nii.gz", "1 atlases and 2 label maps"),
         ("--bundles", "nonesuch", "bundle 'nonesuch' is unknown"),
         ("--bundles", ",", "--bundles names nothing"),
+        ("--bundles", "", "--bundles is empty"),
+        ("--atlas", "", "--atlas is empty"),
         ("--weights", "nonesuch", "no bundle has weights nonesuch"),
     ],
 )
@@ -280,9 +282,9 @@ def test_a_folder_in_use_is_refused(
 ) -> None:
     mine = tmp_path / "main.py"
     mine.write_text("print('mine')")
-    assert "is not empty" in refused(monkeypatch, capsys, str(tmp_path))
-    if find_spec("monailabel"):
-        assert "no Label app" in refused(monkeypatch, capsys, str(tmp_path), "--overwrite")
+    for option in ([], ["--overwrite"]):
+        error = refused(monkeypatch, capsys, str(tmp_path), *option)
+        assert "is not empty, and no Label app; choose another folder" in error
     assert mine.read_text("utf-8") == "print('mine')"
     assert list(tmp_path.iterdir()) == [mine]
 

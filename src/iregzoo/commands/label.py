@@ -31,10 +31,11 @@ def label_app(
         overwrite: replace an app that is in the folder.
     """
     from iregzoo.flags import flag
-    from iregzoo.label.app import prepare, start_command
+    from iregzoo.label.app import check_is_app, prepare, start_command
     from iregzoo.label.atlas import own, packaged
     from iregzoo.outputs import check_target
 
+    check_is_app(Path(folder))
     check_target(folder, overwrite=flag(overwrite, "overwrite"), option="folder")
     if atlas and atlas_labels and label_names:
         atlases = own(listed(atlas, "atlas"), listed(atlas_labels, "atlas-labels"), label_names)
