@@ -231,9 +231,21 @@ def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
     assert load("iirp", str(copy)).card == card
 
 
-def test_missing_arguments_end_with_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "register", "--fixed", "a.nii.gz") == 2
-    assert "moving" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["register", "--fixed", "a.nii.gz"], "register needs --moving, --output; see iregzoo register --help"),
+        (["register", "a.nii.gz", "--moving", "b.nii.gz"], "register needs --output; see"),
+        (["label-app"], "label-app needs --folder; see"),
+        (["label-app", ""], "an argument of label-app is empty"),
+        (["label-app", "app", "--bundles="], "--bundles is empty"),
+        (["label-app", "app", "--bundles", ""], "--bundles is empty"),
+    ],
+)
+def test_missing_and_empty_arguments_end_with_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert_refused(monkeypatch, capsys, arguments, words)
 
 
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])

@@ -29,7 +29,7 @@ FLOORS = {
         "silence",
     ),
     1: ("losses", "metrics", "networks", "overlap", "significance", "symmetric", "synthesis", "refinement"),
-    2: ("anatomy", "canonical", "cases", "space", "datasets", "pairs", "training"),
+    2: ("anatomy", "canonical", "cases", "label_names", "space", "datasets", "pairs", "training"),
     3: (
         "bundle",
         "zoo",

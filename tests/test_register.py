@@ -18,7 +18,7 @@ from iregzoo.errors import InputError
 from iregzoo.iteration import TCI, FixedIterations, IterStop
 from iregzoo.networks import IIRPNet
 from iregzoo.quality import compare, doubts, figures, labels_of
-from iregzoo.register import Result, Scans, choose_controller, read_scans, register
+from iregzoo.register import Result, Scans, check_refine, choose_controller, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import FILES, provenance, write
 from iregzoo.space.grid import Grid, Matrix
@@ -345,6 +345,18 @@ def test_controller_is_the_one_that_was_asked_for() -> None:
                 choose_controller("tci", cap, one)
 
 
+def test_counts_that_would_never_end_are_refused() -> None:
+    assert choose_controller("fixed", 100, TCI()) == FixedIterations(100)
+    check_refine(1000)
+    for own in (TCI(), None):
+        with pytest.raises(InputError, match="max-iterations 101: give at most 100 a level"):
+            choose_controller("fixed", 101, own)
+    with pytest.raises(InputError, match="refine 10000000: give at most 1000 gradient steps"):
+        check_refine(10_000_000)
+    with pytest.raises(InputError, match="refine 1001: give at most 1000"):
+        register(pair(), method(), refine=1001)
+
+
 def test_method_of_one_pass_takes_no_controller_that_iterates() -> None:
     assert choose_controller("auto", None, None) is None
     assert choose_controller("fixed", 1, None) is None
@@ -391,6 +403,8 @@ def test_doubts_are_said() -> None:
     assert doubts(fine) == {}
     assert "less alike" in doubts({**fine, "ncc_after": 0.55})["ncc_after"]
     assert "little alike" in doubts({**fine, "ncc_before": 0.0, "ncc_start": 0.1, "ncc_after": 0.2})["ncc_after"]
+    bad_start = doubts({**fine, "ncc_before": -0.1, "ncc_start": -0.014})
+    assert "hardly resembled each other before the deformation (NCC -0.01)" in bad_start["ncc_start"]
     assert "folds in 2.0 %" in doubts({**fine, "folding_percent": 2.0})["folding_percent"]
     assert "squashes 9.0 %" in doubts({**fine, "near_singular_percent": 9.0})["near_singular_percent"]
     assert "no label overlaps" in doubts({**fine, "dice_mean": 0.0})["dice_mean"]

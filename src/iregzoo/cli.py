@@ -3,8 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from io import TextIOWrapper
 from types import FrameType
 from typing import get_args
@@ -39,7 +39,8 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     1e5 as a number: unknown options are refused first, and what a command takes as text is quoted.
 
     Raises:
-        InputError: naming an option that the command does not have, or that lacks its value.
+        InputError: naming an option that the command does not have or that lacks its value, an argument that is empty,
+            and those that are missing.
     """
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command is None:
@@ -50,24 +51,46 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         argument = rest.pop(0)
         if argument in ("--", "--help", "-h"):  # what follows is Fire's own
             return [*prepared, argument, *rest]
-        if not argument.startswith("--"):
+        if not argument:
+            raise InputError(f"an argument of {arguments[0]} is empty; give it a value or leave it out")
+        if argument.startswith("--"):
+            prepared.append(_option(argument, rest, arguments[0], parameters))
+        else:
             prepared.append(argument if argument.startswith("-") else repr(argument))
-            continue
-        option, _, value = argument.partition("=")
-        name = option[2:].replace("-", "_")
-        if name not in parameters:
-            known = ", ".join(f"--{parameter.replace('_', '-')}" for parameter in parameters)
-            raise InputError(f"{option} is no option of {arguments[0]}; it has {known}")
-        annotation = parameters[name].annotation
-        if "=" not in argument and rest and not rest[0].startswith("--"):
-            value = rest.pop(0)
-        elif "=" not in argument:
-            if annotation is not bool:
-                raise InputError(f"{option} has no value; give one after it")
-            value = "True"
-        text = annotation is str or str in get_args(annotation)
-        prepared.append(f"--{name}={value!r}" if text else f"--{name}={value}")
+    _check_missing(prepared, parameters)
     return prepared
+
+
+def _option(argument: str, rest: list[str], command: str, parameters: Mapping[str, Parameter]) -> str:
+    """An option of a command for Fire, with its value, which is taken from what follows where it stands there."""
+    option, _, value = argument.partition("=")
+    name = option[2:].replace("-", "_")
+    if name not in parameters:
+        known = ", ".join(f"--{parameter.replace('_', '-')}" for parameter in parameters)
+        raise InputError(f"{option} is no option of {command}; it has {known}")
+    annotation = parameters[name].annotation
+    if "=" not in argument and rest and not rest[0].startswith("--"):
+        value = rest.pop(0)
+    elif "=" not in argument:
+        if annotation is not bool:
+            raise InputError(f"{option} has no value; give one after it")
+        value = "True"
+    if not value:
+        raise InputError(f"{option} is empty; give it a value or leave it out")
+    text = annotation is str or str in get_args(annotation)
+    return f"--{name}={value!r}" if text else f"--{name}={value}"
+
+
+def _check_missing(prepared: Sequence[str], parameters: Mapping[str, Parameter]) -> None:
+    """Refuse a command that lacks arguments; Fire would print its usage, in many lines."""
+    if any(argument.startswith("-") and not argument.startswith("--") for argument in prepared):
+        return  # a letter of Fire's own, which may stand for any of them
+    named = {argument[2:].partition("=")[0] for argument in prepared if argument.startswith("--")}
+    without_name = sum(not argument.startswith("--") for argument in prepared[1:])
+    needed = [name for name, it in parameters.items() if it.default is Parameter.empty and name not in named]
+    if missing := needed[without_name:]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise InputError(f"{prepared[0]} needs {options}; see iregzoo {prepared[0]} --help")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

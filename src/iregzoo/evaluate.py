@@ -66,7 +66,7 @@ def evaluate(
 
     Raises:
         InputError: before anything is measured, for a controller that one of the methods does not take, a peer that is
-            unknown or not installed, ``refine`` that is no whole number, and pairs of one name with ``learn2reg``.
+            unknown or not installed, ``refine`` that is no such number, and pairs of one name with ``learn2reg``.
     """
     check_refine(refine)
     tools = find_peers(peers)

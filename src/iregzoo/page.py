@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from iregzoo.quality import LITTLE_ALIKE, MUCH_FOLDING, MUCH_SQUASHED, doubts
+from iregzoo.quality import LITTLE_ALIKE, MUCH_FOLDING, MUCH_SQUASHED, UNLIKE_AT_START, doubts
 from iregzoo.report import key_figures
 
 FILES = resources.files("iregzoo") / "web"
@@ -85,9 +85,9 @@ def _likeness(report: Mapping[str, Any]) -> Line:
         "Likeness of the images (NCC)",
         "{ncc_before:.3f} as given → {ncc_start:.3f} at the start → {ncc_after:.3f} after".format_map(report),
         "How well brightness in one image foretells that in the other: 1 perfectly, 0 not at all. It should rise. "
-        f"Lower than before, or below {LITTLE_ALIKE:g}, is worrying. Scans of different contrasts, such as T1 and T2, "
-        "stay low even where they fit.",
-        "ncc_after" in doubts(report),
+        f"Lower than before, below {LITTLE_ALIKE:g}, or below {UNLIKE_AT_START:g} at the start, is worrying. "
+        "Scans of different contrasts, such as T1 and T2, stay low even where they fit.",
+        bool({"ncc_start", "ncc_after"} & doubts(report).keys()),
     )
 
 
@@ -143,7 +143,7 @@ def _start(report: Mapping[str, Any]) -> Line:
     return Line(
         "Affine start",
         f"{report['init']}: turned by {angle:.1f}°, volume × {np.linalg.det(linear):.2f}",
-        "How the moving scan was placed before anything deformed; none trusts the positions in the files. If the "
+        "How the moving scan was placed before anything deformed; none: the positions in the files are trusted. If the "
         "moving image at the start lies far off, all that follows is doubtful: choose another --init.",
     )
 

@@ -26,6 +26,7 @@ CONTROLLERS: dict[str, type[TCI] | type[IterStop] | type[FixedIterations]] = {
     "iterstop": IterStop,
     "fixed": FixedIterations,
 }
+MOST_ITERATIONS, MOST_STEPS = 100, 1000  # far more than ever helped; beyond them a machine is only blocked
 Progress = Callable[[str], None]
 
 
@@ -114,14 +115,16 @@ def choose_controller(name: str, max_iterations: int | None, own: Controller | N
     """The controller that ``--controller`` and ``--max-iterations`` mean, for a network with its ``own``.
 
     Raises:
-        InputError: for another name, a cap that is no whole number of at least 1, and iterations of a method that takes
-            one pass (``own`` is None).
+        InputError: for another name, a cap that is no whole number from 1 to ``MOST_ITERATIONS``, and iterations of a
+            method that takes one pass (``own`` is None).
     """
     if name != "auto" and name not in CONTROLLERS:
         raise InputError(f"controller {name!r} is unknown; choose auto, {', '.join(CONTROLLERS)}")
     whole = isinstance(max_iterations, int) and not isinstance(max_iterations, bool)
     if max_iterations is not None and not (whole and max_iterations >= 1):
         raise InputError(f"max-iterations {max_iterations!r}: give a whole number of at least 1")
+    if max_iterations is not None and max_iterations > MOST_ITERATIONS:
+        raise InputError(f"max-iterations {max_iterations!r}: give at most {MOST_ITERATIONS} a level")
     if own is None:
         _check_one_pass(name, max_iterations)
         return None
@@ -144,10 +147,12 @@ def check_refine(steps: int) -> None:
     """Check what ``--refine`` asks for.
 
     Raises:
-        InputError: for what is no whole number of at least 0.
+        InputError: for what is no whole number from 0 to ``MOST_STEPS``.
     """
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise InputError(f"refine {steps!r}: give a whole number of gradient steps, 0 for none")
+    if steps > MOST_STEPS:
+        raise InputError(f"refine {steps!r}: give at most {MOST_STEPS} gradient steps")
 
 
 @contextmanager

@@ -6,8 +6,6 @@ their displacements is zero, so that no scan and no choice of a first template d
 2000; Joshi et al., NeuroImage 2004).
 """
 
-import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 from iregzoo.datasets import Entry
 from iregzoo.errors import InputError
 from iregzoo.fields import compose, invert, warp
+from iregzoo.label_names import read_names, write_names
 from iregzoo.space.files import write_image
 from iregzoo.space.formats import read_image, read_label_map
 from iregzoo.space.grid import Grid, network_grid
@@ -106,27 +105,6 @@ def read_atlas(folder: Path) -> Atlas:
     if missing:
         raise InputError(f"{folder / missing[0]}: is missing; put the atlas {folder.name!r} there again")
     return Atlas(folder.name, folder / IMAGE, folder / LABELS, read_names(folder / NAMES))
-
-
-def read_names(path: Path) -> dict[int, str]:
-    """The names of labels: JSON such as ``{"1": "thalamus"}``, or CSV with the columns label and name.
-
-    Raises:
-        InputError: for a file that is missing or is neither.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            pairs = [(row["label"], row["name"]) for row in csv.DictReader(text.splitlines())]
-        else:
-            pairs = list(json.loads(text).items())
-        return {int(value): str(name or "").strip() for value, name in pairs}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            f'{path}: names no labels; give JSON such as {{"1": "thalamus"}}, or CSV with the columns label and name'
-        ) from None
 
 
 def read_group(scans: Sequence[Entry], method: Method) -> Group:
@@ -286,11 +264,6 @@ def write_template(folder: Path, template: Template, group: Group, names: Mappin
     write_image(folder / IMAGE, image, grid)
     write_image(folder / LABELS, labels, grid)
     write_names(folder / NAMES, names)
-
-
-def write_names(path: Path, names: Mapping[int, str]) -> None:
-    """Write the names of labels as JSON."""
-    path.write_text(json.dumps({str(value): name for value, name in names.items()}, indent=2) + "\n", encoding="utf-8")
 
 
 def _around_origin(shape: tuple[int, int, int], spacing: Sequence[float]) -> Grid:

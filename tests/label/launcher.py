@@ -1,6 +1,6 @@
 """Run ``monailabel`` where torchvision was built for a GPU and PyTorch was not.
 
-    python tests/label_server.py start_server --app DIR --studies DIR …
+    python tests/label/launcher.py start_server --app DIR --studies DIR …
 
 Such a torchvision cannot be imported, since two operators lack their declarations. MONAI Label imports it, and
 registration uses nothing of it: declaring the operators is enough. With builds that match, nothing is done.

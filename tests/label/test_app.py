@@ -165,6 +165,8 @@ def test_a_missing_part_of_an_atlas_is_refused(
         ("--atlas-labels", "a.nii.gz,b.nii.gz", "1 atlases and 2 label maps"),
         ("--bundles", "nonesuch", "bundle 'nonesuch' is unknown"),
         ("--bundles", ",", "--bundles names nothing"),
+        ("--bundles", "", "--bundles is empty"),
+        ("--atlas", "", "--atlas is empty"),
         ("--weights", "nonesuch", "no bundle has weights nonesuch"),
     ],
 )
@@ -187,9 +189,9 @@ def test_bad_choices_are_refused(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ('["thalamus", "putamen"]', "names no labels; give JSON"),
-        ("thalamus 1", "names no labels; give JSON"),
-        ('{"one": "thalamus"}', "names no labels; give JSON"),
+        ('["thalamus", "putamen"]', "holds no JSON object; give JSON"),
+        ("thalamus 1", "is no whole JSON"),
+        ('{"one": "thalamus"}', "entry 1: label 'one' is no whole number; give JSON"),
         ('{"1": "thalamus"}', "does not name the labels [2]"),
         ('{"1": "thalamus", "2": " "}', "does not name the labels [2]"),
         ('{"1": "thalamus", "2": "Thalamus"}', "labels 1 and 2 are both 'thalamus'"),
@@ -238,6 +240,23 @@ def test_image_and_map_in_each_others_place_are_refused(
     assert "mine_labels.nii.gz: looks like a label map; give the image with --atlas" in error
 
 
+def test_an_atlas_given_twice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write_atlas(tmp_path)
+    options[1], options[3] = f"{options[1]},{options[1]}", f"{options[3]},{options[3]}"
+    assert "mine.nii.gz: is given 2 times" in refused(monkeypatch, capsys, str(tmp_path / "app"), *options)
+    assert not (tmp_path / "app").exists()
+
+
+@WITH_MONAI_LABEL
+def test_numbers_given_anew_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, str(tmp_path / "app"), "--bundles", "pan", *write_atlas(tmp_path, (17, 2053))) == 0
+    assert "labels: 1 part 17 (was 17), 2 part 2053 (was 2053)\n" in capsys.readouterr().out
+
+
 def test_two_atlases_of_one_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,9 +282,9 @@ def test_a_folder_in_use_is_refused(
 ) -> None:
     mine = tmp_path / "main.py"
     mine.write_text("print('mine')")
-    assert "is not empty" in refused(monkeypatch, capsys, str(tmp_path))
-    if find_spec("monailabel"):
-        assert "no Label app" in refused(monkeypatch, capsys, str(tmp_path), "--overwrite")
+    for option in ([], ["--overwrite"]):
+        error = refused(monkeypatch, capsys, str(tmp_path), *option)
+        assert "is not empty, and no Label app; choose another folder" in error
     assert mine.read_text("utf-8") == "print('mine')"
     assert list(tmp_path.iterdir()) == [mine]
 

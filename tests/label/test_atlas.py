@@ -12,8 +12,9 @@ from iregzoo import zoo
 from iregzoo.errors import InputError
 from iregzoo.label.app import write_face
 from iregzoo.label.atlas import LabelledImage, own, packaged, place_of, write
+from iregzoo.label_names import read_names
 from iregzoo.space.scan import read_labels, read_scan
-from iregzoo.template import read_atlas, read_names
+from iregzoo.template import read_atlas
 
 from .scans import SHAPE, write_atlas
 
@@ -39,6 +40,7 @@ def test_labels_that_eight_bits_do_not_hold_are_numbered_anew(tmp_path: Path) ->
     a, b = own([first[1], second[1]], [first[3], second[3]], first[5])
     assert a.names == {1: "x", 2: "y", 3: "z"}
     assert b.names == {1: "x", 3: "z"}
+    assert (a.former, b.former) == ({1: 17, 2: 1002, 3: 2035}, {1: 17, 3: 2035})
     before = read_labels(first[3], a.image).data
     for old, new in ((0, 0), (17, 1), (1002, 2), (2035, 3)):
         assert torch.equal(a.labels.data == new, before == old)
@@ -66,14 +68,47 @@ def test_too_many_labels_are_refused(tmp_path: Path) -> None:
         read_own(options)
 
 
+def test_an_atlas_given_twice_is_refused(tmp_path: Path) -> None:
+    options = write_atlas(tmp_path)
+    with pytest.raises(InputError, match=r"mine.nii.gz: is given 2 times; give each atlas once"):
+        own([options[1]] * 2, [options[3]] * 2, options[5])
+
+
+def test_two_images_may_share_a_label_map(tmp_path: Path) -> None:
+    options = write_atlas(tmp_path)
+    (tmp_path / "other.nii.gz").write_bytes(Path(options[1]).read_bytes())
+    found = own([options[1], str(tmp_path / "other.nii.gz")], [options[3]] * 2, options[5])
+    assert [atlas.name for atlas in found] == ["mine", "other"]
+
+
 def test_atlas_of_no_such_name_is_refused(tmp_path: Path) -> None:
     write(tmp_path, [packaged()])
     with pytest.raises(InputError, match="atlas 'lung' is unknown; there are: hippocampus"):
         place_of(tmp_path, "lung")
 
 
-@pytest.mark.parametrize("table", ["value,title\n1,thalamus\n", "label,name\none,thalamus\n"])
-def test_a_table_without_its_columns_is_refused(tmp_path: Path, table: str) -> None:
-    (tmp_path / "names.csv").write_text(table)
-    with pytest.raises(InputError, match=r"names.csv: names no labels; give JSON .* or CSV"):
-        read_names(tmp_path / "names.csv")
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("names.csv", b"value,title\n1,thalamus\n", "begins with 'value,title', not with the columns; give JSON"),
+        ("names.csv", b"", "begins with '', not with the columns"),
+        ("names.csv", b"label;name\n1;thalamus\n", "its columns are separated by ';'; save it with commas"),
+        ("names.csv", b"label\tname\n1\tthalamus\n", "are separated by"),
+        ("names.csv", b"label,name\n1,a\none,thalamus\n", "row 3: label 'one' is no whole number"),
+        ("names.csv", b"label,name\n1,a\n1,b\n2,c\n", "row 3: names the label 1 a second time"),
+        ("names.csv", "label,name\n1,no\xfdau\n".encode("latin-1"), "is not in UTF-8 .byte 16.; save it"),
+        ("names.json", b'{"1": "a", "01": "b"}', "entry 2: names the label 1 a second time"),
+        ("names.json", b'{"1": "a", "1": "b"}', "entry 2: names the label 1 a second time"),
+        ("names.json", b'{"1": "a", "2": ', "is no whole JSON"),
+        ("names.json", b'["a"]', "holds no JSON object"),
+    ],
+)
+def test_files_that_do_not_name_labels_say_where(tmp_path: Path, file: str, content: bytes, words: str) -> None:
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{file}: .*{words}"):
+        read_names(tmp_path / file)
+
+
+def test_columns_may_stand_apart(tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text("label, name\n1, thalamus\n")
+    assert read_names(tmp_path / "names.csv") == {1: "thalamus"}

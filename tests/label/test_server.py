@@ -243,28 +243,38 @@ def test_own_atlases_can_be_chosen(server: Server, hippocampi: Path, patients: l
     ("options", "words"),
     [
         ({"controller": "never"}, "controller 'never' is unknown"),
-        ({"max_iterations": "many"}, "max-iterations 'many': give a whole number"),
-        ({"max_iterations": -1}, "max-iterations -1: give a whole number"),
+        (
+            {"max_iterations": "many"},
+            "max_iterations 'many': give a whole number from 1 to 100, or 0 for the method's own",
+        ),
+        ({"max_iterations": -1}, "max_iterations -1: give a whole number"),
+        ({"max_iterations": 10**9}, "max_iterations 1000000000: give a whole number from 1 to 100"),
+        ({"refine": 10**7}, "refine 10000000: give at most 1000 gradient steps"),
         ({"refine": 1.5}, "refine 1.5: give a whole number"),
         ({"init": "sideways"}, "init 'sideways' is unknown"),
         ({"atlas": "../../lung"}, "atlas '../../lung' is unknown; there are: hippocampus"),
         ({"mirror": "maybe"}, "mirror 'maybe': give true or false"),
         ({"when_in_doubt": "cry"}, "when_in_doubt 'cry': choose warn or refuse"),
-        ({"model_filename": "mine.pt"}, "models/mine.pt: has no card"),
+        ({"model_filename": "mine.pt"}, "model_filename 'mine.pt': is not among this method's weights"),
+        ({"device": "nope"}, "device 'nope' is unknown; choose auto, cpu, cuda, mps"),
+        ({"device": "cpu:7"}, "device 'cpu:7' is not on this machine"),
+        ({"Init": "rigid"}, "option 'Init' is unknown; did you mean 'init'?"),
+        ({"max-iterations": 3}, "option 'max-iterations' is unknown; did you mean 'max_iterations'?"),
     ],
 )
 def test_impossible_options_are_refused(
     server: Server, patients: list[str], options: dict[str, Any], words: str
 ) -> None:
     answer = server.infer("iirp", f"image={patients[0]}&output=json", **options)
-    assert answer.status == (500 if "model_filename" in options else 400)
+    assert answer.status == 400
     assert words in answer.content["detail"]
 
 
 def test_options_are_never_run_as_code(server: Server, patients: list[str], tmp_path: Path) -> None:
     """MONAI's configs run what follows a $, and MONAI Label writes options into the config."""
     code = f"$__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()"
-    for option in ("controller", "init", "atlas", "max_iterations", "refine", "when_in_doubt"):
+    choices = ("controller", "init", "atlas", "when_in_doubt", "device", "model_filename")
+    for option in (*choices, "max_iterations", "refine"):
         answer = server.infer("iirp", f"image={patients[0]}&output=json", **{option: code})
         assert answer.status == 400
         assert "pathlib" in answer.content["detail"]

@@ -1,6 +1,8 @@
 """Reading scans of every format, each check of the input, and intensities."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -202,7 +204,7 @@ GUARDS: dict[Callable[[Path], Path], str] = {
     constant: "every voxel is 4.5; an image without contrast",
     without_affine: "sform and qform codes are 0.*set_sform",
     singular_affine: "affine is singular.*set a valid",
-    sheared_affine: "cannot be read.*orthonormal",
+    sheared_affine: "its affine is sheared.*resample it to a grid",
     empty_folder: "no DICOM series; give a folder with exactly one",
     two_series: "2 DICOM series; give a folder with exactly one",
 }
@@ -215,6 +217,36 @@ def test_bad_scan_is_refused_with_the_reason_in_one_line(tmp_path: Path, make: C
         read_scan(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """As a user for whom permissions count, which for the administrator they do not."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("permissions are another system's here")
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd", "series"])
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if name == "series" else path.touch()
+    path.chmod(0)
+    try:
+        with (
+            pytest.raises(InputError, match=rf"{name}: may not be read .permission denied.") as caught,
+            without_rights(),
+        ):
+            read_scan(path)
+    finally:
+        path.chmod(0o700)
+    assert "again" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.nrrd", "scan.mha"])

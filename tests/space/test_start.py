@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from scipy.spatial.transform import Rotation
 
 from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid
@@ -99,6 +100,21 @@ def test_center_puts_one_middle_on_the_other() -> None:
 def test_unknown_start_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"{name!r} is unknown; choose .*none, center, rigid, affine"):
         affine_start(fixed_scan(), fixed_scan(), name)
+
+
+@pytest.mark.parametrize("start", ["none", "center", "rigid", "affine"])
+def test_scans_larger_than_people_are_refused(start: str) -> None:
+    grid = make_grid((64, 50, 64), (100.0, 100.0, 100.0))
+    huge = Scan(torch.rand(1, 1, *grid.shape), grid, Path("huge.nii.gz"))
+    for pair in ((huge, fixed_scan()), (fixed_scan(), huge)):
+        with pytest.raises(InputError, match=r"huge.nii.gz: measures 6400×5000×6400 mm.* voxels of 100×100×100 mm"):
+            affine_start(*pair, start)
+
+
+def test_whole_people_are_not_too_large() -> None:
+    for shape, spacing in (((512, 512, 1000), 1.5), ((350, 350, 1000), 2.0)):
+        body = Scan(torch.zeros(1, 1, 1, 1, 1).expand(1, 1, *shape), make_grid(shape, (spacing,) * 3), Path("body.nii"))
+        assert np.array_equal(affine_start(body, body, "none"), np.eye(4))
 
 
 def test_image_is_found_in_its_place() -> None:

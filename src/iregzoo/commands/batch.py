@@ -41,7 +41,7 @@ def batch(
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
         controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
-        max_iterations: the most iterations a level of the method's pyramid.
+        max_iterations: the most iterations a level of the method's pyramid, 100 at most.
         refine: gradient steps after the network, as for register; 0 for none.
         inverse: also write the way from fixed to moving.
         workers: processes that register pairs side by side; each needs the memory of iregzoo register.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from iregzoo.commands.shared import names
+from iregzoo.commands.shared import listed, names
 from iregzoo.errors import InputError
 
 
@@ -31,13 +31,14 @@ def label_app(
         overwrite: replace an app that is in the folder.
     """
     from iregzoo.flags import flag
-    from iregzoo.label.app import prepare, start_command
+    from iregzoo.label.app import check_is_app, prepare, start_command
     from iregzoo.label.atlas import own, packaged
     from iregzoo.outputs import check_target
 
+    check_is_app(Path(folder))
     check_target(folder, overwrite=flag(overwrite, "overwrite"), option="folder")
     if atlas and atlas_labels and label_names:
-        atlases = own(names(atlas, "atlas"), names(atlas_labels, "atlas-labels"), label_names)
+        atlases = own(listed(atlas, "atlas"), listed(atlas_labels, "atlas-labels"), label_names)
     elif atlas or atlas_labels or label_names:
         raise InputError("an atlas of your own needs all three: --atlas, --atlas-labels and --label-names")
     else:
@@ -50,7 +51,9 @@ def label_app(
         overwrite=flag(overwrite, "overwrite"),
     )
     labels = {value: name for one in atlases for value, name in one.names.items()}
+    former = {now: f" (was {was})" for one in atlases for now, was in one.former.items()}
     print(f"written to {folder}: {', '.join(methods)} with the atlas {', '.join(one.name for one in atlases)}")
-    print(f"labels: {', '.join(f'{value} {labels[value]}' for value in sorted(labels))}")
+    said = [f"{value} {labels[value]}{former.get(value, '')}" for value in sorted(labels)]
+    print(f"labels: {', '.join(said)}")
     print("start the server, with the folder of your scans (or an empty one) in place of scans:")
     print(start_command(Path(folder), methods, "scans"))

@@ -52,7 +52,7 @@ def evaluate(
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto, none, center, rigid or affine.
         controller: one or more of auto, tci, iterstop, fixed, separated by commas.
-        max_iterations: the most iterations a level.
+        max_iterations: the most iterations a level, 100 at most.
         refine: gradient steps after the network, as for register; 0 for none.
         learn2reg: folder, new or empty, for the displacement fields as Learn2Reg's evaluator reads them,
             disp_<fixed>_<moving>.nii.gz in voxels of the moving array; in a folder for each where there are several

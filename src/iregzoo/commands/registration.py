@@ -41,8 +41,9 @@ def register(
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
         controller: of the iterations: auto (what the weights are best with), tci, iterstop or fixed.
-        max_iterations: the most iterations a level of the method's pyramid.
-        refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network; 0 for none.
+        max_iterations: the most iterations a level of the method's pyramid, 100 at most.
+        refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network, 1000 at
+            most; 0 for none.
         inverse: also write the way from fixed to moving.
         overwrite: replace the results of an earlier run in the folder.
     """

@@ -14,8 +14,17 @@ def names(value: str | Sequence[str], option: str) -> list[str]:
     Raises:
         InputError: where there is nothing.
     """
+    return list(dict.fromkeys(listed(value, option)))
+
+
+def listed(value: str | Sequence[str], option: str) -> list[str]:
+    """What stands between an option's commas.
+
+    Raises:
+        InputError: where there is nothing.
+    """
     parts = value.split(",") if isinstance(value, str) else value
-    found = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    found = [part.strip() for part in parts if part.strip()]
     if not found:
         raise InputError(f"--{option} names nothing; give one name, or several separated by commas")
     return found

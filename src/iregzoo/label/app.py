@@ -52,7 +52,7 @@ def prepare(
     """
     methods = [load(name, weights) for name in names or having(weights)]
     stock = dict(stock_files())
-    _check_is_app(folder)
+    check_is_app(folder)
     with whole_folder(folder, overwrite=overwrite, owned=_of_earlier_run(folder), option="folder") as staging:
         for place, source in stock.items():
             (staging / place).parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +90,12 @@ def stock_files() -> Iterator[tuple[str, Path]]:
     yield from ((place, source.resolve()) for place, source in found if "__pycache__" not in place)
 
 
-def _check_is_app(folder: Path) -> None:
-    """Refuse to overwrite what is no app: its ``main.py`` and ``README.md`` would go where others have theirs."""
+def check_is_app(folder: Path) -> None:
+    """Refuse to overwrite what is no app: its ``main.py`` and ``README.md`` would go where others have theirs.
+
+    Raises:
+        InputError: for a folder that holds something else.
+    """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MODELS).is_dir():
         raise InputError(f"{folder}: is not empty, and no Label app; choose another folder")
 

@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from iregzoo.errors import InputError
+from iregzoo.label_names import read_names, write_names
 from iregzoo.space.files import write_image
 from iregzoo.space.formats import read_image, read_label_map
 from iregzoo.space.scan import Scan, looks_like_labels
-from iregzoo.template import IMAGE, LABELS, NAMES, default, read_names, write_names
+from iregzoo.template import IMAGE, LABELS, NAMES, default
 
 ATLASES = "atlas"  # the folder of a Label face that holds them
 MOST = 255  # viewers ask for 8 bits a voxel
@@ -27,6 +28,7 @@ class LabelledImage:
         image, labels: on one grid.
         names: of the labels that the map holds, in their order.
         notes: where it comes from and under which licence, in Markdown.
+        former: the numbers that the labels had, by those that they have now, where they were numbered anew.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LabelledImage:
     labels: Scan
     names: Mapping[int, str]
     notes: str = ""
+    former: Mapping[int, int] = field(default_factory=dict)
 
 
 def packaged() -> LabelledImage:
@@ -54,10 +57,13 @@ def own(images: Sequence[str], labels: Sequence[str], names: str) -> list[Labell
 
     Raises:
         InputError: for files that cannot be read, maps on another grid or without labels, labels without a name of
-            their own, more than 255 labels, and atlases of one name.
+            their own, more than 255 labels, atlases of one name, and one given twice.
     """
     if len(images) != len(labels):
         raise InputError(f"{len(images)} atlases and {len(labels)} label maps: give --atlas-labels one map an atlas")
+    for image in images:
+        if images.count(image) > 1:
+            raise InputError(f"{image}: is given {images.count(image)} times; give each atlas once")
     given, found = read_names(Path(names)), []
     for image, map_path in zip(images, labels, strict=True):
         scan = read_image(image)
@@ -109,7 +115,8 @@ def _fit_bytes(atlases: Sequence[LabelledImage]) -> list[LabelledImage]:
         index = torch.bucketize(atlas.labels.data, torch.tensor(values, dtype=atlas.labels.data.dtype)) + 1
         data = torch.where(atlas.labels.data > 0, index, 0).int()
         names = {values.index(value) + 1: name for value, name in atlas.names.items()}
-        fitted.append(replace(atlas, labels=replace(atlas.labels, data=data), names=names))
+        former = {values.index(value) + 1: value for value in atlas.names}
+        fitted.append(replace(atlas, labels=replace(atlas.labels, data=data), names=names, former=former))
     return fitted
 
 

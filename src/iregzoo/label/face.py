@@ -17,11 +17,12 @@ from monai.inferers import Inferer
 from monai.transforms import Transform
 from torch import Tensor
 
+from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.flags import flag
 from iregzoo.label.atlas import place_of
 from iregzoo.label.trust import trust
-from iregzoo.register import Scans, choose_controller, read_scans, register
+from iregzoo.register import MOST_ITERATIONS, Scans, choose_controller, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import provenance
 from iregzoo.space.grid import RAS_FROM_LPS
@@ -49,7 +50,7 @@ class Options:
     """What the option panel asks for."""
 
     controller: str = "auto"
-    max_iterations: Any = None
+    max_iterations: int | None = None
     init: str = "auto"
     refine: Any = 0
     atlas: str = ""
@@ -64,8 +65,9 @@ class Options:
         They are read here and not by references in ``inference.json``, whose parser would run code in them.
 
         Raises:
-            InputError: where ``mirror`` or ``when_in_doubt`` is no such choice; the others are checked where they are
-                used.
+            InputError: where a name is an option's but for its spelling, and where ``mirror``, ``when_in_doubt`` or
+                ``max_iterations``, whose 0 means the method's own, is no such choice; the others are checked where
+                they are used.
         """
 
         def asked(name: str) -> Any:
@@ -76,9 +78,15 @@ class Options:
             value = asked(name)
             return int(value) if str(value).strip().isdecimal() else value or 0
 
+        _check_spelling(request)
+        most = whole("max_iterations")
+        if not isinstance(most, int) or not 0 <= most <= MOST_ITERATIONS:
+            raise InputError(
+                f"max_iterations {most!r}: give a whole number from 1 to {MOST_ITERATIONS}, or 0 for the method's own"
+            )
         options = cls(
             controller=str(asked("controller") or "auto"),
-            max_iterations=whole("max_iterations") or None,
+            max_iterations=most or None,
             init=str(asked("init") or "auto"),
             refine=whole("refine"),
             atlas=str(asked("atlas") or ""),
@@ -89,6 +97,17 @@ class Options:
         if options.when_in_doubt not in DOUBTS:
             raise InputError(f"when_in_doubt {options.when_in_doubt!r}: choose {' or '.join(DOUBTS)}")
         return options
+
+
+def _check_spelling(request: Mapping[str, Any]) -> None:
+    """Refuse ``Init`` and ``max-iterations``, which would change nothing.
+
+    Other names that mean nothing here pass: viewers and MONAI Label send names of their own along.
+    """
+    for name in request:
+        meant = str(name).strip().lower().replace("-", "_")
+        if name != meant and meant in Options.__dataclass_fields__:
+            raise InputError(f"option {name!r} is unknown; did you mean {meant!r}?")
 
 
 @dataclass(frozen=True)
@@ -118,9 +137,13 @@ class ReadRequest(Transform):
                 raise InputError("the server has no image of this name; upload it, or look for it in /datastore/")
             options = Options.of(data)
             place = place_of(self.root, options.atlas)
+            _check_device(data.get("device"))
         with answering(SERVER_ERROR):
             bundle = read_bundle(self.root)
-            weights = _verified(bundle, options.model_filename)
+        with answering(BAD_REQUEST):
+            name = _card_of(bundle, options.model_filename)
+        with answering(SERVER_ERROR):
+            weights = find_weights(bundle, name)  # MONAI Label loads whatever is in the file: here its hash is checked
             atlas = read_atlas(place)
         with answering(BAD_REQUEST):
             scans = read_scans(data["image"], atlas.image, moving_labels=atlas.labels)
@@ -140,12 +163,20 @@ def _other_side(scan: Scan) -> Scan:
     return replace(scan, grid=replace(scan.grid, affine=np.diag([-1.0, 1.0, 1.0, 1.0]) @ scan.grid.affine))
 
 
-def _verified(bundle: Bundle, file: str) -> Weights:
-    """The weights that MONAI Label loads, which it does whatever is in the file: here their hash is checked."""
+def _card_of(bundle: Bundle, file: str) -> str:
+    """The name of the weights in a file of a Label face."""
     named = [name for name, card in bundle.weights.items() if card.file == f"models/{file}"]
     if not named:
-        raise InputError(f"models/{file}: has no card in metadata.json; choose model.pt")
-    return find_weights(bundle, named[0])
+        raise InputError(f"model_filename {file!r}: is not among this method's weights; choose model.pt")
+    return named[0]
+
+
+def _check_device(name: Any) -> None:
+    """Refuse a device that this machine lacks; MONAI Label has replaced a graphics card's name by ``cuda`` or so."""
+    kind, _, number = str(name or "cpu").partition(":")
+    choose_device(kind)
+    if number and not (kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count()):
+        raise InputError(f"device {name!r} is not on this machine; choose cpu or cuda")
 
 
 class AtlasInferer(Inferer):

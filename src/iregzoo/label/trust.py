@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from iregzoo.quality import compare, figures
+from iregzoo.quality import compare, doubts, figures
 from iregzoo.register import Result
 from iregzoo.results import describe
 from iregzoo.space.grid import pull, to_voxels
@@ -36,7 +36,9 @@ def trust(result: Result, names: Mapping[int, str]) -> dict[str, Any]:
     )
     found["covered_percent"] = float((covered[shown] > 0.5).float().mean()) * 100
     found["label_size"] = _sizes(result, names)
-    return {"warnings": [*_doubts(found), *found.pop("warnings")], **found, **describe(result)}
+    own = _doubts(found, result.init)
+    said = own | {**doubts(found), **own}  # its own come first, and replace what is said of any pair with such a figure
+    return {**found, **describe(result), "warnings": list(said.values())}
 
 
 def _sizes(result: Result, names: Mapping[int, str]) -> dict[str, float]:
@@ -49,22 +51,24 @@ def _sizes(result: Result, names: Mapping[int, str]) -> dict[str, float]:
     return {name: round(float(here * voxel / there), 3) for name, (here, there) in counts.items() if there}
 
 
-def _doubts(found: Mapping[str, Any]) -> list[str]:
-    """What should make a person doubt, in words."""
-    said = []
+def _doubts(found: Mapping[str, Any], init: str) -> dict[str, str]:
+    """What should make a person doubt an atlas's labels, in words, by the figure or the label that says so."""
+    said = {}
     if found["covered_percent"] < LITTLE_COVERED:
-        said.append(
+        said["covered_percent"] = (
             f"little overlap: the atlas covers {found['covered_percent']:.0f} % of what the scan shows; "
             "crop the scan to what the atlas shows"
         )
     if found["ncc_start"] < LITTLE_ALIKE_AT_START:
-        said.append(
+        searched = init in ("rigid", "affine")
+        mend = "crop it to what the atlas shows, or take an atlas of your own" if searched else "try init rigid"
+        said["ncc_start"] = (
             f"the scan does not resemble the atlas (NCC {found['ncc_start']:.2f} before the deformation): is it the "
-            "right part, side, orientation and contrast? If it is, try init rigid"
+            f"right part, side, orientation and contrast? If it is, {mend}"
         )
     for name, size in found["label_size"].items():
         if size == 0:
-            said.append(f"no {name} found")
+            said[f"label {name}"] = f"no {name} found"
         elif not SMALLEST <= size <= LARGEST:
-            said.append(f"the {name} has {size:.2f} times the volume that it has in the atlas")
+            said[f"label {name}"] = f"the {name} has {size:.2f} times the volume that it has in the atlas"
     return said

@@ -122,19 +122,23 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
         components: numbers a voxel: 1, or 3 of a displacement field.
 
     Raises:
-        InputError: missing, unreadable, not 3-D, of another number of components, no or a singular affine, or, in
-            NIfTI, NaN or infinite voxels.
+        InputError: missing, unreadable, not 3-D, of another number of components, no, a singular or a sheared affine,
+            or, in NIfTI, NaN or infinite voxels.
     """
     if not str(path).strip():
         raise InputError("a path is empty; give a file or a DICOM folder")
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; check the path")
+    _check_there(path)
     if path.is_file() and path.name.lower().endswith(NIFTI):
         _check_nifti(path)
     try:
         image = _read_dicom(path) if path.is_dir() else sitk.ReadImage(str(path))
     except RuntimeError as error:
+        if "orthonormal direction cosines" in str(error):
+            raise InputError(
+                f"{path}: its affine is sheared, so its axes do not stand at right angles; resample it to a grid whose "
+                "axes do, for instance with nibabel.processing.resample_to_output"
+            ) from None
         raise InputError(
             f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is whole, or convert it to NIfTI"
         ) from None
@@ -152,6 +156,19 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
         expected = "a grey-scale image" if components == 1 else "a displacement field, a vector image in LPS mm"
         raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} a voxel; expected {expected}")
     return image, path
+
+
+def _check_there(path: Path) -> None:
+    """Refuse what is missing, and what may not be read, which libraries take for a damaged file."""
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+        else:
+            path.open("rb").close()
+    except PermissionError:
+        raise InputError(f"{path}: may not be read (permission denied); give yourself the right to read it") from None
+    except OSError:
+        raise InputError(f"{path}: no such file or folder; check the path") from None
 
 
 def itk_reason(error: RuntimeError) -> str:

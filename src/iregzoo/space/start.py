@@ -15,6 +15,7 @@ from iregzoo.space.scan import Scan, normalise, resample_to
 STARTS = ("none", "center", "rigid", "affine")
 COARSE_MM, FINE_MM = 5.0, 2.5
 MIN_VOXELS = 16  # an axis needs so many for a mutual information that means something
+MOST_MM3 = 2.0**31  # that a field of view measures: twice a whole person's in CT
 TILT = np.deg2rad(25.0)
 
 
@@ -26,15 +27,28 @@ def affine_start(fixed: Scan, moving: Scan, start: str) -> Matrix:
     and tilts, so that images that barely overlap are found, too.
 
     Raises:
-        InputError: for another name.
+        InputError: for another name, and a field of view of more than ``MOST_MM3``.
     """
     if start not in STARTS:
         raise InputError(f"init {start!r} is unknown; choose auto, {', '.join(STARTS)}")
+    for scan in (fixed, moving):
+        _check_extent(scan)
     if start == "none":
         return np.eye(4)
     if start == "center":
         return _shift(moving.grid.centre - fixed.grid.centre)
     return _search(fixed, moving, affine=start == "affine")
+
+
+def _check_extent(scan: Scan) -> None:
+    """Refuse a scan of which no network's grid could be fine enough, and whose search would not end."""
+    extent = np.array(scan.grid.shape) * scan.grid.spacing
+    if extent.prod() > MOST_MM3:
+        size, voxel = ("×".join(f"{length:.4g}" for length in lengths) for lengths in (extent, scan.grid.spacing))
+        raise InputError(
+            f"{scan.path}: measures {size} mm, more than any person, with voxels of {voxel} mm; set its spacing in mm "
+            "or crop it"
+        )
 
 
 def _shift(offset: NDArray[np.float64]) -> Matrix:
