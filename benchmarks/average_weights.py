@@ -2,8 +2,8 @@
 
     python benchmarks/average_weights.py BEST.pt OTHER.pt --output model.pt
 
-Weights along one training often lie around a better place than any of them reached (Wortsman et al., "Model soups", ICML
-2022). One file alone is only stored in half precision.
+Weights along one training often lie around a better place than any of them reached (Wortsman et al., "Model soups",
+ICML 2022). One file alone is only stored in half precision.
 """
 
 from hashlib import sha256

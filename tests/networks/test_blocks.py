@@ -54,3 +54,11 @@ def test_convolution_to_a_displacement_is_the_plain_one(bias: bool, dtype: torch
         torch.testing.assert_close(conv(x), plain)
     assert conv(x).requires_grad
     torch.testing.assert_close(conv(x), plain)
+
+
+def test_convolution_of_parts_is_that_of_the_whole() -> None:
+    conv, x = DisplacementConv(12), torch.randn(2, 12, 6, 5, 7)
+    parts = x.split([5, 4, 3], dim=1)
+    torch.testing.assert_close(conv(*parts), conv(x))
+    with torch.no_grad():
+        torch.testing.assert_close(conv(*parts), conv(x))

@@ -72,10 +72,14 @@ class SpatialAttention(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(2, 1, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def weigh(self, x: Tensor) -> Tensor:
+        """The weight of each voxel, (B, 1, *shape)."""
         pooled = torch.cat((x.sum(1, keepdim=True) / x.shape[1], x.amax(1, keepdim=True)), dim=1)
         weights: Tensor = self.conv(pooled).sigmoid()
-        return x * weights
+        return weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weigh(x)
 
 
 class FARM(nn.Module):
@@ -98,8 +102,17 @@ class FARM(nn.Module):
         self.flow = flow_conv(2 * channels + channels // 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        flow: Tensor = self.flow(torch.cat((self.attention(features), self.residual(features)), dim=1))
+        flow: Tensor = self.flow(self._attended(features), self.residual(features))
         return flow
+
+    def _attended(self, features: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            attended: Tensor = self.attention(features)
+            return attended
+        squeeze, spatial = self.attention
+        product: Tensor = squeeze(features)
+        assert isinstance(spatial, SpatialAttention)
+        return product.mul_(spatial.weigh(product))  # in place: nothing else reads it
 
 
 class IPEARNet(nn.Module):
