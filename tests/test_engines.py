@@ -71,9 +71,7 @@ def deaf() -> Iterator[str]:
     "address", ["tcp://127.0.0.1:9", "nowhere", "carrier-pigeon://coop:1", "tls://127.0.0.1:9", "deaf"]
 )
 @pytest.mark.filterwarnings("error")
-def test_scheduler_that_does_not_answer_is_named_soon(
-    monkeypatch: pytest.MonkeyPatch, address: str, deaf: str
-) -> None:
+def test_scheduler_that_does_not_answer_is_named_soon(monkeypatch: pytest.MonkeyPatch, address: str, deaf: str) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr(engines, "CONNECT_SECONDS", 1)
     address = deaf if address == "deaf" else address

@@ -177,7 +177,9 @@ def test_summary_of_pairs_that_the_table_lacks_is_kept(
     assert set(summary(copied)) == {"third"}
 
 
-def test_pairs_that_failed_may_leave_the_table(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_that_failed_may_leave_the_table(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     gone, table = {"fixed": str(cohort / "head0.nii.gz"), "moving": "gone.nii.gz"}, tmp_path / "pairs.csv"
     assert "first gone_to_head0: " in refusal(capsys, write_pairs(table, [gone]), tmp_path / "output")
     assert batch(write_pairs(table, [{**gone, "moving": str(cohort / "head1.nii.gz")}]), tmp_path / "output") == 0

@@ -197,7 +197,7 @@ def _check_summary(summary: Path, names: Collection[str]) -> None:
     if lost:
         others = f" and {len(lost) - 1} more" if lost[1:] else ""
         raise InputError(
-            f"{summary}: has {lost[0]}{others}, which the table of pairs does not have; add to the table, choose another "
+            f"{summary}: has {lost[0]}{others}, which the table of pairs does not have; choose another "
             "--output or add --overwrite to replace the summary"
         )
 
