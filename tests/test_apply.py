@@ -384,7 +384,7 @@ BAD: list[tuple[dict[str, str], str]] = [
     ({"input": "good.csv", "output": "new.mrk.json"}, "ends with .csv"),
     ({"input": "absent.csv", "output": "new.csv"}, "absent.csv: cannot be read"),
     ({"input": "homeless.csv", "output": "new.csv"}, "homeless.csv: is no list of landmarks"),
-    ({"input": "flat.csv", "output": "new.csv"}, "flat.csv: is no list of landmarks"),
+    ({"input": "flat.csv", "output": "new.csv"}, "flat.csv: has columns 'x, y'; expected x, y, z"),
     ({"input": "empty.csv", "output": "new.csv"}, "empty.csv: holds no points"),
     ({"input": "homeless.mrk.json", "output": "new.mrk.json"}, "homeless.mrk.json: is no list of landmarks"),
 ]
