@@ -362,7 +362,7 @@ def refused(
 
 BAD: list[tuple[dict[str, str], str]] = [
     ({"transform": "absent.h5"}, "no such file"),
-    ({"transform": "noise.h5"}, "is no transform that ITK reads"),
+    ({"transform": "noise.h5"}, "noise.h5: is no transform that ITK reads; write it again"),
     ({"transform": "fixed.nii.gz"}, "expected a displacement field"),
     ({"transform": "transform.h5,absent.h5"}, "absent.h5: no such file"),
     ({"transform": " , "}, "--transform names nothing"),

@@ -88,7 +88,9 @@ def _read(path: Path) -> list[sitk.Transform]:
             with silence():
                 transform = sitk.ReadTransform(str(path))
         except RuntimeError as error:
-            raise InputError(f"{path}: is no transform that ITK reads ({itk_reason(error)}); write it again") from None
+            unknown = "Could not create" in str(error)  # of which ITK says much, and that the suffix were wrong
+            reason = "" if unknown else f" ({itk_reason(error)})"
+            raise InputError(f"{path}: is no transform that ITK reads{reason}; write it again") from None
     if transform.GetDimension() != 3:
         raise InputError(f"{path}: is a transform of {transform.GetDimension()}-D images; give one of 3-D images")
     parts = list(flatten(transform))
