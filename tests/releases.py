@@ -40,6 +40,7 @@ class Release:
         status: of every answer about an archive, if not the ordinary one.
         times: how many requests for an archive see any of this; all if None.
         redirect: whether archives are looked for elsewhere first; stays, whatever ``behave`` mends.
+        circles: whether archives are looked for where they have been looked for already.
         index_cut: how many of the next requests for anything else get half of it.
     """
 
@@ -56,6 +57,7 @@ class Release:
     status: int | None = None
     times: int | None = None
     redirect: bool = False
+    circles: bool = False
     index_cut: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -86,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         release, name = self.release, self.path.rpartition("/")[2]
         wanted = self.headers.get("Range")
         release.requests.append((name, wanted))
-        if release.redirect and name.endswith(".zip") and not self.path.startswith("/elsewhere/"):
+        elsewhere = self.path.startswith("/elsewhere/") and not release.circles
+        if (release.redirect or release.circles) and name.endswith(".zip") and not elsewhere:
             self.send_response(302)
             self.send_header("Location", f"/elsewhere/{name}")
             self.end_headers()
