@@ -216,11 +216,14 @@ def test_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"iirp_v.*\.zip: cannot be written \(File too large\)"):
+        with pytest.raises(InputError, match=r"iirp_v.*\.zip: writing failed \(File too large\); make room"):
             pack(zoo.find("iirp"), tmp_path)
+        with pytest.raises(InputError, match="writing failed"):
+            pack(zoo.find("iirp"), tmp_path / "a" / "new")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert tree(tmp_path) == before
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("file", [INDEX, MODEL_INFO])
