@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from iregzoo import cli
 from iregzoo.manifest import archive_bytes
 from iregzoo.zoo import read_bundle
+from shell import run
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 VERSION = read_bundle(BUNDLES / "iirp").version
@@ -185,16 +184,6 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of ``iregzoo ARGUMENTS``, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["iregzoo", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 class Downloads:

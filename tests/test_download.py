@@ -12,7 +12,8 @@ import pytest
 from iregzoo import manifest, zoo
 from iregzoo.errors import InputError
 from iregzoo.release import pack
-from releases import BUNDLES, VERSION, Downloads, Release, archive, change_metadata, run, serve, tree, variant
+from releases import BUNDLES, VERSION, Downloads, Release, archive, change_metadata, serve, tree, variant
+from shell import run
 
 OWN = tree(BUNDLES / "iirp")
 

@@ -18,7 +18,8 @@ import torch
 from iregzoo import manifest, zoo
 from iregzoo.errors import InputError
 from iregzoo.release import INDEX, MODEL_INFO, pack, read_index
-from releases import BUNDLES, VERSION, archive, change_metadata, run, serve, tree, variant
+from releases import BUNDLES, VERSION, archive, change_metadata, serve, tree, variant
+from shell import run
 
 NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
 
