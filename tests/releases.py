@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from iregzoo import cli
 from iregzoo.manifest import archive_bytes
 from iregzoo.zoo import read_bundle
+from shell import run
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 VERSION = read_bundle(BUNDLES / "iirp").version
@@ -40,6 +39,7 @@ class Release:
         status: of every answer about an archive, if not the ordinary one.
         times: how many requests for an archive see any of this; all if None.
         redirect: whether archives are looked for elsewhere first; stays, whatever ``behave`` mends.
+        circles: whether archives are looked for where they have been looked for already.
         index_cut: how many of the next requests for anything else get half of it.
     """
 
@@ -56,6 +56,7 @@ class Release:
     status: int | None = None
     times: int | None = None
     redirect: bool = False
+    circles: bool = False
     index_cut: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -86,7 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         release, name = self.release, self.path.rpartition("/")[2]
         wanted = self.headers.get("Range")
         release.requests.append((name, wanted))
-        if release.redirect and name.endswith(".zip") and not self.path.startswith("/elsewhere/"):
+        elsewhere = self.path.startswith("/elsewhere/") and not release.circles
+        if (release.redirect or release.circles) and name.endswith(".zip") and not elsewhere:
             self.send_response(302)
             self.send_header("Location", f"/elsewhere/{name}")
             self.end_headers()
@@ -182,16 +184,6 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of ``iregzoo ARGUMENTS``, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["iregzoo", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 class Downloads:

@@ -33,6 +33,8 @@ def test_own_names_stay_and_made_ones_give_way() -> None:
         ([Case("a", "b", name="..")], "pair 1: '..' cannot name a folder"),
         ([Case("a", "b", name=".hidden")], "cannot name a folder"),
         ([Case("a", "b", name="dot.")], "cannot name a folder"),
+        ([Case("a", "b", name="con")], "pair 1: 'con' cannot name a folder everywhere"),
+        ([Case("a", "b", name="Aux.1")], "'Aux.1' cannot name a folder everywhere"),
         ([Case("a", "b" * 250)], "cannot name a folder"),
     ],
 )
@@ -44,11 +46,34 @@ def test_names_that_clash_or_cannot_be_are_refused(cases: list[Case], words: str
 
 def test_table_may_hold_names_and_missing_files_where_they_are_not_checked(tmp_path: Path) -> None:
     table = tmp_path / "pairs.csv"
-    table.write_text("fixed,moving,name\nhere.nii,gone.nii,one\nhere.nii,,\n")
+    table.write_text("fixed,moving,name\nhere.nii,gone.nii,one\nhere.nii, here.nii , two \n")
     (tmp_path / "here.nii").touch()
     here, gone = str(tmp_path / "here.nii"), str(tmp_path / "gone.nii")
     cases = read_cases(table, check=False)
-    assert cases == [Case(here, gone, name="one"), Case(here, "")]
-    assert [case.title for case in cases] == ["one", " → here.nii"]
+    assert cases == [Case(here, gone, name="one"), Case(here, here, name="two")]
+    assert [case.title for case in cases] == ["one", "two"]
     with pytest.raises(InputError, match=r"line 2: gone.nii: no such file"):
         read_cases(table)
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("fixed,moving\na,a\n\na,a,extra\n", "line 4: has 'extra' beyond its 2 columns"),
+        ("fixed,moving\na,\n", "line 2, column moving: is empty; name a scan"),
+        ("fixed,moving,name\na,a,x\na\n", "line 3, column moving: is empty; name a scan"),
+        ("moving,fixed\na, \n", "line 2, column fixed: is empty; name a scan"),
+    ],
+)
+def test_lines_of_too_many_and_too_few_cells_are_refused(tmp_path: Path, lines: str, words: str, check: bool) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "pairs.csv").write_text(lines)
+    with pytest.raises(InputError, match=f"pairs.csv, {words}"):
+        read_cases(tmp_path / "pairs.csv", check=check)
+
+
+def test_empty_cells_beyond_the_columns_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "pairs.csv").write_text("fixed,moving\na,a,, \n")
+    assert read_cases(tmp_path / "pairs.csv") == [Case(str(tmp_path / "a"), str(tmp_path / "a"))]

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iregzoo import cli
+from shell import run
 
 SHAPE = (24, 28, 24)
 
@@ -37,16 +37,6 @@ def write_labels(path: Path) -> Path:
 def pair(tmp_path: Path) -> list[str]:
     fixed, moving = write_scan(tmp_path / "fixed.nii.gz", 1), write_scan(tmp_path / "moving.nii.gz", 2)
     return ["--fixed", str(fixed), "--moving", str(moving)]
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of ``iregzoo ARGUMENTS``, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["iregzoo", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def assert_refused(

@@ -12,7 +12,8 @@ import pytest
 from iregzoo import manifest, zoo
 from iregzoo.errors import InputError
 from iregzoo.release import pack
-from releases import BUNDLES, VERSION, Downloads, Release, archive, change_metadata, run, serve, tree, variant
+from releases import BUNDLES, VERSION, Downloads, Release, archive, change_metadata, serve, tree, variant
+from shell import run
 
 OWN = tree(BUNDLES / "iirp")
 
@@ -35,7 +36,9 @@ def test_installed_bundle_needs_no_network(downloads: Downloads, release: Releas
     assert [name for name, _ in release.requests[asked:]] == ["index.json"]
     nowhere = "http://127.0.0.1:9"
     assert "no newer one could be asked for" in downloads.works(source=nowhere)
-    downloads.refused("does not answer", "127.0.0.1:9", arguments=("--version", "9.0.0"), source=nowhere)
+    downloads.refused(
+        "cannot be read (Connection refused)", "127.0.0.1:9", arguments=("--version", "9.0.0"), source=nowhere
+    )
     assert zoo.load("iirp").bundle.path == downloads.place
 
 
@@ -115,6 +118,11 @@ def test_what_a_server_does_not_have_is_refused_at_once(
     assert len(release.requests) == 3
 
 
+def test_redirections_that_never_end_are_refused_in_a_line(downloads: Downloads, release: Release) -> None:
+    release.circles = True
+    downloads.refused(f"iirp_v{VERSION}.zip: the server answers 302 again and again; check the", source=release.url)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -180,7 +188,7 @@ def test_index_that_is_cut_off_is_asked_for_again(downloads: Downloads, release:
     assert [name for name, _ in release.requests[:2]] == ["index.json"] * 2
     release.index_cut = 10
     assert "no newer one could be asked for" in downloads.works(source=release.url)
-    downloads.refused("does not answer (the server ended early)", arguments=("--version", "9.0.0"), source=release.url)
+    downloads.refused("cannot be read (the server ended early)", arguments=("--version", "9.0.0"), source=release.url)
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Met
         ("fixed,moving\n", ["no pairs"]),
         ("fixed,target\na,b\n", ["target", "moving"]),
         ("fixed,fixed,moving\na,a,b\n", ["fixed, fixed", "once"]),
-        ("fixed,moving\n,moving.nii.gz\n", ["line 2", "no fixed scan"]),
+        ("fixed,moving\n,moving.nii.gz\n", ["line 2", "column fixed: is empty"]),
         ("fixed,moving\nfixed.nii.gz,gone.nii.gz\n", ["line 2", "gone.nii.gz", "no such file"]),
     ],
 )

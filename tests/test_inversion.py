@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from iregzoo.inversion import invert_at
+from iregzoo.inversion import doubtful, invert_at
 
 
 def line(low: float, high: float, count: int) -> Tensor:
@@ -85,3 +85,20 @@ def test_each_place_is_found_by_itself() -> None:
     nodes = 10 * torch.randn(300, 2, generator=torch.manual_seed(1)).double()
     singles = torch.cat([solve(swirl, target, nodes) for target in targets.split(1)])
     torch.testing.assert_close(solve(swirl, targets, nodes), singles, rtol=0, atol=1e-9)
+
+
+def test_places_that_are_folded_or_squeezed_are_doubtful_and_no_others() -> None:
+    """x + a sin x leaves 1 + a cos x of every length."""
+    places = line(-9, 9, 1000)
+    for strength in (0.5, 0.99, 3.0):
+        left = 1 + strength * places[:, 0].cos()
+        found = doubtful(lambda at, a=strength: at + a * at.sin(), places, 1e-6)
+        assert torch.equal(found, left <= 0.1)
+
+
+def test_a_turn_is_not_doubtful_and_a_mirror_and_a_plane_are() -> None:
+    places = torch.randn(10, 3, dtype=torch.float64)
+    for diagonal, expected in (((1, -1, -1), False), ((1, 1, -1), True), ((1, 1, 0), True)):
+        matrix = torch.tensor(diagonal, dtype=torch.float64)
+        found = doubtful(lambda at, m=matrix: at * m, places, 1e-3)
+        assert found.tolist() == [expected] * 10

@@ -1,5 +1,6 @@
 """Which pairs of a table are done, which are to be done, and what is refused before any work."""
 
+import csv
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cohort import at_work, here, refusal, summary, tree, write_cohort, write_pairs
+from cohort import at_work, batch, here, refusal, summary, tree, write_cohort, write_pairs
 from iregzoo.batch import alone, register_job, run
 from iregzoo.errors import InputError
 from iregzoo.jobs import Job, Settings, checked, find_done, read_jobs
@@ -155,6 +156,34 @@ def test_folders_and_tables_of_others_are_refused(
     assert "summary.csv: is not of a batch" in refusal(capsys, cohort / "pairs.csv", tmp_path)
     assert (tmp_path / "summary.csv").read_text("utf-8") == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+
+
+def test_summary_of_pairs_that_the_table_lacks_is_kept(
+    cohort: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(copied)
+    third = {"fixed": str(cohort / "head2.nii.gz"), "moving": str(cohort / "head0.nii.gz"), "name": "third"}
+    other = write_pairs(cohort / "other.csv", [third])
+    said = refusal(capsys, other, copied, "--inverse")
+    assert "summary.csv: has first and 2 more, which the table of pairs does not have" in said
+    assert "--overwrite to replace the summary" in said
+    assert tree(copied) == before
+    with (cohort / "pairs.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    longer = write_pairs(cohort / "longer.csv", [*rows, {column: third.get(column, "") for column in rows[0]}])
+    assert batch(longer, copied, "--inverse") == 0
+    assert set(summary(copied)) == {*NAMES, "third"}
+    assert batch(other, copied, "--inverse", "--overwrite") == 0
+    assert set(summary(copied)) == {"third"}
+
+
+def test_pairs_that_failed_may_leave_the_table(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, table = {"fixed": str(cohort / "head0.nii.gz"), "moving": "gone.nii.gz"}, tmp_path / "pairs.csv"
+    assert "first gone_to_head0: " in refusal(capsys, write_pairs(table, [gone]), tmp_path / "output")
+    assert batch(write_pairs(table, [{**gone, "moving": str(cohort / "head1.nii.gz")}]), tmp_path / "output") == 0
+    assert list(summary(tmp_path / "output")) == ["head1_to_head0"]
 
 
 def test_whatever_a_pair_raises_is_its_reason(cohort: Path, tmp_path: Path) -> None:

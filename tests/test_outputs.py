@@ -250,7 +250,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from iregzoo.errors import InputError
-from iregzoo.outputs import whole_folder
+from iregzoo.outputs import whole_file, whole_folder
 from iregzoo.space.files import write_displacement, write_image, write_transform
 from iregzoo.space.grid import Grid
 import numpy as np
@@ -270,6 +270,11 @@ for name, write in writers.items():
             write(folder)
     except InputError as error:
         print(f"{name}: {error}")
+try:
+    with whole_file(Path(sys.argv[1]) / "new" / "there.nii.gz", overwrite=False) as file:
+        write_displacement(file, noise, grid)
+except InputError as error:
+    print(f"file: {error}")
 """
 
 
@@ -278,6 +283,13 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["image", "displacement", "transform", "text"]
+    results = tmp_path / "new" / "results"
+    assert [line.partition(" cannot be ")[0].partition(" writing ")[0] for line in lines] == [
+        f"image: {results / 'warped.nii.gz'}:",
+        f"displacement: {results / 'displacement.nii.gz'}:",
+        f"transform: {results / 'transform.h5'}:",
+        f"text: {results}:",
+        f"file: {tmp_path / 'new' / 'there.nii.gz'}:",
+    ]
     assert all("File too large" in line and "room" in line for line in lines), run.stdout
     assert contents(tmp_path) == {}

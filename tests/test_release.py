@@ -18,7 +18,8 @@ import torch
 from iregzoo import manifest, zoo
 from iregzoo.errors import InputError
 from iregzoo.release import INDEX, MODEL_INFO, pack, read_index
-from releases import BUNDLES, VERSION, archive, change_metadata, run, serve, tree, variant
+from releases import BUNDLES, VERSION, archive, change_metadata, serve, tree, variant
+from shell import run
 
 NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
 
@@ -216,11 +217,14 @@ def test_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"iirp_v.*\.zip: cannot be written \(File too large\)"):
+        with pytest.raises(InputError, match=r"iirp_v.*\.zip: writing failed \(File too large\); make room"):
             pack(zoo.find("iirp"), tmp_path)
+        with pytest.raises(InputError, match="writing failed"):
+            pack(zoo.find("iirp"), tmp_path / "a" / "new")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert tree(tmp_path) == before
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("file", [INDEX, MODEL_INFO])

@@ -179,4 +179,6 @@ def test_file_longer_than_the_index_says_is_not_taken(
     downloads: Downloads, release: Release, former: dict[str, str]
 ) -> None:
     release.files[f"iirp_v{VERSION}.zip"] += bytes(1 << 20)
-    downloads.refused("has more than the", source=release.url)
+    for _ in range(2):
+        downloads.refused("has more than the", "nothing was taken", source=release.url)
+        assert not list(downloads.work.glob("*.partial"))

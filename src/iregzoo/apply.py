@@ -136,12 +136,20 @@ def _resample(image: sitk.Image, grid: Grid, transform: sitk.Transform, *, neare
 
 
 def _inverse_report(moved: Moved, what: str) -> Report:
-    """What the inverse of a chain left of the way, where it could be found at all."""
+    """How near to the given points or voxels a chain takes what its inverse found, where it could be found at all."""
     error = moved.error[~moved.outside]
     if not len(error):
         return Report()
     mean, most = float(error.mean()), float(error.max())
-    line = f"inverse: there and back again leaves {mean:.4f} mm on average, {most:.4f} mm at most"
-    bad = int((error > MUCH_MM).sum())
-    doubt = f"{bad} of {len(error)} {what} have no inverse within {MUCH_MM} mm; the transform folds there"
-    return Report(line, (doubt,) if bad else ())
+    left = f"{mean:.4f} mm on average, {most:.4f} mm at most"
+    line = f"inverse: the transform takes the places found to the {what} again but for {left}"
+    bad, squeezed = int((error > MUCH_MM).sum()), int((moved.doubtful & ~moved.outside).sum())
+    doubts = []
+    if bad:
+        doubts.append(f"{bad} of {len(error)} {what} have no inverse within {MUCH_MM} mm; the transform folds there")
+    if squeezed:
+        doubts.append(
+            f"{squeezed} of {len(error)} {what} come from where the transform folds or nearly does; their places "
+            "may be off by more than ten times what is left"
+        )
+    return Report(line, tuple(doubts))

@@ -11,6 +11,7 @@ from pathlib import Path
 from iregzoo.errors import InputError
 
 UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # in the name of a folder, on one system or another
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # whatever follows, on Windows
 MOST_BYTES = 200  # of such a name: systems take 255, and what is being written has a longer one
 
 
@@ -43,7 +44,8 @@ def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
         check: refuse a table with a file that is missing; else its path is one beside the table.
 
     Raises:
-        InputError: for a missing table, column or file, an unknown column, or no pairs.
+        InputError: for a missing table, column or file, an unknown column, a line with more cells than columns or
+            without a scan, or no pairs.
     """
     table = Path(path)
     if not table.is_file():
@@ -60,21 +62,29 @@ def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
             f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, each once at most, "
             "of which fixed and moving are needed"
         )
-    rows = [{name: (value or "").strip() for name, value in zip(header, row.values(), strict=False)} for row in reader]
-    if not rows:
+    cases = []
+    for row in reader:
+        extra = [cell for cell in row.pop(None, []) if cell.strip()]
+        if extra:
+            raise InputError(
+                f"{table}, line {reader.line_num}: has {extra[0]!r} beyond its {len(header)} columns; put a value with "
+                "commas into quotes"
+            )
+        cells = dict(zip(header, row.values(), strict=True))
+        located = {name: _locate(table, reader.line_num, name, cells[name] or "", check) for name in header}
+        cases.append(Case(**located))
+    if not cases:
         raise InputError(f"{table}: has no pairs below its header")
-    return [
-        Case(**{name: _locate(table, number, name, value, check) for name, value in row.items()})
-        for number, row in enumerate(rows, 2)
-    ]
+    return cases
 
 
 def _locate(table: Path, line: int, column: str, value: str, check: bool) -> str:
+    value = value.strip()
     if column == "name":
         return value
     if not value:
-        if check and column in ("fixed", "moving"):
-            raise InputError(f"{table}, line {line}: names no {column} scan")
+        if column in ("fixed", "moving"):
+            raise InputError(f"{table}, line {line}, column {column}: is empty; name a scan")
         return ""
     for candidate in (table.parent / value, Path(value)):
         if candidate.exists():
@@ -103,7 +113,8 @@ def folder_names(cases: Sequence[Case]) -> list[str]:
     ]
     first: dict[str, int] = {}
     for number, name in enumerate(names, 1):
-        if UNFIT.search(name) or name[0] == "." or name[-1] in ". " or len(name.encode()) > MOST_BYTES:
+        unfit = UNFIT.search(name) or DEVICES.fullmatch(name) or name[0] == "." or name[-1] in ". "
+        if unfit or len(name.encode()) > MOST_BYTES:
             raise InputError(
                 f"pair {number}: {name!r} cannot name a folder everywhere; in the column name, give letters, digits, "
                 f"-, _ and ., {MOST_BYTES} bytes at most"

@@ -4,6 +4,7 @@ An engine takes a function and jobs for it, and yields each job with what came o
 gave, or a line on why it gave nothing. A process that dies takes no other job with it.
 """
 
+import asyncio
 import logging
 import multiprocessing
 import os
@@ -143,8 +144,9 @@ def on_cluster(address: str) -> Iterator[Engine]:
     for name in ("distributed", "distributed.client"):  # what matters is said in one line of ours
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
+        asyncio.run(_knock(address))  # a Client that fails hangs for 20 s, and prints a traceback, as it is collected
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"scheduler {address!r} does not answer ({reason}); give the address that it shows") from None
 
@@ -163,6 +165,16 @@ def on_cluster(address: str) -> Iterator[Engine]:
 
     with client:
         yield engine
+
+
+async def _knock(address: str) -> None:
+    from distributed import Security
+    from distributed.comm import connect
+
+    own = Security().get_connection_args("client")
+    # Dask's time is for reaching a server; one that then says nothing, for it is none of Dask's, has ours.
+    comm = await asyncio.wait_for(connect(address, timeout=CONNECT_SECONDS, **own), CONNECT_SECONDS + 1)
+    await comm.close()
 
 
 def _first_line(error: BaseException) -> str:

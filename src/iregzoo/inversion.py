@@ -16,6 +16,7 @@ Move = Callable[[Tensor], Tensor]  # places (K, N) to where they go, each by its
 
 PIECE = 1 << 18  # places solved at a time
 ITERATIONS, HALVINGS = 30, 6
+MUCH = 10.0  # times as far may a place be off as its image is, before it is in doubt
 BEGINNINGS = 16  # nodes to begin anew from
 
 
@@ -54,6 +55,19 @@ def invert_at(
     return places
 
 
+def doubtful(move: Move, places: Tensor, step: float) -> Tensor:
+    """Which places (K, N) a transform turns inside out, or squeezes to about a tenth or less in a direction: (K,).
+
+    Much that lies around such a place goes almost to where it goes, so what its image misses says little about it.
+    """
+    found = []
+    for at in torch.split(places, PIECE):
+        jacobian = _jacobian(move, at, move(at), step)
+        farther = torch.linalg.inv_ex(jacobian).inverse.flatten(1).norm(dim=1)
+        found.append(~((torch.linalg.det(jacobian) > 0) & (farther < MUCH)))  # which NaN is not, either
+    return torch.cat(found)
+
+
 def _newton(move: Move, targets: Tensor, start: Tensor, step: float, tolerance: float) -> tuple[Tensor, Tensor]:
     """Places (K, N) by damped Newton steps, and how far from their targets they end up: (K,)."""
     places = start.clone()
@@ -71,9 +85,14 @@ def _newton(move: Move, targets: Tensor, start: Tensor, step: float, tolerance: 
 
 def _direction(move: Move, at: Tensor, there: Tensor, miss: Tensor, step: float) -> Tensor:
     """What Newton's method takes off: J⁻¹ times the miss; the miss itself where J is singular."""
-    columns = [(move(at + step * unit) - there) / step for unit in torch.eye(at.shape[1], dtype=at.dtype)]
-    solution = torch.linalg.solve_ex(torch.stack(columns, dim=2), miss[:, :, None]).result[:, :, 0]
+    solution = torch.linalg.solve_ex(_jacobian(move, at, there, step), miss[:, :, None]).result[:, :, 0]
     return torch.where(solution.isfinite().all(1, keepdim=True), solution, miss)
+
+
+def _jacobian(move: Move, at: Tensor, there: Tensor, step: float) -> Tensor:
+    """Of places (K, N) that go to ``there``, by differences: (K, N, N)."""
+    columns = [(move(at + step * unit) - there) / step for unit in torch.eye(at.shape[1], dtype=at.dtype)]
+    return torch.stack(columns, dim=2)
 
 
 def _descend(move: Move, aim: Tensor, at: Tensor, miss: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:

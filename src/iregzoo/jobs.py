@@ -4,8 +4,9 @@ What is done stands in the pairs' folders alone, each of which appears whole or 
 it was made from. Done is what would say the same now.
 """
 
+import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,13 +167,14 @@ def find_done(jobs: Sequence[Job], output: Path, *, overwrite: bool = False) -> 
     Args:
         jobs: from ``read_jobs``.
         output: the batch's folder.
-        overwrite: whether results made with other settings, or by others, are to be replaced.
+        overwrite: whether results made with other settings, or by others, and a summary of other pairs are to be
+            replaced.
 
     Raises:
-        InputError: for such results without ``overwrite``.
+        InputError: for such results, or such a summary, without ``overwrite``.
     """
-    if not overwrite and _is_foreign(output / SUMMARY):
-        raise InputError(f"{output / SUMMARY}: is not of a batch; choose another --output or add --overwrite")
+    if not overwrite:
+        _check_summary(output / SUMMARY, {job.folder.name for job in jobs})
     found = {}
     for job in jobs:
         report = _read_report(job.folder)
@@ -184,12 +186,28 @@ def find_done(jobs: Sequence[Job], output: Path, *, overwrite: bool = False) -> 
     return found
 
 
-def _is_foreign(summary: Path) -> bool:
+def _check_summary(summary: Path, names: Collection[str]) -> None:
+    """Refuse to replace a summary that is none, or that tells of results which another one would be silent about."""
     if not summary.exists():
-        return False
-    with suppress(OSError, UnicodeDecodeError), summary.open(encoding="utf-8") as stream:
-        return stream.readline().strip() != ",".join(COLUMNS)
-    return True
+        return
+    rows = _read_summary(summary)
+    if rows is None:
+        raise InputError(f"{summary}: is not of a batch; choose another --output or add --overwrite")
+    lost = [row["name"] for row in rows if row["status"] == "done" and row["name"] not in names]
+    if lost:
+        others = f" and {len(lost) - 1} more" if lost[1:] else ""
+        raise InputError(
+            f"{summary}: has {lost[0]}{others}, which the table of pairs does not have; choose another "
+            "--output or add --overwrite to replace the summary"
+        )
+
+
+def _read_summary(path: Path) -> list[dict[str, str]] | None:
+    with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream, restval="")
+        if tuple(reader.fieldnames or ()) == COLUMNS:
+            return list(reader)
+    return None
 
 
 def _read_report(folder: Path) -> Report | None:

@@ -11,6 +11,7 @@ from typing import Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from iregzoo.errors import InputError
+from iregzoo.outputs import whole_file
 from iregzoo.zoo import Bundle, numbers, read_bundle, sha256, shipped
 
 SIGN = "python -m iregzoo.manifest"
@@ -156,16 +157,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         InputError: where it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); make room or choose another place") from None
+    with whole_file(path, overwrite=True, option="place") as partial:
+        partial.write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,12 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         InputError: where ``target`` is a file, cannot be written, or is not empty.
     """
     target = target.absolute()
-    with _staging(
-        target, option, lambda: check_target(target, overwrite=overwrite, owned=owned, option=option)
-    ) as place:
+    with (
+        _staging(
+            target, option, lambda: check_target(target, overwrite=overwrite, owned=owned, option=option)
+        ) as place,
+        _told_of(place, target),
+    ):
         yield place
         _publish(place, target, owned)
 
@@ -54,7 +57,10 @@ def whole_file(target: Path, *, overwrite: bool, option: str = "--output") -> It
         InputError: where ``target`` is a folder, cannot be written, or is there already.
     """
     target = target.absolute()
-    with _staging(target, option, lambda: _check_file(target, overwrite=overwrite, option=option)) as place:
+    with (
+        _staging(target, option, lambda: _check_file(target, overwrite=overwrite, option=option)) as place,
+        _told_of(place, target.parent),
+    ):
         yield place / target.name
         (place / target.name).replace(target)
 
@@ -84,6 +90,17 @@ def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[P
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _remove(missing)
+
+
+@contextmanager
+def _told_of(staging: Path, folder: Path) -> Iterator[None]:
+    """Errors speak of the folder that a user gave, and not of the hidden one."""
+    try:
+        yield
+    except InputError as error:
+        if str(staging) in str(error):
+            raise InputError(str(error).replace(str(staging), str(folder))) from None
+        raise
 
 
 def check_target(

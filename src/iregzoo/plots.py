@@ -211,4 +211,4 @@ def _save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path, dpi=110, facecolor="white")
     except OSError as error:
-        raise InputError(f"{path.name}: cannot be written ({error.strerror}); make room on the disk") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror}); make room on the disk") from None

@@ -68,7 +68,7 @@ def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path
     try:
         figure.savefig(path, dpi=80, facecolor="white")
     except OSError as error:
-        raise InputError(f"{path.name}: cannot be written ({error.strerror}); make room on the disk") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror}); make room on the disk") from None
 
 
 def headline(result: Result, figures: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 
 
 class UnreachableError(InputError):
-    """No answer came."""
+    """No answer came, or not all of it."""
 
 
 class _BrokenOffError(Exception):
@@ -38,7 +38,7 @@ def read(url: str, most: int) -> bytes:
         most: bytes that it may have.
 
     Raises:
-        UnreachableError: where no answer came.
+        UnreachableError: where no answer came, or not all of it.
         InputError: where the server refuses, or sends more than ``most``.
     """
 
@@ -55,7 +55,7 @@ def read(url: str, most: int) -> bytes:
 
     content, reason = _tried(attempt)
     if content is None:
-        raise UnreachableError(f"{url}: does not answer ({reason}); check the address and the connection")
+        raise UnreachableError(f"{url}: cannot be read ({reason}); check the address and the connection")
     return content
 
 
@@ -116,10 +116,13 @@ def _go_on(url: str, target: Path, size: int, progress: Progress) -> bool:
             while block := _block(response):
                 there += len(block)
                 if there > size:
-                    raise InputError(f"{url}: has more than the {size:,} bytes that the index says; nothing was taken")
+                    break
                 stream.write(block)
                 stream.flush()
                 progress(there, size)
+    if there > size:
+        target.unlink()
+        raise InputError(f"{url}: has more than the {size:,} bytes that the index says; nothing was taken")
     if there < size:
         raise _BrokenOffError("the server ended early")
     return True
@@ -133,7 +136,8 @@ def _opened(request: Request, partial: Path | None = None) -> Iterator[Any]:
         response = urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
         with closing(error):
-            answer = f"{error.code} {error.reason}"
+            circles = "infinite loop" in str(error.reason)  # which Python tells in three lines
+            answer = f"{error.code} again and again" if circles else f"{error.code} {error.reason}"
             if error.code == 416 and partial is not None:
                 partial.unlink(missing_ok=True)
             elif error.code not in AGAIN and error.code < 500:

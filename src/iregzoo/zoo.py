@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -268,7 +269,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         InputError: for a file that is no such thing.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a pickle's protocol, before it is refused
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises many kinds (IndexError, struct.error, …); all mean the same
         reason = str(error).strip().split("\n")[0][:100]
         if reason.startswith("Weights only"):  # torch's advice is to run the code in it

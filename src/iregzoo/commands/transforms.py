@@ -26,8 +26,9 @@ def apply(
     reference, the first first: with --transform A,B a voxel at x shows the input at B(A(x)), and a point x goes to
     B(A(x)). That is the order of antsApplyTransforms. --inverse undoes the whole way, B before A.
 
-    The inverse of a displacement is found for every voxel or point by itself; what is left of the way there and back is
-    printed. Beyond its grid a displacement field displaces nothing, as in ITK.
+    The inverse of a displacement is found for every voxel or point by itself; what the transform leaves between
+    it and what was given is printed, and places where it folds or nearly does, which are less sure, are counted.
+    Beyond its grid a displacement field displaces nothing, as in ITK.
 
     Args:
         transform: one or more, separated by commas: transform files that ITK reads (.h5, .tfm, .mat), and displacement

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from iregzoo.space.grid import Grid, Matrix, apply_matrix, inverse, positions
 
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0)}
 TOLERANCE_MM = 1e-3  # of inverses
+AXES = "xyz"
+MARKUPS = "a Slicer .mrk.json: markups, each with a coordinateSystem (LPS or RAS) and controlPoints with a position"
+TABLE = "a CSV file whose first line is '# CoordinateSystem = LPS' (or RAS) and whose columns are x, y, z in mm"
 STEP = 0.02  # voxels, of their finite differences
 
 
@@ -45,30 +50,34 @@ def read_point_list(path: str | Path) -> PointList:
     A CSV file has columns x, y, z in mm and says its axes in its first line: ``# CoordinateSystem = LPS`` (or RAS).
 
     Raises:
-        InputError: missing or unreadable file, unknown axes, or no points.
+        InputError: missing or unreadable file, unknown axes, what is no number or not finite (naming where), or no
+            points.
     """
     path = Path(path)
+    json_file = path.name.lower().endswith(".json")
     try:
         text = path.read_text("utf-8-sig")
-        found = _read_markups(text) if path.name.lower().endswith(".json") else _read_csv(text)
+        found = _read_markups(text, path) if json_file else _read_csv(text, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no text in UTF-8; save it in UTF-8") from None
+    except InputError:  # which already names the place
+        raise
     except (LookupError, ValueError, TypeError, RuntimeError, csv.Error):
-        raise InputError(
-            f"{path}: is no list of landmarks; expected a Slicer .mrk.json, or a CSV file whose first line is "
-            "'# CoordinateSystem = LPS' (or RAS) and whose columns are x, y, z in mm"
-        ) from None
-    if len(found.points) == 0 or not torch.isfinite(found.points).all():
-        raise InputError(f"{path}: holds no points, or some that are not finite")
+        raise InputError(f"{path}: is no list of landmarks; expected {MARKUPS if json_file else TABLE}") from None
+    if len(found.points) == 0:
+        raise InputError(f"{path}: holds no points")
     return found
 
 
-def _read_markups(text: str) -> PointList:
+def _read_markups(text: str, path: Path) -> PointList:
     lists = json.loads(text)["markups"]
     if not lists:
         raise ValueError("no lists")
     signs = torch.tensor([_signs(str(markup["coordinateSystem"])) for markup in lists for _ in markup["controlPoints"]])
-    places = [list(map(float, point["position"])) for markup in lists for point in markup["controlPoints"]]
+    positions = [point["position"] for markup in lists for point in markup["controlPoints"]]
+    places = [_position(position, f"{path}, control point {n}") for n, position in enumerate(positions, 1)]
 
     def other(points: Tensor) -> str:
         document: dict[str, Any] = json.loads(text)
@@ -80,25 +89,63 @@ def _read_markups(text: str) -> PointList:
     return PointList(_tensor(places) * signs.reshape(-1, 3), other)
 
 
-def _read_csv(text: str) -> PointList:
+def _position(position: Any, where: str) -> list[float]:
+    with suppress(TypeError, ValueError):
+        place = list(map(float, position))
+        if len(place) == 3 and all(map(math.isfinite, place)):
+            return place
+    raise InputError(f"{where}: its position is {json.dumps(position)[:100]}, not three finite numbers")
+
+
+def _read_csv(text: str, path: Path) -> PointList:
     comment, _, table = text.partition("\n")
     if not comment.startswith("#"):
         raise ValueError("no coordinate system")
     signs = torch.tensor(_signs(comment.split("=")[1].strip().strip(",").upper()))
-    names, *rows = [row for row in csv.reader(io.StringIO(table)) if row]
-    columns = [names.index(axis) for axis in "xyz"]
-    places = [[float(row[column]) for column in columns] for row in rows]
+    reader = csv.reader(io.StringIO(table))
+    names, *rows = [(reader.line_num + 1, row) for row in reader if row]
+    columns = _columns(names[1], path)
+    for line, row in rows:
+        if any(cell.strip() for cell in row[len(names[1]) :]):
+            raise InputError(f"{path}, line {line}: has more cells than there are columns")
+    places = [_place(row, columns, f"{path}, line {line}") for line, row in rows]
 
     def other(points: Tensor) -> str:
         lines = io.StringIO()
         writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(names)
-        for row, place in zip(rows, (points * signs).tolist(), strict=True):
-            moved = dict(zip(columns, place, strict=True))
+        writer.writerow(names[1])
+        for (_, row), place in zip(rows, (points * signs).tolist(), strict=True):
+            moved = dict(zip(columns.values(), place, strict=True))
             writer.writerow([f"{moved[at]:.6f}" if at in moved else cell for at, cell in enumerate(row)])
         return f"{comment}\n{lines.getvalue()}"
 
     return PointList(_tensor(places) * signs, other)
+
+
+def _columns(names: list[str], path: Path) -> dict[str, int]:
+    """Where x, y and z stand."""
+    found = [name.strip() for name in names]
+    if any(found.count(axis) != 1 for axis in AXES):
+        raise InputError(
+            f"{path}: has columns {', '.join(names)!r}; expected x, y, z, once each, with commas between them"
+        )
+    return {axis: found.index(axis) for axis in AXES}
+
+
+def _place(row: list[str], columns: dict[str, int], where: str) -> list[float]:
+    """The numbers of a line."""
+    place = []
+    for axis, column in columns.items():
+        cell = row[column] if column < len(row) else ""
+        if not cell.strip():
+            raise InputError(f"{where}, column {axis}: is empty")
+        try:
+            place.append(float(cell))
+        except ValueError:
+            raise InputError(f"{where}, column {axis}: {cell!r} is no number") from None
+        if not math.isfinite(place[-1]):
+            raise InputError(f"{where}, column {axis}: {cell!r} is not finite")
+    return place
 
 
 def _signs(system: str) -> list[float]:

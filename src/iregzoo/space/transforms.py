@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.inversion import PIECE, invert_at
+from iregzoo.inversion import PIECE, doubtful, invert_at
 from iregzoo.silence import silence
 from iregzoo.space.grid import Grid, Matrix, inverse
-from iregzoo.space.points import STEP, TOLERANCE_MM, map_points, move_points_back, reached
+from iregzoo.space.points import STEP, TOLERANCE_MM, map_points, move_points, move_points_back, reached
 from iregzoo.space.scan import itk_reason, read_volume
 from iregzoo.space.start import matrix_of
 
@@ -59,11 +59,14 @@ class Moved:
         outside: (N,), which of them a displacement field did not reach: there it displaces nothing, as ITK has it.
         error: (N,) mm, how far from where it came a point ends up that goes back by the chain itself; 0 of one that
             went along it.
+        doubtful: (N,), which of them a part of the chain folds or nearly folds, see ``inversion.doubtful``: they may be
+            off by far more than the error; none of those that went along the chain.
     """
 
     points: Tensor
     outside: Tensor
     error: Tensor
+    doubtful: Tensor
 
 
 def read_chain(paths: Sequence[str | Path]) -> Chain:
@@ -88,7 +91,9 @@ def _read(path: Path) -> list[sitk.Transform]:
             with silence():
                 transform = sitk.ReadTransform(str(path))
         except RuntimeError as error:
-            raise InputError(f"{path}: is no transform that ITK reads ({itk_reason(error)}); write it again") from None
+            unknown = "Could not create" in str(error)  # of which ITK says much, and that the suffix were wrong
+            reason = "" if unknown else f" ({itk_reason(error)})"
+            raise InputError(f"{path}: is no transform that ITK reads{reason}; write it again") from None
     if transform.GetDimension() != 3:
         raise InputError(f"{path}: is a transform of {transform.GetDimension()}-D images; give one of 3-D images")
     parts = list(flatten(transform))
@@ -124,7 +129,7 @@ def move(chain: Chain, points: Tensor) -> Moved:
         if isinstance(part, sitk.DisplacementFieldTransform):
             outside |= ~reached(Grid.of(part.GetDisplacementField()), points)
         points = itk_move(part, points)
-    return Moved(points, outside, error)
+    return Moved(points, outside, error, torch.zeros_like(outside))
 
 
 def move_back(chain: Chain, points: Tensor) -> Moved:
@@ -138,20 +143,22 @@ def move_back(chain: Chain, points: Tensor) -> Moved:
         InputError: where a matrix is singular.
     """
     matrices = [inverse_matrix(part) if part.IsLinear() else None for part in chain.parts]
-    outside = torch.zeros(len(points), dtype=torch.bool)
+    outside, folded = torch.zeros(2, len(points), dtype=torch.bool)
     places = points
     for part, matrix in zip(reversed(chain.parts), reversed(matrices), strict=True):
         if matrix is not None:
             places = map_points(matrix, places)
         elif isinstance(part, sitk.DisplacementFieldTransform):
-            places, beyond = _back_through_field(part, places)
+            places, beyond, squeezed = _back_through_field(part, places)
             outside |= beyond
+            folded |= squeezed
         else:
             # A B-spline, say: its control points lie far apart, and what it does beyond them is for ITK to know.
             through = partial(itk_move, part)
             places = invert_at(through, places, start=places, step=STEP, tolerance=TOLERANCE_MM)
+            folded |= doubtful(through, places, STEP)
     error = (move(chain, places).points - points).norm(dim=1)
-    return Moved(places, outside, error)
+    return Moved(places, outside, error, folded)
 
 
 def inverse_matrix(transform: sitk.Transform) -> Matrix:
@@ -167,14 +174,15 @@ def inverse_matrix(transform: sitk.Transform) -> Matrix:
     return inverse(matrix)
 
 
-def _back_through_field(field: sitk.DisplacementFieldTransform, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a field takes points (N, 3) from, and which of these places are beyond its grid."""
+def _back_through_field(field: sitk.DisplacementFieldTransform, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a field takes points (N, 3) from, which of these places are beyond its grid, and which are doubtful."""
     image = field.GetDisplacementField()
     grid = Grid.of(image)
     vectors = torch.from_numpy(sitk.GetArrayFromImage(image).transpose(3, 2, 1, 0).copy())[None]
     places = move_points_back(points, vectors, grid)
     beyond = ~reached(grid, places)
-    return torch.where((beyond & ~reached(grid, points))[:, None], points, places), beyond
+    squeezed = doubtful(lambda at: move_points(at, vectors, grid), places, STEP * float(grid.spacing.min()))
+    return torch.where((beyond & ~reached(grid, points))[:, None], points, places), beyond, squeezed & ~beyond
 
 
 def itk_move(transform: sitk.Transform, points: Tensor) -> Tensor:
