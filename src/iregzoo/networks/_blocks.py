@@ -127,9 +127,10 @@ def register_pyramid(
     pyramid: list[Tensor] = []
     iterations: list[Tensor] = []
     scores: list[Tensor] = []
-    for estimator, level_features in zip(reversed(estimators), reversed(features), strict=True):
-        propose = partial(_refined, estimator, _joiner(*level_features))
-        displacement = resize(displacement, level_features[1].shape[2:])  # the coarsest level has its grid already
+    for estimator in reversed(estimators):
+        join, shape = _joiner(*features[-1]), features.pop()[1].shape[2:]  # a level's fixed features live on in one
+        propose = partial(_refined, estimator, join)
+        displacement = resize(displacement, shape)  # the coarsest level has its grid already
         # Resized to the next grid, the displacement scores what it scored; only its interpolation differs a little.
         level = refine(displacement, propose, similarity, controller, coarsest=not pyramid, reached=reached)
         displacement, reached = level.displacement, level.reached
@@ -174,12 +175,12 @@ def _joiner(moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
     """Makes of a displacement what an estimator sees: the warped moving and the fixed features, (B, 2C, *shape)."""
     if torch.is_grad_enabled():
         return lambda displacement: torch.cat((warp(moving, displacement), fixed), dim=1)
-    # Every pass writes into the same memory, and once: what sampling reads and gives is float32.
+    # Every pass writes into the same memory.
+    channels = moving.shape[1]
     joined = torch.cat((fixed, fixed), dim=1)
-    moving = moving.to(torch.promote_types(moving.dtype, torch.float32))
 
     def join(displacement: Tensor) -> Tensor:
-        joined[:, : moving.shape[1]] = warp(moving, displacement)
+        joined[:, :channels] = warp(moving, displacement)
         return joined
 
     return join
