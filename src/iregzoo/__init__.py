@@ -8,6 +8,6 @@ __version__ = "0.1.0"
 # before its first large tensor) a CPU loses far less of its time over that, at the same peak of memory.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-# Threads meet after each of a network's many short steps. Where other programs keep a processor busy, GNU's OpenMP would
-# let those that arrive first spin there for milliseconds, many times as long as the step takes; so they soon sleep.
+# Threads meet after each of a network's many short steps. Where other programs keep a processor busy, GNU's OpenMP has
+# those that arrive first spin there for milliseconds, many times as long as a step takes; so they soon sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
