@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-SAYS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "1000"}
+SAYS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "20000"}
 
 
 @pytest.mark.parametrize(("name", "value"), SAYS.items())

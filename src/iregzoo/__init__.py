@@ -9,5 +9,5 @@ __version__ = "0.1.0"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 # Threads meet after each of a network's many short steps. Where other programs keep a processor busy, GNU's OpenMP has
-# those that arrive first spin there for milliseconds, many times as long as a step takes; so they soon sleep.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# those that arrive first spin there for milliseconds, many times as long as a step takes; so they sleep within one.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
