@@ -128,9 +128,8 @@ def register_pyramid(
     iterations: list[Tensor] = []
     scores: list[Tensor] = []
     for estimator in reversed(estimators):
-        join, shape = _joiner(*features[-1]), features.pop()[1].shape[2:]  # a level's fixed features live on in one
-        propose = partial(_refined, estimator, join)
-        displacement = resize(displacement, shape)  # the coarsest level has its grid already
+        displacement = resize(displacement, features[-1][1].shape[2:])  # the coarsest level has its grid already
+        propose = partial(_refined, estimator, _joiner(*features.pop()))  # the joined features are the only ones left
         # Resized to the next grid, the displacement scores what it scored; only its interpolation differs a little.
         level = refine(displacement, propose, similarity, controller, coarsest=not pyramid, reached=reached)
         displacement, reached = level.displacement, level.reached
@@ -155,11 +154,11 @@ def scorer(controller: Controller, moving: Tensor, fixed: Tensor) -> Callable[[T
 
     def score(displacement: Tensor) -> Tensor:
         level = displacement.shape[2:]
-        along = [(few - 1, few / size, size - 1) for few, size in zip(level, shape, strict=True)]
-        last, ratio, end = (
-            displacement.new_tensor(numbers).view(1, -1, 1, 1, 1) for numbers in zip(*along, strict=True)
-        )
-        return controller.score(sample(moving, places + sample(displacement, places * last / end) / ratio), some)
+        # As ``resize`` has it: corner on corner, and values that grow as the grid does.
+        nearer = places.new_tensor([(few - 1) / (size - 1) for few, size in zip(level, shape, strict=True)])
+        growth = places.new_tensor([size / few for few, size in zip(level, shape, strict=True)])
+        there = growth.view(-1, 1, 1, 1) * sample(displacement, nearer.view(-1, 1, 1, 1) * places)
+        return controller.score(sample(moving, places + there), some)
 
     return score
 
