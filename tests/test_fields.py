@@ -11,6 +11,7 @@ from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
+from iregzoo import fields
 from iregzoo.fields import (
     check_displacement,
     compose,
@@ -183,20 +184,44 @@ def threads() -> Iterator[Callable[[int], None]]:
 @PADDING
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
 @pytest.mark.parametrize(("batch", "channels"), [(1, 1), (1, 3), (2, 3)])
-def test_threads_that_share_a_volume_change_nothing(
-    threads: Callable[[int], None], padding: str, mode: str, batch: int, channels: int
+@pytest.mark.parametrize("slab", [2**17, 5 * 40 * 41, 1])
+def test_slabs_that_threads_share_change_nothing(
+    threads: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    padding: str,
+    mode: str,
+    batch: int,
+    channels: int,
+    slab: int,
 ) -> None:
     random = torch.manual_seed(8)
     image = torch.rand(batch, channels, 23, 40, 41, generator=random)
     u = (torch.rand(batch, 3, 23, 40, 41, generator=random) - 0.5) * 9
-    threads(1)
-    alone, elsewhere = warp(image, u, mode=mode, padding=padding), sample(image, 9 + 4 * u, mode=mode, padding=padding)
-    for count in (2, 3, 5, 30):
+    with monkeypatch.context() as whole:
+        whole.setattr(fields, "_SHARED", u.numel())
+        alone, elsewhere = (
+            warp(image, u, mode=mode, padding=padding),
+            sample(image, 9 + 4 * u, mode=mode, padding=padding),
+        )
+    monkeypatch.setattr(fields, "_SLAB", slab)
+    for count in (1, 2, 3, 5, 30):
         threads(count)
         shared = warp(image, u, mode=mode, padding=padding)
         assert torch.equal(shared, alone)
         assert shared.is_contiguous()
         assert torch.equal(sample(image, 9 + 4 * u, mode=mode, padding=padding), elsewhere)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 2), (40, 2), (40, 8)], ids=["at once", "in slabs", "in rows"])
+def test_warp_into_memory_at_hand(threads: Callable[[int], None], size: int, channels: int) -> None:
+    threads(1)
+    random = torch.manual_seed(10)
+    image = torch.rand(1, channels, size, size, size, generator=random)
+    u = torch.rand(1, 3, size, size, size, generator=random)
+    beside = torch.zeros(1, channels + 2, size, size, size)
+    assert warp(image, u, out=beside[:, 1:-1]).data_ptr() == beside[:, 1:-1].data_ptr()
+    assert torch.equal(beside[:, 1:-1], warp(image, u))
+    assert not beside[:, [0, -1]].any()
 
 
 def test_threads_that_share_a_volume_change_no_gradient(threads: Callable[[int], None]) -> None:

@@ -9,7 +9,7 @@ half-precision coordinate of 150 voxels is only good to a tenth of a voxel.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from iregzoo.gather import gather, takes
 
-# Places from which a volume is worth sharing among threads.
+# Places from which a volume is worth sharing among threads, and of a slab for each thread.
 _SHARED = 2**15
+_SLAB = 2**17
 
 
 def check_displacement(displacement: Tensor, name: str = "displacement") -> int:
@@ -46,11 +47,12 @@ def identity(shape: Sequence[int], *, device: torch.device | str = "cpu", dtype:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
-def _normalised(places: Tensor, sizes: Sequence[int], relative: bool) -> Tensor:
+def _normalised(places: Tensor, sizes: Sequence[int], relative: bool, first: int = 0) -> Tensor:
     """Places (B, N, *shape) in voxels of an image as grid_sample counts: −1 to 1 along each axis, the last axis first.
 
-    Relative places are displacements from the voxels of their own grid. The components stay the planes they are, for
-    writing them side by side, as grid_sample expects them, would take longer than all the rest.
+    Relative places are displacements from the voxels of their own grid, which begins at ``first`` of its first axis.
+    The components stay the planes they are, for writing them side by side, as grid_sample expects them, would take
+    longer than all the rest.
     """
     axes = len(sizes)
     tracked = torch.is_grad_enabled() and places.requires_grad
@@ -61,51 +63,83 @@ def _normalised(places: Tensor, sizes: Sequence[int], relative: bool) -> Tensor:
         start = places.new_full((), -1.0)
         if relative:
             positions = torch.arange(places.shape[2 + axis], device=places.device, dtype=places.dtype)
+            if axis == 0:
+                positions += first
             start = (positions * scale - 1.0).view(-1, *[1] * (axes - 1 - axis))
         out = None if grid is None else grid[:, plane]
         planes.append(torch.add(start, places[:, axis], alpha=scale, out=out))
     return torch.stack(planes, dim=1) if grid is None else grid
 
 
-def _sample_places(image: Tensor, places: Tensor, relative: bool, mode: str, padding: str) -> Tensor:
+def _sample_places(
+    image: Tensor, places: Tensor, relative: bool, mode: str, padding: str, out: Tensor | None = None
+) -> Tensor:
     if mode not in ("linear", "nearest") or padding not in ("zeros", "border"):
         raise ValueError(f"mode={mode!r}, padding={padding!r}; expected linear or nearest, zeros or border")
     if mode == "linear" and takes(image, places):
-        return gather(image, places, relative=relative, padding=padding)
+        sampled = gather(image, places, relative=relative, padding=padding)
+        return sampled if out is None else out.copy_(sampled)
     # An image is read in its own precision; integers in that of the grid, which holds a large label.
     dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype
-    grid = _normalised(places, image.shape[2:], relative).to(dtype)
-    sampled = _grid_sample(image.to(dtype), grid, "bilinear" if mode == "linear" else mode, padding)
-    if not image.is_floating_point():
-        sampled = sampled.round()  # the cast alone would make 2 of 2.9999
-    return sampled.to(image.dtype)
+
+    def read(volumes: Tensor, grid: Tensor) -> Tensor:
+        how = "bilinear" if mode == "linear" else mode
+        sampled = F.grid_sample(volumes, grid.to(dtype), mode=how, padding_mode=padding, align_corners=True)
+        return sampled if image.is_floating_point() else sampled.round()  # the cast alone would make 2 of 2.9999
+
+    if _in_slabs(image, places):
+        return _sample_slabs(image, places, relative, dtype, read, out)
+    grid = _normalised(places, image.shape[2:], relative)
+    sampled = read(image.to(dtype), grid.movedim(1, -1)).to(image.dtype)
+    return sampled if out is None else out.copy_(sampled)
 
 
-def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """``grid_sample`` at a grid (B, N, *shape), by all threads.
+def _in_slabs(image: Tensor, places: Tensor) -> bool:
+    """Whether a volume is read slab by slab.
 
     On a CPU, PyTorch gives each volume of a batch one thread. So a volume's slabs become a batch, all reading the one
-    image; its gradient would be a sum of copies, so it keeps the plain way.
+    image; its gradient would be a sum of copies, so where that is wanted it keeps the plain way.
     """
-    threads = torch.get_num_threads() if grid.device.type == "cpu" and grid.dim() == 5 else 1
-    few = len(grid) < threads and math.prod(grid.shape[2:]) >= _SHARED
-    if few and not (torch.is_grad_enabled() and image.requires_grad) and len(image) == len(grid):
-        volumes = [_grid_sample_slabs(one, at, mode, padding, threads) for one, at in zip(image, grid, strict=True)]
-        return torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
-    return F.grid_sample(image, grid.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True)
+    return (
+        places.device.type == "cpu"
+        and places.dim() == 5
+        and len(image) == len(places) <= torch.get_num_threads()
+        and math.prod(places.shape[2:]) >= _SHARED
+        and not (torch.is_grad_enabled() and image.requires_grad)
+    )
 
 
-def _grid_sample_slabs(image: Tensor, grid: Tensor, mode: str, padding: str, threads: int) -> Tensor:
-    """Read a volume (C, *image_shape) at a grid (3, D, H, W) in up to ``threads`` slabs of D: (C, D, H, W)."""
-    depth = grid.shape[1]
-    thickness = -(-depth // threads)
-    count = -(-depth // thickness)
-    if count * thickness > depth:
-        grid = F.pad(grid, (0, 0, 0, 0, 0, count * thickness - depth))
-    slabs = grid.view(3, count, thickness, *grid.shape[2:]).permute(1, 2, 3, 4, 0)
-    images = image.expand(count, *image.shape)
-    read = F.grid_sample(images, slabs, mode=mode, padding_mode=padding, align_corners=True)
-    return read.movedim(0, 1).flatten(1, 2)[:, :depth].contiguous()
+def _sample_slabs(
+    image: Tensor,
+    places: Tensor,
+    relative: bool,
+    dtype: torch.dtype,
+    read: Callable[[Tensor, Tensor], Tensor],
+    out: Tensor | None,
+) -> Tensor:
+    """Read (B, C, *image_shape) at places (B, 3, D, H, W) by ``read``, a few slabs of D at once, one for each thread.
+
+    What is made on the way is as large as those slabs are: nothing of the size of a volume is taken and given back.
+    """
+    if out is None:
+        out = image.new_empty(*image.shape[:2], *places.shape[2:])
+    depth = places.shape[2]
+    threads = min(torch.get_num_threads(), depth)
+    thickness = depth // threads
+    if not (torch.is_grad_enabled() and places.requires_grad):  # a gradient would pass over the volume for each step
+        thickness = max(1, min(thickness, _SLAB // math.prod(places.shape[3:])))
+    for index, volume in enumerate(image.to(dtype)):
+        first = 0
+        while first < depth:
+            thick = min(thickness, max(1, (depth - first) // threads))
+            count = min(threads, (depth - first) // thick)
+            after = first + count * thick
+            grid = _normalised(places[index : index + 1, :, first:after], image.shape[2:], relative, first)[0]
+            slabs = grid.view(3, count, thick, *grid.shape[2:]).permute(1, 2, 3, 4, 0)
+            sampled = read(volume.expand(count, *volume.shape), slabs)
+            out[index, :, first:after].view(-1, count, thick, *grid.shape[2:]).copy_(sampled.movedim(0, 1))
+            first = after
+    return out
 
 
 def sample(image: Tensor, coordinates: Tensor, *, mode: str = "linear", padding: str = "zeros") -> Tensor:
@@ -124,7 +158,9 @@ def sample(image: Tensor, coordinates: Tensor, *, mode: str = "linear", padding:
     return _sample_places(image, _at_least_float32(coordinates), False, mode, padding)
 
 
-def warp(image: Tensor, displacement: Tensor, *, mode: str = "linear", padding: str = "zeros") -> Tensor:
+def warp(
+    image: Tensor, displacement: Tensor, *, mode: str = "linear", padding: str = "zeros", out: Tensor | None = None
+) -> Tensor:
     """Warp an image: ``warped(x) = image(x + u(x))``.
 
     Args:
@@ -132,6 +168,7 @@ def warp(image: Tensor, displacement: Tensor, *, mode: str = "linear", padding: 
         displacement: (B, N, *shape) in voxels, on the same grid.
         mode: ``linear`` or ``nearest`` (label maps).
         padding: ``zeros`` or ``border`` outside the image.
+        out: (B, C, *shape), written to and returned where it is given.
 
     Returns:
         (B, C, *shape) in the image's dtype.
@@ -145,7 +182,7 @@ def warp(image: Tensor, displacement: Tensor, *, mode: str = "linear", padding: 
             f"image grid {tuple(image.shape[2:])} differs from displacement grid {tuple(displacement.shape[2:])}; "
             "resize the displacement first"
         )
-    return _sample_places(image, _at_least_float32(displacement), True, mode, padding)
+    return _sample_places(image, _at_least_float32(displacement), True, mode, padding, out)
 
 
 def compose(outer: Tensor, inner: Tensor, *, padding: str = "border") -> Tensor:
@@ -157,7 +194,8 @@ def compose(outer: Tensor, inner: Tensor, *, padding: str = "border") -> Tensor:
         outer, inner: (B, N, *shape) in voxels of one grid.
         padding: how ``outer`` continues outside its grid, ``border`` or ``zeros``.
     """
-    return inner + warp(outer, inner, padding=padding)
+    moved = warp(outer, inner, padding=padding)
+    return moved.add_(inner) if moved.dtype == inner.dtype else moved + inner
 
 
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:

@@ -179,7 +179,7 @@ def _joiner(moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
     joined = torch.cat((fixed, fixed), dim=1)
 
     def join(displacement: Tensor) -> Tensor:
-        joined[:, :channels] = warp(moving, displacement)
+        warp(moving, displacement, out=joined[:, :channels])
         return joined
 
     return join
