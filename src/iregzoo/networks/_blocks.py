@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from iregzoo.fields import compose, identity, resize, sample, warp
 from iregzoo.iteration import Controller, FixedIterations, refine
+from iregzoo.networks._fused import Chain, conv_leaky
 from iregzoo.registration import Registration
 
 # The fewest voxels that a score looks at. Of so many, a gain is good to a fifth of the controllers' thresholds.
 SCORED = 2**19
 
 
-def conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
+def conv_block(channels_in: int, channels_out: int) -> Chain:
     """Conv3d 3×3×3 and LeakyReLU(0.1)."""
-    return nn.Sequential(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
+    return Chain(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
 
 
 class DisplacementConv(nn.Conv3d):
@@ -74,13 +75,9 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels, channels, 3, padding=1)
-        self.activation = nn.LeakyReLU(0.1, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.activation(
-            self.conv(x).add_(x)
-        )  # in place: the convolution's backward needs its input alone
-        return out
+        return conv_leaky(self.conv, 0.1, x, plus=x)
 
 
 class Encoder(nn.Module):
@@ -176,7 +173,14 @@ def _joiner(moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda displacement: torch.cat((warp(moving, displacement), fixed), dim=1)
     # Every pass writes into the same memory.
     channels = moving.shape[1]
-    joined = torch.cat((fixed, fixed), dim=1)
+    last = fixed.is_contiguous(memory_format=torch.channels_last_3d)
+    joined = torch.empty(
+        (len(fixed), 2 * channels, *fixed.shape[2:]),
+        dtype=fixed.dtype,
+        device=fixed.device,
+        memory_format=torch.channels_last_3d if last else torch.contiguous_format,
+    )
+    joined[:, channels:] = fixed
 
     def join(displacement: Tensor) -> Tensor:
         warp(moving, displacement, out=joined[:, :channels])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from iregzoo.attention import neighbourhood_attention
 from iregzoo.iteration import TCI, Controller, FixedIterations
 from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, flow_conv, register_pyramid, voxel_mean
+from iregzoo.networks._fused import Chain
 from iregzoo.registration import Registration
 
 
@@ -41,10 +42,12 @@ class NeighbourhoodAttention(nn.Module):
         return x + neighbourhood_attention(query, key, value, window=window)
 
 
-def encoder_block(channels_in: int, channels_out: int, attention: bool) -> nn.Sequential:
+def encoder_block(channels_in: int, channels_out: int, attention: bool) -> Chain:
     """Convolution and LeakyReLU, and neighbourhood attention in all but the first block."""
     block = conv_block(channels_in, channels_out)
-    return block.append(NeighbourhoodAttention(channels_out)) if attention else block
+    if attention:
+        block.append(NeighbourhoodAttention(channels_out))
+    return block
 
 
 class SqueezeExcitation(nn.Module):

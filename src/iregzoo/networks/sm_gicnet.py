@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from iregzoo.fields import compose, integrate, resize, warp
 from iregzoo.iteration import Controller
 from iregzoo.networks._blocks import DisplacementConv, check_one_pass, check_pair
+from iregzoo.networks._fused import Chain, conv_leaky
 from iregzoo.registration import Registration
 
 LEVELS = 4
 
 
-def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> Chain:
     """Conv3d 3×3×3 without bias, and LeakyReLU(0.2)."""
-    return nn.Sequential(
+    return Chain(
         nn.Conv3d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False), nn.LeakyReLU(0.2, inplace=True)
     )
 
@@ -45,7 +46,7 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu_(self.second(self.first(x)) + x, 0.2)
+        return conv_leaky(self.second, 0.2, self.first(x), plus=x)
 
 
 class AttentionGate(nn.Module):
