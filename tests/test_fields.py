@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.data import MetaTensor
 from monai.networks.blocks import DVF2DDF, Warp
 from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
@@ -222,6 +223,17 @@ def test_warp_into_memory_at_hand(threads: Callable[[int], None], size: int, cha
     assert warp(image, u, out=beside[:, 1:-1]).data_ptr() == beside[:, 1:-1].data_ptr()
     assert torch.equal(beside[:, 1:-1], warp(image, u))
     assert not beside[:, [0, -1]].any()
+    with pytest.raises(ValueError, match=rf"out has shape .*; expected \(1, {channels}, {size}, {size}, {size}\)"):
+        warp(image, u, out=beside)
+
+
+@pytest.mark.parametrize("size", [20, 40])
+def test_scans_of_monai_stay_what_they_are(size: int) -> None:
+    image, u = MetaTensor(torch.rand(1, 1, size, size, size)), torch.rand(1, 3, size, size, size)
+    for given in ((image, u), (image.as_tensor(), MetaTensor(u))):
+        warped = warp(*given)
+        assert isinstance(warped, MetaTensor)
+        close(warped.as_tensor(), warp(image.as_tensor(), u), 1e-6)
 
 
 def test_threads_that_share_a_volume_change_no_gradient(threads: Callable[[int], None]) -> None:

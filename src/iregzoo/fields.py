@@ -101,7 +101,8 @@ def _in_slabs(image: Tensor, places: Tensor) -> bool:
     image; its gradient would be a sum of copies, so where that is wanted it keeps the plain way.
     """
     return (
-        places.device.type == "cpu"
+        type(image) is type(places) is Tensor
+        and places.device.type == "cpu"
         and places.dim() == 5
         and len(image) == len(places) <= torch.get_num_threads()
         and math.prod(places.shape[2:]) >= _SHARED
@@ -130,7 +131,7 @@ def _sample_slabs(
         thickness = max(1, min(thickness, _SLAB // math.prod(places.shape[3:])))
     for index, volume in enumerate(image.to(dtype)):
         first = 0
-        while first < depth:
+        while first < depth:  # slabs of one thickness while the depth lasts for all threads, then thinner ones
             thick = min(thickness, max(1, (depth - first) // threads))
             count = min(threads, (depth - first) // thick)
             after = first + count * thick
@@ -168,13 +169,13 @@ def warp(
         displacement: (B, N, *shape) in voxels, on the same grid.
         mode: ``linear`` or ``nearest`` (label maps).
         padding: ``zeros`` or ``border`` outside the image.
-        out: (B, C, *shape), written to and returned where it is given.
+        out: (B, C, *shape), written to and returned where it is given; not in the image's memory.
 
     Returns:
         (B, C, *shape) in the image's dtype.
 
     Raises:
-        ValueError: where the grids differ.
+        ValueError: where the grids differ, or ``out`` has another shape.
     """
     check_displacement(displacement)
     if image.shape[2:] != displacement.shape[2:]:
@@ -182,6 +183,9 @@ def warp(
             f"image grid {tuple(image.shape[2:])} differs from displacement grid {tuple(displacement.shape[2:])}; "
             "resize the displacement first"
         )
+    expected = (len(displacement), *image.shape[1:])
+    if out is not None and out.shape != expected:
+        raise ValueError(f"out has shape {tuple(out.shape)}; expected {expected}")
     return _sample_places(image, _at_least_float32(displacement), True, mode, padding, out)
 
 

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from iregzoo.fields import compose, identity, resize, sample, warp
 from iregzoo.iteration import Controller, FixedIterations, refine
-from iregzoo.networks._fused import Chain, conv_leaky
+from iregzoo.networks._fused import ConvChain, conv_leaky
 from iregzoo.registration import Registration
 
 # The fewest voxels that a score looks at. Of so many, a gain is good to a fifth of the controllers' thresholds.
 SCORED = 2**19
 
 
-def conv_block(channels_in: int, channels_out: int) -> Chain:
+def conv_block(channels_in: int, channels_out: int) -> ConvChain:
     """Conv3d 3×3×3 and LeakyReLU(0.1)."""
-    return Chain(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
+    return ConvChain(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
 
 
 class DisplacementConv(nn.Conv3d):
@@ -171,14 +171,14 @@ def _joiner(moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
     """Makes of a displacement what an estimator sees: the warped moving and the fixed features, (B, 2C, *shape)."""
     if torch.is_grad_enabled():
         return lambda displacement: torch.cat((warp(moving, displacement), fixed), dim=1)
-    # Every pass writes into the same memory.
+    # Every pass writes into the same memory; an estimator keeps nothing of it.
     channels = moving.shape[1]
-    last = fixed.is_contiguous(memory_format=torch.channels_last_3d)
+    channels_last = fixed.is_contiguous(memory_format=torch.channels_last_3d)
     joined = torch.empty(
         (len(fixed), 2 * channels, *fixed.shape[2:]),
         dtype=fixed.dtype,
         device=fixed.device,
-        memory_format=torch.channels_last_3d if last else torch.contiguous_format,
+        memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format,
     )
     joined[:, channels:] = fixed
 

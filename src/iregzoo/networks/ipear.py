@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from iregzoo.attention import neighbourhood_attention
 from iregzoo.iteration import TCI, Controller, FixedIterations
 from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, flow_conv, register_pyramid, voxel_mean
-from iregzoo.networks._fused import Chain
+from iregzoo.networks._fused import ConvChain
 from iregzoo.registration import Registration
 
 
@@ -42,7 +42,7 @@ class NeighbourhoodAttention(nn.Module):
         return x + neighbourhood_attention(query, key, value, window=window)
 
 
-def encoder_block(channels_in: int, channels_out: int, attention: bool) -> Chain:
+def encoder_block(channels_in: int, channels_out: int, attention: bool) -> ConvChain:
     """Convolution and LeakyReLU, and neighbourhood attention in all but the first block."""
     block = conv_block(channels_in, channels_out)
     if attention:

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from iregzoo.fields import compose, integrate, resize, warp
 from iregzoo.iteration import Controller
 from iregzoo.networks._blocks import DisplacementConv, check_one_pass, check_pair
-from iregzoo.networks._fused import Chain, conv_leaky
+from iregzoo.networks._fused import ConvChain, conv_leaky
 from iregzoo.registration import Registration
 
 LEVELS = 4
 
 
-def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> Chain:
+def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> ConvChain:
     """Conv3d 3×3×3 without bias, and LeakyReLU(0.2)."""
-    return Chain(
+    return ConvChain(
         nn.Conv3d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False), nn.LeakyReLU(0.2, inplace=True)
     )
 
