@@ -93,7 +93,8 @@ def brain(data: Path, scratch: Path, compared: list[str]) -> None:
         options = ("--pairs", rendered / f"{look}.csv", "--bundle", having(weights), "--weights", weights)
         found = evaluate(scratch / part, *options, peers=weights == "brain" and look in compared)
         write(part, table(found))
-        picture(found, part)
+        if (weights, look) != ("brain", "contrast"):  # for which they are not
+            picture(found, part)
 
 
 def having(weights: str) -> str:
