@@ -118,6 +118,16 @@ def test_slabs_leave_no_seam() -> None:
     torch.testing.assert_close(found, plain_offsets(query, key, bias, 1.0), rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("numbers", [1, 600, 2**19])
+@pytest.mark.parametrize("window", [(3, 3, 3), (5, 3, 1), SHAPE])
+def test_planes_leave_no_seam(monkeypatch: pytest.MonkeyPatch, window: tuple[int, ...], numbers: int) -> None:
+    monkeypatch.setattr(attention, "_PLANES_CPU", numbers)
+    query, key, value = (x.contiguous(memory_format=torch.channels_last_3d) for x in operands(batch=2))
+    found = neighbourhood_attention(query, key, value, heads=2, window=window)
+    torch.testing.assert_close(found, plain_shifted(query, key, value, window, 2), rtol=0, atol=1e-12)
+
+
 def test_value_may_have_channels_of_its_own() -> None:
     query, key, _ = operands()
     value = random(1, 4, *SHAPE, seed=3)
@@ -247,7 +257,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("form", ["shifted", "offset"])
 def test_memory_is_far_below_an_unfold(form: str) -> None:
-    query, key, value = (random(1, 16, 40, 24, 24, seed=i, dtype=torch.float32).requires_grad_() for i in range(3))
+    query, key, value = (random(1, 16, 120, 24, 24, seed=i, dtype=torch.float32).requires_grad_() for i in range(3))
     bias = torch.zeros(1, 3, 3, 3)
 
     def attend() -> Tensor:

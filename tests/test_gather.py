@@ -45,6 +45,18 @@ def exact(image: Tensor, u: Tensor, padding: str) -> Tensor:
     return plain(image.double(), identity(u.shape[2:], dtype=torch.float64) + u.double(), padding)
 
 
+@LAYOUT
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_given_to_write_to_is_written_to(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    image, u = features(8, batch=2), rough_field(batch=2)
+    assert takes(image, u)
+    beside = torch.full((2, 12, *SHAPE), 7.0, dtype=dtype).contiguous(memory_format=layout)
+    assert warp(image, u, out=beside[:, 2:10]).data_ptr() == beside[:, 2:10].data_ptr()
+    assert torch.equal(beside[:, 2:10], warp(image, u).to(dtype))
+    assert (beside[:, :2] == 7).all()
+    assert (beside[:, 10:] == 7).all()
+
+
 @PADDING
 @LAYOUT
 @pytest.mark.parametrize(("channels", "batch"), [(8, 1), (9, 2), (17, 1), (33, 1)])

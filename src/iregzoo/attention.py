@@ -26,6 +26,8 @@ from torch.autograd.function import once_differentiable
 
 # Elements of a slab's largest temporary: what stays in a CPU's cache, and what keeps a GPU busy.
 _SLAB_CPU, _SLAB_GPU = 2**18, 2**24
+# And of the planes that are brought to float32 together.
+_PLANES_CPU, _PLANES_GPU = 2**19, 2**27
 
 
 def neighbourhood_attention(
@@ -62,6 +64,8 @@ def neighbourhood_attention(
     scale = q.shape[2] ** -0.5 if scale is None else scale
     if _natten_takes(q, v, sizes):
         out = _natten_attention(q, k, v, sizes, scale)
+    elif not torch.is_grad_enabled():
+        out = _attend_by_planes(q, k, v, sizes, scale)
     else:
         out = _attend(q, _pad_inside(k, sizes), _pad_inside(v, sizes), None, sizes, scale)
     return out.flatten(1, 2).to(value.dtype)
@@ -126,20 +130,39 @@ def _check_window(window: int | Sequence[int], shape: Sequence[int]) -> tuple[in
     return sizes
 
 
-def _pad_inside(volume: Tensor, window: Sequence[int]) -> Tensor:
+def _pad_inside(volume: Tensor, window: Sequence[int], axes: Sequence[int] = (3, 4, 5)) -> Tensor:
     """Pad (B, heads, d, *shape) such that windows centred on every voxel hold what the shifted windows hold.
 
     Beyond a border the volume is continued with the period of the window: the voxel before the first is the
     window's last. A window that reaches out by m then finds there the m voxels that the shifted window would gain at
     its other end. They stand in another order, which attention without a position bias does not see.
     """
-    for axis, size in enumerate(window, start=3):
-        length = volume.shape[axis]
+    for axis in axes:
+        size, length = window[axis - 3], volume.shape[axis]
         before, after = size // 2, (size - 1) // 2
         first = volume.narrow(axis, size - before, before)
         last = volume.narrow(axis, length - size, after)
         volume = torch.cat((first, volume, last), dim=axis)
     return volume
+
+
+def _attend_by_planes(query: Tensor, key: Tensor, value: Tensor, window: tuple[int, ...], scale: float) -> Tensor:
+    """As ``_attend`` of padded keys and values, in the value's dtype and order of memory, without gradients.
+
+    A few planes at a time are padded, and brought to float32; no copy of a volume is made but the result.
+    """
+    depth = query.shape[3]
+    planes = max(1, (_PLANES_GPU if query.is_cuda else _PLANES_CPU) // max(1, query[:, :, :, 0].numel()))
+    # The padding along the first axis is of its planes' numbers.
+    numbers = torch.arange(depth, device=query.device).view(1, 1, 1, -1, 1, 1)
+    source = _pad_inside(numbers, window, axes=(3,)).flatten()
+    out = torch.empty_like(value)
+    for start in range(0, depth, planes):
+        part = query.narrow(3, start, min(planes, depth - start))
+        near = source[start : start + part.shape[3] + window[0] - 1]
+        keys, values = (_pad_inside(volume.index_select(3, near), window, axes=(4, 5)) for volume in (key, value))
+        out.narrow(3, start, part.shape[3]).copy_(_attend(part, keys, values, None, window, scale))
+    return out
 
 
 # --- the operator

@@ -77,8 +77,7 @@ def _sample_places(
     if mode not in ("linear", "nearest") or padding not in ("zeros", "border"):
         raise ValueError(f"mode={mode!r}, padding={padding!r}; expected linear or nearest, zeros or border")
     if mode == "linear" and takes(image, places):
-        sampled = gather(image, places, relative=relative, padding=padding)
-        return sampled if out is None else out.copy_(sampled)
+        return gather(image, places, relative=relative, padding=padding, out=out)
     # An image is read in its own precision; integers in that of the grid, which holds a large label.
     dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype
 

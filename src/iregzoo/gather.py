@@ -43,7 +43,7 @@ def takes(image: Tensor, places: Tensor) -> bool:
     )
 
 
-def gather(image: Tensor, places: Tensor, *, relative: bool, padding: str) -> Tensor:
+def gather(image: Tensor, places: Tensor, *, relative: bool, padding: str, out: Tensor | None = None) -> Tensor:
     """Read an image at places by linear interpolation; what lies outside is as ``grid_sample`` has it.
 
     Args:
@@ -51,18 +51,18 @@ def gather(image: Tensor, places: Tensor, *, relative: bool, padding: str) -> Te
         places: (B, 3, *shape) in voxels of the image, float32 or float64.
         relative: places are displacements from the voxels of their own grid, not positions.
         padding: ``zeros`` or ``border`` outside the image.
+        out: (B, C, *shape) of any dtype and order of memory, of displacements; written to and returned where given.
 
     Returns:
         (B, C, *shape) in the image's dtype, its channels last in memory. A place that is NaN reads NaN.
     """
-    batch, channels = image.shape[:2]
     shape = places.shape[2:]
     if not relative:  # positions need no grid
-        places = places.reshape(batch, 3, -1, 1, 1)
-    out = image.new_empty(batch, *places.shape[2:], channels)
-    for volume, place, result in zip(image, places, out, strict=True):
+        places = places.reshape(len(image), 3, -1, 1, 1)
+    rows = image.new_empty(len(image), *places.shape[2:], image.shape[1]) if out is None else out.movedim(1, -1)
+    for volume, place, result in zip(image, places, rows, strict=True):
         _gather_volume(_rows(volume), volume.shape[1:], place, relative, padding, result)
-    return out.view(batch, *shape, channels).movedim(-1, 1)
+    return rows.view(len(image), *shape, -1).movedim(-1, 1) if out is None else out
 
 
 def _rows(volume: Tensor) -> Tensor:
@@ -100,7 +100,8 @@ def _gather_volume(rows: Tensor, sizes: torch.Size, places: Tensor, relative: bo
             _tabulate(position, rows_around, shares, sizes, padding)
         around, weighing = (table.flatten() for table in filled)
         sums = F.embedding_bag(around, rows, bags[:count], mode="sum", per_sample_weights=weighing)
-        out[first : first + depth].view(sums.shape).copy_(sums)
+        target = out[first : first + depth]
+        target.copy_(sums.view(target.shape))
 
 
 def _tabulate(positions: Tensor, index: Tensor, weights: Tensor, sizes: torch.Size, padding: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from iregzoo.fields import resize, warp
 from iregzoo.iteration import TCI, FixedIterations, IterStop
-from iregzoo.networks import IIRPNet, IPEARNet
+from iregzoo.networks import IIRPNet, IPEARNet, ipear
 from iregzoo.networks.ipear import FARM, NeighbourhoodAttention, SpatialAttention, SqueezeExcitation
 from iregzoo.similarity import ncc
 
@@ -159,6 +159,25 @@ def test_farm_adds_both_paths(channels: int) -> None:
     x = volume(2 * channels, 4, 5, 6)
     torch.testing.assert_close(farm.residual(x), plain_rp(farm.residual, x), rtol=0, atol=1e-12)
     torch.testing.assert_close(farm(x), plain_farm(farm, x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("pooled", "convolved"), [(1, 1), (2000, 4000), (10**9, 10**9)])
+def test_farm_in_slabs_of_any_size_is_what_it_is_with_gradients(
+    monkeypatch: pytest.MonkeyPatch, pooled: int, convolved: int
+) -> None:
+    monkeypatch.setattr(ipear, "_POOLED", pooled)
+    monkeypatch.setattr(ipear, "_CONVOLVED", convolved)
+    torch.manual_seed(3)
+    farm = FARM(16, 16).double()
+    with torch.no_grad():
+        farm.flow.bias.copy_(torch.tensor([0.8, -0.6, 1.1]))
+    x = volume(32, 7, 5, 6)
+    before = x.clone()
+    with_gradients = farm(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(farm(x), with_gradients, rtol=0, atol=1e-12)
+        torch.testing.assert_close(farm(x[1:]), with_gradients[1:], rtol=0, atol=1e-12)
+    assert torch.equal(x, before)
 
 
 # --- the pyramid

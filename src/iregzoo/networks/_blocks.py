@@ -31,14 +31,28 @@ class DisplacementConv(nn.Conv3d):
         """Of a volume that comes in parts, runs of its channels; where no gradient is wanted, they are not joined."""
         if torch.is_grad_enabled() or parts[0].device.type != "cpu":
             return super().forward(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
-        # A CPU computes eight channels of a volume, five of them nothing, in a third of the time of three.
-        weight = F.pad(self.weight, (0, 0, 0, 0, 0, 0, 0, 0, 0, 5))
-        bias = None if self.bias is None else F.pad(self.bias, (0, 5))
-        weights = torch.split(weight, [part.shape[1] for part in parts], dim=1)
-        out = F.conv3d(parts[0], weights[0], bias, padding=1)
-        for part, one in zip(parts[1:], weights[1:], strict=True):
-            out += F.conv3d(part, one, padding=1)
+        out = self.share(parts[0], bias=True)
+        first = parts[0].shape[1]
+        for part in parts[1:]:
+            out += self.share(part, first)
+            first += part.shape[1]
         return out[:, :3]
+
+    def share(self, part: Tensor, first: int = 0, *, bias: bool = False, scale: Tensor | None = None) -> Tensor:
+        """What a run of the channels adds to the displacement: (B, C_part, *shape) to (B, 8, *shape); three count.
+
+        A CPU computes eight channels of a volume, five of them nothing, in a third of the time of three.
+
+        Args:
+            part: channels of the volume, the first of which is number ``first``.
+            bias: add the bias, too.
+            scale: of the channels (C_part,).
+        """
+        weight = self.weight[:, first : first + part.shape[1]]
+        if scale is not None:
+            weight = weight * scale.view(-1, 1, 1, 1)
+        weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, 0, 0, 5)).contiguous(memory_format=torch.channels_last_3d)
+        return F.conv3d(part, weight, F.pad(self.bias, (0, 5)) if bias and self.bias is not None else None, padding=1)
 
 
 def flow_conv(channels: int) -> DisplacementConv:
@@ -126,7 +140,8 @@ def register_pyramid(
     scores: list[Tensor] = []
     for estimator in reversed(estimators):
         displacement = resize(displacement, features[-1][1].shape[2:])  # the coarsest level has its grid already
-        propose = partial(_refined, estimator, _joiner(*features.pop()))  # the joined features are the only ones left
+        join = _joiner(features.pop(), again=controller.max_iterations > 1)
+        propose = partial(_refined, estimator, join)
         # Resized to the next grid, the displacement scores what it scored; only its interpolation differs a little.
         level = refine(displacement, propose, similarity, controller, coarsest=not pyramid, reached=reached)
         displacement, reached = level.displacement, level.reached
@@ -167,11 +182,17 @@ def _features(encoder: nn.Module, moving: Tensor, fixed: Tensor) -> list[tuple[T
     return list(zip(encoder(moving), encoder(fixed), strict=True))
 
 
-def _joiner(moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
-    """Makes of a displacement what an estimator sees: the warped moving and the fixed features, (B, 2C, *shape)."""
+def _joiner(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tensor]:
+    """Makes of a displacement what an estimator sees: the warped moving and the fixed features, (B, 2C, *shape).
+
+    Args:
+        features: moving, then fixed, (B, C, *shape).
+        again: whether it will be asked more than once.
+    """
+    moving, fixed = features
     if torch.is_grad_enabled():
         return lambda displacement: torch.cat((warp(moving, displacement), fixed), dim=1)
-    # Every pass writes into the same memory; an estimator keeps nothing of it.
+    # Every pass writes into the same memory, the only features that are left; an estimator keeps nothing of it.
     channels = moving.shape[1]
     channels_last = fixed.is_contiguous(memory_format=torch.channels_last_3d)
     joined = torch.empty(
@@ -181,6 +202,8 @@ def _joiner(moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
         memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format,
     )
     joined[:, channels:] = fixed
+    if again and moving.dtype != torch.float64:
+        moving = moving.float()  # as which every warp would read it
 
     def join(displacement: Tensor) -> Tensor:
         warp(moving, displacement, out=joined[:, :channels])

@@ -59,9 +59,13 @@ class SqueezeExcitation(nn.Module):
         self.activation = nn.LeakyReLU(0.1)
         self.excite = nn.Linear(channels // reduction, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def weigh(self, x: Tensor) -> Tensor:
+        """The weight of each channel, (B, C)."""
         weights: Tensor = self.excite(self.activation(self.squeeze(voxel_mean(x)))).sigmoid()
-        return x * weights[:, :, None, None, None]
+        return weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weigh(x)[:, :, None, None, None]
 
 
 class SpatialAttention(nn.Module):
@@ -75,14 +79,29 @@ class SpatialAttention(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(2, 1, 3, padding=1)
 
-    def weigh(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
+        """Mean and maximum of the channels, (B, 2, *shape)."""
+        return torch.cat((x.sum(1, keepdim=True) / x.shape[1], x.amax(1, keepdim=True)), dim=1)
+
+    def weigh(self, pooled: Tensor) -> Tensor:
         """The weight of each voxel, (B, 1, *shape)."""
-        pooled = torch.cat((x.sum(1, keepdim=True) / x.shape[1], x.amax(1, keepdim=True)), dim=1)
         weights: Tensor = self.conv(pooled).sigmoid()
         return weights
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weigh(x)
+        return x * self.weigh(self.pool(x))
+
+
+# Numbers of a slab of planes: what a processor's cache holds until they are pooled, and so many that a convolution
+# spends little on the planes beside them.
+_POOLED, _CONVOLVED = 2**20, 2**23
+
+
+def _slabs(volume: Tensor, numbers: int) -> list[tuple[int, int]]:
+    """First plane and the one after the last of runs of about so many numbers of a volume (1, C, *shape)."""
+    depth = volume.shape[2]
+    planes = max(1, numbers // volume[:, :, 0].numel())
+    return [(start, min(start + planes, depth)) for start in range(0, depth, planes)]
 
 
 class FARM(nn.Module):
@@ -105,17 +124,29 @@ class FARM(nn.Module):
         self.flow = flow_conv(2 * channels + channels // 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        flow: Tensor = self.flow(self._attended(features), self.residual(features))
-        return flow
+        if torch.is_grad_enabled() or features.device.type != "cpu":
+            flow: Tensor = self.flow(self.attention(features), self.residual(features))
+            return flow
+        # One pair after the other: the weights of its channels become the convolution's own.
+        return torch.cat([self._flow_of_one(features[i : i + 1]) for i in range(len(features))])
 
-    def _attended(self, features: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            attended: Tensor = self.attention(features)
-            return attended
+    def _flow_of_one(self, features: Tensor) -> Tensor:
+        """(1, 2C, *shape) to (1, 3, *shape). The attended features are made a few planes at a time and never held."""
         squeeze, spatial = self.attention
-        product: Tensor = squeeze(features)
+        assert isinstance(squeeze, SqueezeExcitation)
         assert isinstance(spatial, SpatialAttention)
-        return product.mul_(spatial.weigh(product))  # in place: nothing else reads it
+        channels = squeeze.weigh(features)
+        # Pooled in float32 or better; the weights of the channels reach the result as a scale of the convolution's.
+        scale = channels.to(torch.promote_types(channels.dtype, torch.float32))[:, :, None, None, None]
+        slabs = _slabs(features, _POOLED)
+        pooled = torch.cat([spatial.pool(features[:, :, start:stop] * scale) for start, stop in slabs], dim=2)
+        voxels = spatial.weigh(pooled).to(features.dtype)
+        flow: Tensor = self.flow.share(self.residual(features), features.shape[1], bias=True)
+        for start, stop in _slabs(features, _CONVOLVED):
+            near = slice(max(0, start - 1), stop + 1)  # with the planes around it, which a convolution looks at
+            share = self.flow.share(features[:, :, near] * voxels[:, :, near], scale=channels[0])
+            flow[:, :, start:stop] += share[:, :, start - near.start : stop - near.start]
+        return flow[:, :3]
 
 
 class IPEARNet(nn.Module):
