@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from documents import paragraphs, table
 from iregzoo import zoo
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
 from iregzoo.precision import Precision, computes_bfloat16
+from iregzoo.space.frame import make_frame, network_input
+from iregzoo.space.scan import read_scan
+from iregzoo.space.start import affine_start
 from meter import Found, Settings, Shape, begin_peak, child, median_seconds, peak_gigabytes, smooth_pair
 from speed_floor import floor_seconds
 from speed_floor import rates as machine_rates
@@ -32,6 +36,8 @@ class Variant:
         seconds, gigabytes: targets on a CPU at 160×192×160.
         published: seconds and gigabytes of the published code on such a CPU, with two cores.
         paper: grid and seconds on a GPU, as its paper prints them.
+        weights: of the bundle; its first if None.
+        brains: register the two T1 brains, on a CPU at 160×192×160, instead of a smooth random pair.
     """
 
     bundle: str
@@ -40,6 +46,8 @@ class Variant:
     gigabytes: float | None = None
     published: tuple[float, float] | None = None
     paper: tuple[Shape, float] | None = None
+    weights: str | None = None
+    brains: bool = False
 
 
 VARIANTS = {
@@ -50,17 +58,21 @@ VARIANTS = {
     "PAN, one pass": Variant("pan", FixedIterations(), 7.0, 1.5, (21.0, 7.4), ((160, 192, 224), 0.6)),
     "SM-GICNet, one pass": Variant("sm_gicnet", paper=((80, 96, 112), 0.27)),
     "AD-RegNet, one pass": Variant("ad_regnet"),
+    "IIRP-Net, IterStop, T1 brains": Variant("iirp", IterStop(), 5.0, 1.3, weights="brain", brains=True),
+    "iPEAR, TCI, T1 brains": Variant("ipear", TCI(), 8.0, weights="brain", brains=True),
 }
+BRAINS = ("t1_brain_a", "t1_brain_b")  # fixed, moving
 FLOOR = """\
 Both were measured in the same run; here a GB is 10⁹ bytes. The floor is the longer of two times: that of the
 convolutions and matrix products at the one rate, and that of what goes into and out of the layers at the other, as if
 nothing stayed in a cache. Window attention, warps and scores are in neither."""
 CPU_NOTE = """\
 The pair is a smooth random image and a deformed copy of it, the weights are the bundles' own (hippocampus): this
-shows time and memory, not accuracy, and the number of iterations is not that of whole brains. Memory is the peak
-beyond a process that has loaded the weights and the pair; a GB is 2³⁰ bytes. The published code's figures are of a
-machine of this kind with two cores, not of this run. Where the precisions took different numbers of iterations, their
-fields differ by what iterations do."""
+shows time and memory, not accuracy, and the number of iterations is not that of whole brains. *T1 brains* are two real
+ones, stripped, after an affine start on a grid of 1 mm, with the weights `brain`, which were trained at 2 mm. Memory
+is the peak beyond a process that has loaded the weights and the pair; a GB is 2³⁰ bytes. The published code's figures
+are of a machine of this kind with two cores, not of this run. Where the precisions took different numbers of
+iterations, their fields differ by what iterations do."""
 GPU_NOTE = """\
 The pair is a smooth random image and a deformed copy of it, the weights are the bundles' own: this shows time and
 memory, not accuracy. Memory is what torch's tensors take on the GPU at most. The papers' figures are of their
@@ -74,11 +86,11 @@ def precisions(device: str) -> tuple[Precision, ...]:
 
 
 @torch.inference_mode()
-def run(variant: str, shape: Shape, precision: Precision, runs: int, device: str, field: str) -> Found:
+def run(variant: str, shape: Shape, precision: Precision, runs: int, device: str, field: str, scans: str) -> Found:
     """Measure one method in a child process; its displacement goes to a file."""
     chosen = VARIANTS[variant]
-    method = zoo.load(chosen.bundle, device=device, precision=precision)
-    image = smooth_pair(shape).to(device)
+    method = zoo.load(chosen.bundle, chosen.weights, device=device, precision=precision)
+    image = pair(chosen, shape, scans).to(device)
     results: list[Any] = []
 
     def register() -> None:
@@ -93,11 +105,23 @@ def run(variant: str, shape: Shape, precision: Precision, runs: int, device: str
     return {"seconds": seconds, "gigabytes": gigabytes, "iterations": iterations}
 
 
-def work(variant: str, shape: Shape, precision: Precision, device: str) -> Found:
+def work(variant: str, shape: Shape, precision: Precision, device: str, scans: str) -> Found:
     """Count what one method computes and moves, in a child process."""
     chosen = VARIANTS[variant]
-    network = zoo.load(chosen.bundle, device=device, precision=precision).network
-    return count_work(network, smooth_pair(shape).to(device), chosen.controller)
+    network = zoo.load(chosen.bundle, chosen.weights, device=device, precision=precision).network
+    return count_work(network, pair(chosen, shape, scans).to(device), chosen.controller)
+
+
+def pair(variant: Variant, shape: Shape, scans: str) -> Tensor:
+    """What a variant registers: (1, 2, *shape), moving then fixed."""
+    if not variant.brains:
+        return smooth_pair(shape)
+    fixed, moving = (read_scan(Path(scans) / f"{name}.nii.gz") for name in BRAINS)
+    start = affine_start(fixed, moving, "affine")
+    frame = make_frame(fixed, moving, start, spacing=(1.0, 1.0, 1.0), stride=1, minimum=tuple(shape))
+    if frame.network.shape != tuple(shape):
+        raise SystemExit(f"{BRAINS[0]} needs a grid of {size(frame.network.shape)}, more than {size(shape)}")
+    return network_input(frame, fixed, moving)
 
 
 def rates(device: str) -> Found:
@@ -109,7 +133,7 @@ def measure(settings: Settings) -> Found:
     """Every method on every grid, in every precision."""
     rows = []
     shapes = settings.shapes or (GPU_SHAPES if settings.device == "cuda" else SHAPES)
-    wanted = [(name, shape) for name, each in VARIANTS.items() if settings.wants(each.bundle) for shape in shapes]
+    wanted = [(name, shape) for name, each in VARIANTS.items() for shape in shapes if _measures(settings, each, shape)]
     with TemporaryDirectory() as scratch:
         for name, shape in wanted:
             fields = {precision: str(Path(scratch) / f"{precision}.npy") for precision in precisions(settings.device)}
@@ -123,10 +147,22 @@ def measure(settings: Settings) -> Found:
     return {"device": settings.device, "rates": machine, "rows": rows}
 
 
+def _scans(settings: Settings) -> Path | None:
+    folder = settings.data / "scans" if settings.data else None
+    return folder if folder and all((folder / f"{name}.nii.gz").is_file() for name in BRAINS) else None
+
+
+def _measures(settings: Settings, variant: Variant, shape: Shape) -> bool:
+    if variant.brains and (settings.device != "cpu" or shape != LARGE or _scans(settings) is None):
+        return False
+    return settings.wants(variant.bundle)
+
+
 def _measure_one(
     settings: Settings, name: str, shape: Shape, precision: Precision, fields: dict[Precision, str]
 ) -> Found:
     given = {"variant": name, "shape": shape, "precision": precision, "device": settings.device}
+    given["scans"] = str(_scans(settings) or "")
     found = child(__name__, "run", settings.threads, runs=settings.runs, field=fields[precision], **given)
     if "failed" not in found:
         found["work"] = child(__name__, "work", settings.threads, **given)

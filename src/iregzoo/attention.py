@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 # Elements of a slab's largest temporary: what stays in a CPU's cache, and what keeps a GPU busy.
 _SLAB_CPU, _SLAB_GPU = 2**18, 2**24
 # And of the planes that are brought to float32 together.
-_PLANES_CPU, _PLANES_GPU = 2**19, 2**27
+_PLANES_CPU, _PLANES_GPU = 2**20, 2**27
 
 
 def neighbourhood_attention(

@@ -3,7 +3,7 @@
 A level of a pyramid proposes a better displacement as often as it is asked. A controller looks at the similarity of the
 moving image, warped at full resolution, to the fixed one, and decides for each pair of a batch whether a proposal is
 taken and whether to ask again. Pairs that have finished stop moving while others go on, so a batch gives each pair what
-it would get alone. Scores stay on their device; the host reads one number an iteration.
+it would get alone. Scores stay on their device; the host reads two flags an iteration, together.
 """
 
 from collections.abc import Callable
@@ -238,13 +238,14 @@ def _refine_adaptively(
         scores.append(torch.where(active, similarity(candidate), torch.nan))
         accept, proceed = controller.judge(torch.stack(scores), start)
         accept = accept & active
-        displacement = _select(accept, candidate, displacement)
+        active = accept & proceed
+        all_accept, any_active = torch.stack((accept.all(), active.any())).tolist()
+        displacement = candidate if all_accept else _select(accept, candidate, displacement)
         reached = scores[-1] if reached is None else torch.where(accept, scores[-1], reached)
         counts = counts + accept
         if controller.keeps_best:
             best = _better(best, displacement, scores[-1])
-        active = accept & proceed
-        if not active.any():
+        if not any_active:
             break
     if best is not None:
         displacement, reached = best

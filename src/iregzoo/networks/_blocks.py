@@ -166,6 +166,8 @@ def scorer(controller: Controller, moving: Tensor, fixed: Tensor) -> Callable[[T
 
     def score(displacement: Tensor) -> Tensor:
         level = displacement.shape[2:]
+        if level == shape:
+            return controller.score(sample(moving, places + displacement[..., ::step, ::step, ::step]), some)
         # As ``resize`` has it: corner on corner, and values that grow as the grid does.
         nearer = places.new_tensor([(few - 1) / (size - 1) for few, size in zip(level, shape, strict=True)])
         growth = places.new_tensor([size / few for few, size in zip(level, shape, strict=True)])
