@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 # Elements of a slab's largest temporary: what stays in a CPU's cache, and what keeps a GPU busy.
 _SLAB_CPU, _SLAB_GPU = 2**18, 2**24
 # And of the planes that are brought to float32 together.
-_PLANES_CPU, _PLANES_GPU = 2**20, 2**27
+_PLANES_CPU, _PLANES_GPU = 2**19, 2**27
 
 
 def neighbourhood_attention(
@@ -149,20 +149,49 @@ def _pad_inside(volume: Tensor, window: Sequence[int], axes: Sequence[int] = (3,
 def _attend_by_planes(query: Tensor, key: Tensor, value: Tensor, window: tuple[int, ...], scale: float) -> Tensor:
     """As ``_attend`` of padded keys and values, in the value's dtype and order of memory, without gradients.
 
-    A few planes at a time are padded, and brought to float32; no copy of a volume is made but the result.
+    A few planes at a time are padded and brought to float32, always in the same memory.
     """
     depth = query.shape[3]
-    planes = max(1, (_PLANES_GPU if query.is_cuda else _PLANES_CPU) // max(1, query[:, :, :, 0].numel()))
+    most = max(1, (_PLANES_GPU if query.is_cuda else _PLANES_CPU) // max(1, query[:, :, :, 0].numel()))
+    most = min(most, depth)
     # The padding along the first axis is of its planes' numbers.
-    numbers = torch.arange(depth, device=query.device).view(1, 1, 1, -1, 1, 1)
-    source = _pad_inside(numbers, window, axes=(3,)).flatten()
+    source = _pad_inside(torch.arange(depth).view(1, 1, 1, -1, 1, 1), window, axes=(3,)).flatten().tolist()
+    outer = [most, *query.shape[4:]]
+    padded = [size + reach - 1 for size, reach in zip(outer, window, strict=True)]
+    places = [_float_like(query, outer), _float_like(key, padded), _float_like(value, padded)]
     out = torch.empty_like(value)
-    for start in range(0, depth, planes):
-        part = query.narrow(3, start, min(planes, depth - start))
-        near = source[start : start + part.shape[3] + window[0] - 1]
-        keys, values = (_pad_inside(volume.index_select(3, near), window, axes=(4, 5)) for volume in (key, value))
-        out.narrow(3, start, part.shape[3]).copy_(_attend(part, keys, values, None, window, scale))
+    for start in range(0, depth, most):
+        count = min(most, depth - start)
+        near = source[start : start + count + window[0] - 1]
+        part = places[0].narrow(3, 0, count).copy_(query.narrow(3, start, count))
+        keys, values = (place.narrow(3, 0, len(near)) for place in places[1:])
+        for volume, target in ((key, keys), (value, values)):
+            inside = _inside(target, window)
+            for index, plane in enumerate(near):
+                inside[:, :, :, index] = volume[:, :, :, plane]
+            _wrap(target, window)
+        out.narrow(3, start, count).copy_(_attend(part, keys, values, None, window, scale))
     return out
+
+
+def _float_like(volume: Tensor, shape: Sequence[int]) -> Tensor:
+    dtype = torch.promote_types(volume.dtype, torch.float32)
+    return torch.empty(*volume.shape[:3], *shape, dtype=dtype, device=volume.device)
+
+
+def _inside(padded: Tensor, window: Sequence[int]) -> Tensor:
+    """The own voxels of padded planes, along the last two axes, a view."""
+    for axis, size in enumerate(window[1:], start=4):
+        padded = padded.narrow(axis, size // 2, padded.shape[axis] - size + 1)
+    return padded
+
+
+def _wrap(padded: Tensor, window: Sequence[int]) -> None:
+    """Continue the voxels inside with the period of the window along the last two axes, as ``_pad_inside`` does."""
+    for axis, size in enumerate(window[1:], start=4):
+        before, after, last = size // 2, (size - 1) // 2, padded.shape[axis]
+        padded.narrow(axis, 0, before).copy_(padded.narrow(axis, size, before))
+        padded.narrow(axis, last - after, after).copy_(padded.narrow(axis, last - after - size, after))
 
 
 # --- the operator

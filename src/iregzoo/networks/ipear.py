@@ -37,7 +37,11 @@ class NeighbourhoodAttention(nn.Module):
         self.project = nn.Linear(channels, 3 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.project(self.norm(x.movedim(1, -1))).movedim(-1, 1).chunk(3, dim=1)
+        tokens = self.norm(x.movedim(1, -1)).flatten(1, 3)
+        # As a product whose result has its channels first, which is how attention reads them.
+        weight, bias = self.project.weight, self.project.bias[:, None]
+        projected = torch.baddbmm(bias, weight.expand(len(x), -1, -1), tokens.transpose(1, 2))
+        query, key, value = projected.view(len(x), -1, *x.shape[2:]).chunk(3, dim=1)
         window = [min(3, size) for size in x.shape[2:]]
         return x + neighbourhood_attention(query, key, value, window=window)
 
