@@ -9,28 +9,32 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter, NullLocator
+from monai.bundle import ConfigParser
 
 from documents import paragraphs, table
 from iregzoo import zoo
 from iregzoo.iteration import FixedIterations
 from iregzoo.precision import resolve
+from iregzoo.registration import PairNetwork
 from meter import Found, Settings, Shape, begin_peak, child, median_seconds, peak_gigabytes, smooth_pair
 from verdicts import number, size, slope
 
 SHAPES: tuple[Shape, ...] = ((64, 64, 64), (96, 96, 96), (128, 128, 128), (160, 192, 160), (192, 224, 192))
 FIGURES = {"seconds": "seconds", "gigabytes": "peak memory, GB"}
 PICTURE = "growth.svg"
+WIDE = "ad_regnet_paper"  # with as many channels as in the paper
 NOTE = """\
 One pass a level, in the precision that each card chooses here; memory as above. The slope is that of the logarithms,
 by least squares over the grids that were measured: 1 is linear. On small grids what every run needs weighs more,
 which makes a slope smaller; more than 1 means that large grids cost more a voxel. Neither says anything of grids
-beyond the largest."""
+beyond the largest. `ad_regnet_paper` is AD-RegNet with its paper's channels (`configs/paper_width.json`) and random
+weights."""
 
 
 @torch.inference_mode()
 def run(bundle: str, shape: Shape, runs: int, device: str) -> Found:
     """Measure one pass a level of a method in a child process."""
-    network = zoo.load(bundle, device=device).network
+    network = (wide() if bundle == WIDE else zoo.load(bundle, device=device).network).to(device)
     controller = FixedIterations() if network.controller is not None else None
     image = smooth_pair(shape).to(device)
     held = begin_peak(device)
@@ -39,10 +43,21 @@ def run(bundle: str, shape: Shape, runs: int, device: str) -> Found:
     return {"seconds": seconds, "gigabytes": peak_gigabytes(device) - held, "precision": precision}
 
 
+def wide() -> PairNetwork:
+    """AD-RegNet with its paper's channels, and random weights: nobody has trained it here."""
+    bundle = zoo.find("ad_regnet")
+    configs = ConfigParser()
+    configs.read_config([str(bundle.path / "configs" / name) for name in ("inference.json", "paper_width.json")])
+    network: PairNetwork = configs.get_parsed_content("network_def")
+    network = zoo.complete(network, zoo.find_weights(bundle).card).eval().requires_grad_(False)
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+
+
 def measure(settings: Settings) -> Found:
     """Every method on every grid; one that the memory does not suffice is kept as such."""
     rows = []
-    for name in [bundle.name for bundle in zoo.bundles() if settings.wants(bundle.name)]:
+    names = [*(bundle.name for bundle in zoo.bundles()), WIDE]
+    for name in filter(settings.wants, names):
         for shape in settings.shapes or SHAPES:
             given = {"bundle": name, "shape": shape, "runs": settings.runs, "device": settings.device}
             row = {"bundle": name, "shape": list(shape), **child(__name__, "run", settings.threads, **given)}

@@ -244,6 +244,18 @@ def test_alpha_blends_both_directions(balance: float) -> None:
     assert (there - back).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("max_tokens", [4096, 0])
+def test_one_direction_after_the_other_is_both_at_once(max_tokens: int) -> None:
+    torch.manual_seed(3)
+    module = CrossAttention(8, max_tokens, window=3).double()
+    with torch.no_grad():
+        module.balance.fill_(-0.4)
+    moving, fixed = volume(8, 3, 4, 5), volume(8, 3, 4, 5, seed=3)
+    with_gradients = module(moving, fixed)
+    with torch.no_grad():
+        torch.testing.assert_close(module(moving, fixed), with_gradients, rtol=0, atol=1e-12)
+
+
 # --- regional adaptive attention
 
 
@@ -298,7 +310,7 @@ def test_level_makes_a_field_of_what_leaves_the_regions() -> None:
     level = Level(8, patch=3, max_tokens=4096, window=3).double()
     level.head[-1].weight.normal_()
     features = torch.cat((volume(8, 4, 5, 6), volume(8, 4, 5, 6, seed=3)))
-    attended, importance, estimate = level(features)
+    attended, importance, estimate = level(*features.chunk(2))
     found, found_importance = plain_raa(level.regions, plain_bcam(level.attention, *features.chunk(2), window=None))
     torch.testing.assert_close(attended, found, rtol=0, atol=1e-12)
     torch.testing.assert_close(importance, found_importance, rtol=0, atol=1e-12)
@@ -372,6 +384,15 @@ def test_every_parameter_gets_a_gradient_that_is_not_zero() -> None:
 
 
 # --- checkpointing and other settings
+
+
+def test_one_image_after_the_other_gives_what_both_at_once_do() -> None:
+    network = build()
+    moving, fixed = pair()
+    with_gradients = network(moving, fixed)
+    with torch.no_grad():
+        for found, expected in zip(network(moving, fixed).pyramid, with_gradients.pyramid, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
 
 
 def test_checkpointing_changes_neither_fields_nor_gradients() -> None:

@@ -36,7 +36,7 @@ def conv_norm_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Conv3d 3×3×3, group norm over groups of 8 channels, and LeakyReLU(0.1). A batch gets what its pairs would."""
     groups = math.gcd(channels_out, max(1, channels_out // 8))
     conv = nn.Conv3d(channels_in, channels_out, 3, padding=1)
-    return nn.Sequential(conv, nn.GroupNorm(groups, channels_out), nn.LeakyReLU(0.1))
+    return nn.Sequential(conv, nn.GroupNorm(groups, channels_out), nn.LeakyReLU(0.1, inplace=True))
 
 
 class Encoder(nn.Sequential):
@@ -82,13 +82,23 @@ class CrossAttention(nn.Module):
         self.balance = nn.Parameter(torch.zeros(()))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        alpha = self.balance.sigmoid()
+        if not torch.is_grad_enabled():  # one direction after the other, in less memory
+            there = alpha * self._direction(self.moving, moving, self.fixed, fixed)
+            return there.add_((1 - alpha) * self._direction(self.fixed, fixed, self.moving, moving))
         query_m, key_m, value_m = self.moving(moving).chunk(3, dim=1)
         query_f, key_f, value_f = self.fixed(fixed).chunk(3, dim=1)
         # Both directions in one pass, each querying the other image.
         operands = [torch.cat(each) for each in ((query_m, query_f), (key_f, key_m), (value_f, value_m))]
         there, back = self._attend(*operands).chunk(2)
-        alpha = self.balance.sigmoid()
         return alpha * there + (1 - alpha) * back
+
+    def _direction(self, asks: nn.Conv3d, asking: Tensor, answers: nn.Conv3d, answering: Tensor) -> Tensor:
+        """A of one image's queries to the other's keys and values, (B, C, *shape)."""
+        channels = asking.shape[1]
+        query = F.conv3d(asking, asks.weight[:channels])
+        key, value = F.conv3d(answering, answers.weight[channels:]).chunk(2, dim=1)
+        return self._attend(query, key, value)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         shape = query.shape[2:]
@@ -144,7 +154,7 @@ class RegionalAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """Features (2B, C, *shape), moving then fixed, to A (B, C, *shape), M (B, 1, *shape) and the field φ, (13).
+    """Both images' features (B, C, *shape) to A (B, C, *shape), M (B, 1, *shape) and the field φ, (13).
 
     A is what leaves the RAA. The head's depth is not printed: a block before the convolution to the field, since
     nothing else here would relate the two images' features voxel by voxel.
@@ -156,8 +166,8 @@ class Level(nn.Module):
         self.regions = RegionalAttention(channels, patch)
         self.head = nn.Sequential(conv_norm_block(channels, channels), flow_conv(channels))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attended, importance = self.regions(self.attention(*features.chunk(2)))
+    def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attended, importance = self.regions(self.attention(moving, fixed))
         estimate = self.head(attended)
         return attended, importance, estimate.to(torch.promote_types(estimate.dtype, torch.float32))
 
@@ -223,9 +233,8 @@ class ADRegNet(nn.Module):
         """Register (B, 1, D, H, W) images in [0, 1] of a shape divisible by ``stride``; see ``Registration``."""
         check_pair(moving, fixed, self.stride)
         check_one_pass(controller)
-        # One pass over both images: the U-Net is shared.
-        features = self._features(torch.cat((moving, fixed)))
-        estimates = (self._run(*each) for each in zip(reversed(self.levels), features, strict=True))
+        features = self._pair_features(moving, fixed)
+        estimates = (self._run(level, *features.pop(0)) for level in reversed(self.levels))
         _, _, displacement = next(estimates)
         pyramid = [displacement]
         for fusion, estimate in zip(reversed(self.fusions), estimates, strict=True):
@@ -233,14 +242,20 @@ class ADRegNet(nn.Module):
             pyramid.append(displacement)
         return Registration(displacement, pyramid=tuple(pyramid))
 
+    def _pair_features(self, moving: Tensor, fixed: Tensor) -> list[tuple[Tensor, ...]]:
+        """Both images' features, coarse to fine. The U-Net is shared: one pass or, at inference, two in less memory."""
+        if torch.is_grad_enabled():
+            return [level.chunk(2) for level in self._features(torch.cat((moving, fixed)))]
+        return list(zip(self._features(moving), self._features(fixed), strict=True))
+
     def _features(self, images: Tensor) -> list[Tensor]:
         """Decoder features of the U-Net, coarse to fine; the bottleneck is the first."""
         encoded = [images]
         for encoder in self.encoders:
             encoded.append(self._run(encoder, encoded[-1]))
-        features = [encoded[-1]]
-        for decoder, skip in zip(reversed(self.decoders), reversed(encoded[1:-1]), strict=True):
-            features.append(self._run(decoder, features[-1], skip))
+        features = [encoded.pop()]
+        for decoder in reversed(self.decoders):
+            features.append(self._run(decoder, features[-1], encoded.pop()))
         return features
 
     def _run(self, part: nn.Module, *inputs: Tensor) -> Any:
