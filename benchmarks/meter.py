@@ -57,14 +57,20 @@ class Settings:
         return not self.only or name in self.only
 
 
-def child(module: str, function: str, threads: int, **arguments: Any) -> Found:
+def child(module: str, function: str, threads: int, *, limit_s: float | None = None, **arguments: Any) -> Found:
     """Call a benchmark's function in a process of its own, and give what it returns.
 
-    A process that runs out of memory gives ``{"failed": "out of memory"}``; any other failure ends the benchmark.
+    A process that runs out of memory gives ``{"failed": "out of memory"}``, and one that takes longer than the limit
+    says that; any other failure ends the benchmark.
     """
     command = [sys.executable, __file__, module, function, json.dumps(arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", env=environment, check=False, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"more than {limit_s:g} s"}
     if done.returncode == 0:
         found: Found = json.loads(done.stdout.splitlines()[-1])
         return found

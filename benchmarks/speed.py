@@ -1,12 +1,12 @@
 """Measure what docs/benchmarks.md shows: time and memory of operations, networks and the command line.
 
-    python benchmarks/speed.py [--parts operations,networks,growth,register] [--write]
+    python benchmarks/speed.py [--parts operations,networks,growth,register,compile] [--write]
         [--threads 2] [--runs 5] [--sizes 64,80x96x112] [--only iirp,warp] [--dataset-dir DIR] [--device cuda] [--again]
 
 Every measurement runs in a process of its own. --write keeps the figures in docs/benchmarks/DEVICE.json and puts the
 tables of the parts that were measured into the page; --again makes tables from the kept figures without measuring. The
 part register needs scans in DIR (hippocampus/ and scans/), or in the folder that IREGZOO_TEST_DATA names. A GPU has the
-parts networks and throughput.
+parts networks, throughput and compile.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 
+import speed_compile
 import speed_gpu
 import speed_growth
 import speed_networks
@@ -33,8 +34,9 @@ PARTS: dict[str, dict[str, ModuleType]] = {
         "networks": speed_networks,
         "growth": speed_growth,
         "register": speed_register,
+        "compile": speed_compile,
     },
-    "cuda": {"networks": speed_networks, "throughput": speed_gpu},
+    "cuda": {"networks": speed_networks, "throughput": speed_gpu, "compile": speed_compile},
 }
 
 

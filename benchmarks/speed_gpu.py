@@ -58,8 +58,8 @@ def measure(settings: Settings) -> Found:
             for kind, batches in (("infer", BATCHES), ("train", (1,))):
                 for batch in batches:
                     for precision in precisions(settings.device):
-                        given = {"bundle": name, "shape": shape, "batch": batch, "precision": precision}
-                        options = {"runs": settings.runs, "device": settings.device}
+                        given: Found = {"bundle": name, "shape": shape, "batch": batch, "precision": precision}
+                        options: Found = {"runs": settings.runs, "device": settings.device}
                         measured = child(__name__, kind, settings.threads, **given, **options)
                         rows.append({"kind": kind, **given, "shape": list(shape), **measured})
                         print(rows[-1], flush=True)

@@ -59,7 +59,7 @@ def measure(settings: Settings) -> Found:
     names = [*(bundle.name for bundle in zoo.bundles()), WIDE]
     for name in filter(settings.wants, names):
         for shape in settings.shapes or SHAPES:
-            given = {"bundle": name, "shape": shape, "runs": settings.runs, "device": settings.device}
+            given: Found = {"bundle": name, "shape": shape, "runs": settings.runs, "device": settings.device}
             row = {"bundle": name, "shape": list(shape), **child(__name__, "run", settings.threads, **given)}
             rows.append(row)
             print(row, flush=True)

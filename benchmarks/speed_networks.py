@@ -161,7 +161,7 @@ def _measures(settings: Settings, variant: Variant, shape: Shape) -> bool:
 def _measure_one(
     settings: Settings, name: str, shape: Shape, precision: Precision, fields: dict[Precision, str]
 ) -> Found:
-    given = {"variant": name, "shape": shape, "precision": precision, "device": settings.device}
+    given: Found = {"variant": name, "shape": shape, "precision": precision, "device": settings.device}
     given["scans"] = str(_scans(settings) or "")
     found = child(__name__, "run", settings.threads, runs=settings.runs, field=fields[precision], **given)
     if "failed" not in found:

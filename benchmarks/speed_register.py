@@ -94,7 +94,7 @@ def _measure_one(pair: Pair, settings: Settings) -> Found:
         folders = [Path(scratch) / str(number) for number in range(settings.runs)]
         measured = [register(pair, folder, settings.threads) for folder in folders]
         medians = {name: statistics.median(each[name] for each in measured) for name in COLUMNS}
-        files = {"fixed": str(pair.fixed), "moving": str(pair.moving), "result": str(folders[-1])}
+        files: Found = {"fixed": str(pair.fixed), "moving": str(pair.moving), "result": str(folders[-1])}
         found = child("round_trip", "differences", settings.threads, **files)
         return {"kind": pair.kind, "pair": pair.title, "differences": found, **medians}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 import meter
 import plain
 import speed
+import speed_compile
 import speed_growth
 import speed_operations
 from documents import machine_line, replace_part, table
@@ -233,6 +234,21 @@ def test_what_runs_out_of_memory_is_told_and_other_failures_end_the_benchmark() 
     assert meter.child("speed_operations", "memory", shape=huge, **given) == {"failed": "out of memory"}
     with pytest.raises(SystemExit, match="KeyError"):
         meter.child("speed_operations", "memory", shape=[8, 8, 8], **{**given, "way": "none"})
+    # Before it can have imported torch.
+    assert meter.child("speed_operations", "memory", limit_s=0.01, shape=[8, 8, 8], **given) == {
+        "failed": "more than 0.01 s"
+    }
+
+
+def test_compiled_networks_are_shown_beside_plain_ones() -> None:
+    way = {"first": 30.0, "seconds": 3.0}
+    rows = [
+        {"bundle": "iirp", "shape": [8, 8, 8], "plain": {**way, "seconds": 2.0}, "compiled": way},
+        {"bundle": "ipear", "shape": [8, 8, 8], "plain": way, "compiled": {"failed": "more than 240 s"}},
+    ]
+    shown = speed_compile.show({"rows": rows})
+    assert "| iirp | 8×8×8 | 2.00 | 3.00 | 1.50 | 30.0 |" in shown
+    assert "| ipear | 8×8×8 | 3.00 | more than 240 s | – | – |" in shown
 
 
 @linux
