@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from iregzoo.fields import invert, warp
+from iregzoo.fields import invert, jacobian_determinant, warp
 from iregzoo.losses import (
     RegistrationLoss,
     diffusion,
@@ -323,3 +324,31 @@ def test_labels_from_a_config_are_a_list() -> None:
 def test_field_with_the_wrong_channels_is_named(loss: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ValueError, match=r"\(1, 2, 3, 4, 5\)"):
         loss(torch.zeros(1, 2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("shape", [(7, 8, 9), (6, 5), (2, 2, 2)])
+@pytest.mark.parametrize("margin", [0.0, 0.2, 50.0, -50.0])
+def test_folding_and_its_gradient_are_those_of_every_voxel(shape: tuple[int, ...], margin: float) -> None:
+    u = torch.randn(2, len(shape), *shape, generator=torch.manual_seed(0), dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([1.0, -3.0], dtype=torch.float64)
+    plain = F.relu(margin - jacobian_determinant(u)).flatten(1).mean(1)
+    found = folding(u, margin=margin)
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-14)
+    (expected,) = torch.autograd.grad((weights * plain).sum(), u)
+    torch.testing.assert_close(torch.autograd.grad((weights * found).sum(), u)[0], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_folding_of_what_is_not_finite_is_not_finite() -> None:
+    u = torch.zeros(2, 3, 4, 4, 4)
+    u[1, 0, 1, 1, 1] = torch.nan
+    found = folding(u)
+    assert found[0] == 0
+    assert found[1].isnan()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 2)])
+def test_gradient_of_diffusion_is_its_derivative(shape: tuple[int, ...]) -> None:
+    u = torch.randn(2, len(shape), *shape, generator=torch.manual_seed(0), dtype=torch.float64, requires_grad=True)
+    plain = torch.stack([u.diff(dim=axis).square().flatten(1).mean(1) for axis in range(2, u.dim())]).mean(0)
+    torch.testing.assert_close(diffusion(u), plain, rtol=1e-14, atol=0)
+    assert torch.autograd.gradcheck(diffusion, u)

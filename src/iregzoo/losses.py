@@ -5,13 +5,22 @@ Every function gives one number per pair, (B,), of fields in voxels (B, N, *shap
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from iregzoo.fields import check_displacement, compose, jacobian, jacobian_determinant, sample, warp
+from iregzoo.fields import (
+    check_displacement,
+    compose,
+    jacobian,
+    jacobian_determinant,
+    jacobian_determinant_at,
+    sample,
+    warp,
+)
 from iregzoo.overlap import overlap_loss
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc, ncc, ssim
@@ -22,17 +31,47 @@ def diffusion(displacement: Tensor) -> Tensor:
 
     Equation (4) of IIRP-Net as a mean, the form in which its weight of 1 is meant (Balakrishnan et al., TMI 2019).
     """
-    axes = check_displacement(displacement)
-    terms = [displacement.diff(dim=2 + axis).square().flatten(1).mean(1) for axis in range(axes)]
-    return torch.stack(terms).mean(0)
+    check_displacement(displacement)
+    mean: Tensor = _Diffusion.apply(displacement)  # type: ignore[no-untyped-call]  # so in torch's stubs
+    return mean
+
+
+class _Diffusion(torch.autograd.Function):
+    """With its gradient written out: twice the difference to each neighbour, over the differences of that axis."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        terms = [u.diff(dim=axis).square_().flatten(1).mean(1) for axis in range(2, u.dim())]
+        return torch.stack(terms).mean(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (u,) = ctx.saved_tensors
+        axes = u.dim() - 2
+        total = torch.zeros_like(u)
+        for axis in range(2, u.dim()):
+            steps = u.diff(dim=axis)
+            scale = 2 / max(1, axes * steps[0].numel()) * grads[0]
+            steps *= scale.view(-1, *[1] * (u.dim() - 1))
+            total.narrow(axis, 1, u.shape[axis] - 1).add_(steps)
+            total.narrow(axis, 0, u.shape[axis] - 1).sub_(steps)
+        return total
 
 
 def folding(displacement: Tensor, *, margin: float = 0.0) -> Tensor:
     """Mean of relu(margin − det J): zero for a field without folds (AD-RegNet's Jacobian term, where margin is 0).
 
-    A positive margin also counts voxels that are squashed to less than that share of their volume.
+    A positive margin also counts voxels that are squashed to less than that share of their volume. Only voxels below
+    the margin have a gradient, so it is made for them alone.
     """
-    return F.relu(margin - jacobian_determinant(displacement)).flatten(1).mean(1)
+    with torch.no_grad():
+        determinant = jacobian_determinant(displacement)
+        places = (~(determinant >= margin)).nonzero()  # with those that are NaN
+    below = F.relu(margin - jacobian_determinant_at(displacement, places))
+    sums = below.new_zeros(len(displacement)).index_add(0, places[:, 0], below)
+    return sums / determinant[0].numel()
 
 
 def inverse_consistency(forward: Tensor, backward: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ it, and it may not fold what the network did not.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from iregzoo import losses
 from iregzoo.fields import check_displacement, jacobian_determinant, resize, warp
-from iregzoo.losses import diffusion
 from iregzoo.similarity import box_sum, local_ncc
 
 WINDOW = 5  # of the local NCC, in voxels
@@ -65,9 +64,8 @@ def refine_displacement(
 
         def objective(correction: Tensor) -> Tensor:
             u = start + correction
-            folds = F.relu(margin - jacobian_determinant(u)).flatten(1).mean(1)
             alike = local_ncc(fixed, warp(moving, u), window=window)
-            return smoothness * diffusion(correction) + folding * folds - alike
+            return smoothness * losses.diffusion(correction) + folding * losses.folding(u, margin=margin) - alike
 
         correction = _without_folds(start, _descend(objective, start, steps, rate))
         better = objective(correction).detach() < objective(torch.zeros_like(start))
