@@ -65,18 +65,29 @@ def child(module: str, function: str, threads: int, *, limit_s: float | None = N
     """
     command = [sys.executable, __file__, module, function, json.dumps(arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", env=environment, check=False, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"more than {limit_s:g} s"}
-    if done.returncode == 0:
-        found: Found = json.loads(done.stdout.splitlines()[-1])
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, error = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started, such as compilers
+            return {"failed": f"more than {limit_s:g} s"}
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode == 0:
+        found: Found = json.loads(out.splitlines()[-1])
         return found
-    if done.returncode == -signal.SIGKILL or any(sign in done.stderr for sign in OUT_OF_MEMORY):
+    if process.returncode == -signal.SIGKILL or any(sign in error for sign in OUT_OF_MEMORY):
         return {"failed": "out of memory"}
-    raise SystemExit(f"{module}.{function} of {arguments} failed ({done.returncode}):\n{done.stderr}")
+    raise SystemExit(f"{module}.{function} of {arguments} failed ({process.returncode}):\n{error}")
 
 
 def limit_memory() -> None:

@@ -352,3 +352,18 @@ def test_gradient_of_diffusion_is_its_derivative(shape: tuple[int, ...]) -> None
     plain = torch.stack([u.diff(dim=axis).square().flatten(1).mean(1) for axis in range(2, u.dim())]).mean(0)
     torch.testing.assert_close(diffusion(u), plain, rtol=1e-14, atol=0)
     assert torch.autograd.gradcheck(diffusion, u)
+
+
+def test_folding_of_many_voxels_adds_up() -> None:
+    # Every voxel is 0.1 below the margin; float32 sums of a million, one after the other, are off by a hundredth.
+    assert folding(torch.zeros(1, 3, 100, 100, 100), margin=1.1).item() == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [diffusion, folding])
+def test_no_pairs_have_no_losses(loss: Callable[[Tensor], Tensor]) -> None:
+    u = torch.zeros(0, 3, 4, 5, 6, requires_grad=True)
+    found = loss(u)
+    assert found.shape == (0,)
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert u.grad is not None
+    assert u.grad.shape == u.shape

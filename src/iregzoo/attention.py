@@ -130,15 +130,15 @@ def _check_window(window: int | Sequence[int], shape: Sequence[int]) -> tuple[in
     return sizes
 
 
-def _pad_inside(volume: Tensor, window: Sequence[int], axes: Sequence[int] = (3, 4, 5)) -> Tensor:
+def _pad_inside(volume: Tensor, window: Sequence[int]) -> Tensor:
     """Pad (B, heads, d, *shape) such that windows centred on every voxel hold what the shifted windows hold.
 
     Beyond a border the volume is continued with the period of the window: the voxel before the first is the
     window's last. A window that reaches out by m then finds there the m voxels that the shifted window would gain at
     its other end. They stand in another order, which attention without a position bias does not see.
     """
-    for axis in axes:
-        size, length = window[axis - 3], volume.shape[axis]
+    for axis, size in enumerate(window, start=3):
+        length = volume.shape[axis]
         before, after = size // 2, (size - 1) // 2
         first = volume.narrow(axis, size - before, before)
         last = volume.narrow(axis, length - size, after)
@@ -154,8 +154,9 @@ def _attend_by_planes(query: Tensor, key: Tensor, value: Tensor, window: tuple[i
     depth = query.shape[3]
     most = max(1, (_PLANES_GPU if query.is_cuda else _PLANES_CPU) // max(1, query[:, :, :, 0].numel()))
     most = min(most, depth)
-    # The padding along the first axis is of its planes' numbers.
-    source = _pad_inside(torch.arange(depth).view(1, 1, 1, -1, 1, 1), window, axes=(3,)).flatten().tolist()
+    # The padding along the first axis, as ``_pad_inside`` has it, of its planes' numbers.
+    size, before, after = window[0], window[0] // 2, (window[0] - 1) // 2
+    source = [*range(size - before, size), *range(depth), *range(depth - size, depth - size + after)]
     outer = [most, *query.shape[4:]]
     padded = [size + reach - 1 for size, reach in zip(outer, window, strict=True)]
     places = [_float_like(query, outer), _float_like(key, padded), _float_like(value, padded)]

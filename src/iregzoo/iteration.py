@@ -202,7 +202,7 @@ def refine(
 
     Args:
         displacement: (B, N, *shape), where the level starts.
-        propose: gives a candidate displacement from the present one.
+        propose: gives a candidate displacement from the present one, in memory of its own.
         similarity: scores a displacement of this level, (B,), higher is better.
         controller: decides what is taken and when to stop.
         coarsest: the start is no estimate yet, so there is nothing to compare the first candidate with.

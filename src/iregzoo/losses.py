@@ -37,7 +37,7 @@ def diffusion(displacement: Tensor) -> Tensor:
 
 
 class _Diffusion(torch.autograd.Function):
-    """With its gradient written out: twice the difference to each neighbour, over the differences of that axis."""
+    """With its gradient, which has none itself: twice the difference to each neighbour, over those of that axis."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class _Diffusion(torch.autograd.Function):
         total = torch.zeros_like(u)
         for axis in range(2, u.dim()):
             steps = u.diff(dim=axis)
-            scale = 2 / max(1, axes * steps[0].numel()) * grads[0]
+            scale = 2 / max(1, axes * steps.shape[1:].numel()) * grads[0]
             steps *= scale.view(-1, *[1] * (u.dim() - 1))
             total.narrow(axis, 1, u.shape[axis] - 1).add_(steps)
             total.narrow(axis, 0, u.shape[axis] - 1).sub_(steps)
@@ -70,8 +70,9 @@ def folding(displacement: Tensor, *, margin: float = 0.0) -> Tensor:
         determinant = jacobian_determinant(displacement)
         places = (~(determinant >= margin)).nonzero()  # with those that are NaN
     below = F.relu(margin - jacobian_determinant_at(displacement, places))
-    sums = below.new_zeros(len(displacement)).index_add(0, places[:, 0], below)
-    return sums / determinant[0].numel()
+    # In float64, for these are added one after the other, and there may be millions.
+    sums = below.new_zeros(len(displacement), dtype=torch.float64).index_add(0, places[:, 0], below.double())
+    return (sums / determinant.shape[1:].numel()).to(below.dtype)
 
 
 def inverse_consistency(forward: Tensor, backward: Tensor) -> Tensor:

@@ -256,6 +256,18 @@ def test_one_direction_after_the_other_is_both_at_once(max_tokens: int) -> None:
         torch.testing.assert_close(module(moving, fixed), with_gradients, rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+def test_a_projection_with_a_hook_is_called() -> None:
+    torch.manual_seed(3)
+    module = CrossAttention(8, 4096, window=3).double()
+    moving, fixed = volume(8, 3, 4, 5), volume(8, 3, 4, 5, seed=3)
+    plain = module(moving, fixed)
+    called: list[nn.Module] = []
+    module.fixed.register_forward_hook(lambda layer, given, result: called.append(layer))
+    torch.testing.assert_close(module(moving, fixed), plain, rtol=0, atol=1e-12)
+    assert called == [module.fixed]
+
+
 # --- regional adaptive attention
 
 

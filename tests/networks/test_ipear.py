@@ -180,6 +180,31 @@ def test_farm_in_slabs_of_any_size_is_what_it_is_with_gradients(
     assert torch.equal(x, before)
 
 
+@torch.no_grad()
+def test_layers_with_hooks_are_called() -> None:
+    torch.manual_seed(3)
+    farm, attention = FARM(16, 16).double(), NeighbourhoodAttention(8).double()
+    x, y = volume(32, 4, 5, 6), volume(8, 4, 5, 6)
+    plain = farm(x), attention(y)
+    called: list[nn.Module] = []
+    for layer in (farm.flow, attention.project):
+        layer.register_forward_hook(lambda module, given, result: called.append(module))
+    for found, expected in zip((farm(x), attention(y)), plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert called == [farm.flow, attention.project]
+
+
+@torch.no_grad()
+def test_network_in_bfloat16_alone_and_without_pairs() -> None:
+    torch.manual_seed(0)
+    network = IPEARNet().eval()
+    images = torch.rand(2, 1, 1, *SHAPE)
+    found = network.bfloat16()(*images.bfloat16(), FixedIterations(2)).displacement
+    assert found.isfinite().all()
+    empty = network.float()(*images[:, :0], FixedIterations(2)).displacement
+    assert empty.shape == (0, 3, *SHAPE)
+
+
 # --- the pyramid
 
 

@@ -204,7 +204,7 @@ def _joiner(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tenso
         memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format,
     )
     joined[:, channels:] = fixed
-    if again and moving.dtype != torch.float64:
+    if again and moving.device.type == "cpu" and moving.dtype != torch.float64:
         moving = moving.float()  # as which every warp would read it
 
     def join(displacement: Tensor) -> Tensor:

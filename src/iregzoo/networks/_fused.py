@@ -24,7 +24,7 @@ class ConvChain(nn.Sequential):
         while layers:
             layer = layers.pop(0)
             after = layers[0] if layers else None
-            if _is_plain(layer, nn.Conv3d) and _is_plain(after, nn.LeakyReLU) and _fuses(layer, x):
+            if is_plain(layer, nn.Conv3d) and is_plain(after, nn.LeakyReLU) and _fuses(layer, x):
                 x = _operation(layer, after.negative_slope, x)
                 layers.pop(0)
             else:
@@ -34,7 +34,7 @@ class ConvChain(nn.Sequential):
 
 def conv_leaky(conv: nn.Conv3d, slope: float, x: Tensor, plus: Tensor) -> Tensor:
     """LeakyReLU(conv(x) + plus) of a slope: x (B, C_in, *shape) and plus (B, C_out, *new_shape) to the latter."""
-    if _is_plain(conv, nn.Conv3d) and _fuses(conv, x):
+    if is_plain(conv, nn.Conv3d) and _fuses(conv, x):
         return _operation(conv, slope, x, plus)
     # In place: a convolution's backward needs its input alone, and a LeakyReLU's the signs, which it keeps.
     return F.leaky_relu_(conv(x).add_(plus), slope)
@@ -54,7 +54,7 @@ def _operation(conv: nn.Conv3d, slope: float, x: Tensor, plus: Tensor | None = N
     return F.leaky_relu_(out, slope)
 
 
-def _is_plain(layer: nn.Module | None, kind: type[Layer]) -> TypeGuard[Layer]:
+def is_plain(layer: nn.Module | None, kind: type[Layer]) -> TypeGuard[Layer]:
     """Whether nothing but the layer itself has a say in what it does."""
     if type(layer) is not kind or "forward" in vars(layer):
         return False

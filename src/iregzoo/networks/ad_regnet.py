@@ -26,6 +26,7 @@ from iregzoo.attention import neighbourhood_attention
 from iregzoo.fields import resize
 from iregzoo.iteration import Controller
 from iregzoo.networks._blocks import check_one_pass, check_pair, flow_conv
+from iregzoo.networks._fused import is_plain
 from iregzoo.registration import Registration
 
 PAPER = (32, 64, 128, 256, 512)
@@ -83,7 +84,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         alpha = self.balance.sigmoid()
-        if not torch.is_grad_enabled():  # one direction after the other, in less memory
+        plain = is_plain(self.moving, nn.Conv3d) and is_plain(self.fixed, nn.Conv3d)
+        if plain and not torch.is_grad_enabled():  # one direction after the other, in less memory
             there = alpha * self._direction(self.moving, moving, self.fixed, fixed)
             return there.add_((1 - alpha) * self._direction(self.fixed, fixed, self.moving, moving))
         query_m, key_m, value_m = self.moving(moving).chunk(3, dim=1)

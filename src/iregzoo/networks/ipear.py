@@ -17,8 +17,17 @@ from torch import Tensor, nn
 
 from iregzoo.attention import neighbourhood_attention
 from iregzoo.iteration import TCI, Controller, FixedIterations
-from iregzoo.networks._blocks import Encoder, ResBlock, check_pair, conv_block, flow_conv, register_pyramid, voxel_mean
-from iregzoo.networks._fused import ConvChain
+from iregzoo.networks._blocks import (
+    DisplacementConv,
+    Encoder,
+    ResBlock,
+    check_pair,
+    conv_block,
+    flow_conv,
+    register_pyramid,
+    voxel_mean,
+)
+from iregzoo.networks._fused import ConvChain, is_plain
 from iregzoo.registration import Registration
 
 
@@ -37,11 +46,15 @@ class NeighbourhoodAttention(nn.Module):
         self.project = nn.Linear(channels, 3 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x.movedim(1, -1)).flatten(1, 3)
-        # As a product whose result has its channels first, which is how attention reads them.
-        weight, bias = self.project.weight, self.project.bias[:, None]
-        projected = torch.baddbmm(bias, weight.expand(len(x), -1, -1), tokens.transpose(1, 2))
-        query, key, value = projected.view(len(x), -1, *x.shape[2:]).chunk(3, dim=1)
+        normed = self.norm(x.movedim(1, -1))
+        if is_plain(self.project, nn.Linear):
+            # As a product whose result has its channels first, which is how attention reads them.
+            weight, bias = self.project.weight, self.project.bias[:, None]
+            product = torch.baddbmm(bias, weight.expand(len(x), -1, -1), normed.flatten(1, 3).transpose(1, 2))
+            projected = product.view(len(x), len(weight), *x.shape[2:])
+        else:
+            projected = self.project(normed).movedim(-1, 1)
+        query, key, value = projected.chunk(3, dim=1)
         window = [min(3, size) for size in x.shape[2:]]
         return x + neighbourhood_attention(query, key, value, window=window)
 
@@ -128,7 +141,8 @@ class FARM(nn.Module):
         self.flow = flow_conv(2 * channels + channels // 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or features.device.type != "cpu":
+        held = torch.is_grad_enabled() or features.device.type != "cpu" or len(features) == 0
+        if held or not is_plain(self.flow, DisplacementConv):
             flow: Tensor = self.flow(self.attention(features), self.residual(features))
             return flow
         # One pair after the other: the weights of its channels become the convolution's own.
@@ -144,7 +158,7 @@ class FARM(nn.Module):
         scale = channels.to(torch.promote_types(channels.dtype, torch.float32))[:, :, None, None, None]
         slabs = _slabs(features, _POOLED)
         pooled = torch.cat([spatial.pool(features[:, :, start:stop] * scale) for start, stop in slabs], dim=2)
-        voxels = spatial.weigh(pooled).to(features.dtype)
+        voxels = spatial.weigh(pooled.to(features.dtype))
         flow: Tensor = self.flow.share(self.residual(features), features.shape[1], bias=True)
         for start, stop in _slabs(features, _CONVOLVED):
             near = slice(max(0, start - 1), stop + 1)  # with the planes around it, which a convolution looks at
