@@ -153,7 +153,7 @@ def _attend_by_planes(query: Tensor, key: Tensor, value: Tensor, window: tuple[i
     """
     depth = query.shape[3]
     most = max(1, (_PLANES_GPU if query.is_cuda else _PLANES_CPU) // max(1, query[:, :, :, 0].numel()))
-    most = min(most, depth)
+    most = min(most, -(-depth // 4))  # so that what is made on the way stays below a small volume, too
     # The padding along the first axis, as ``_pad_inside`` has it, of its planes' numbers.
     size, before, after = window[0], window[0] // 2, (window[0] - 1) // 2
     source = [*range(size - before, size), *range(depth), *range(depth - size, depth - size + after)]
