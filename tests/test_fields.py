@@ -490,6 +490,18 @@ def test_jacobian_equals_numpy_gradient(axes: int) -> None:
 
 
 @AXES
+@pytest.mark.parametrize("slab", [1, 40, 2**17])
+def test_the_determinant_is_the_same_slab_by_slab(monkeypatch: pytest.MonkeyPatch, axes: int, slab: int) -> None:
+    """As of the whole volume, which is taken where a gradient is wanted, and of the matrices; also at the faces."""
+    monkeypatch.setattr(fields, "_SLAB", slab)
+    u = rough_field(axes)
+    found = jacobian_determinant(u)
+    assert torch.equal(found, jacobian_determinant(u.clone().requires_grad_()).detach())
+    close(found, torch.linalg.det(jacobian(u).movedim((1, 2), (-2, -1))), 1e-11)
+    assert torch.equal(jacobian_determinant(u[:, :, :2]), jacobian_determinant(u[:, :, :2].requires_grad_()).detach())
+
+
+@AXES
 def test_rotation_keeps_volume(axes: int) -> None:
     cosine, sine = np.cos(0.6), np.sin(0.6)
     rotation = np.eye(axes)

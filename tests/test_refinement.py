@@ -15,16 +15,16 @@ from geometry import GRIDS, make_grid, move_all, noise_image, waves
 from iregzoo import cli, refinement
 from iregzoo.errors import InputError
 from iregzoo.evaluate import evaluate
-from iregzoo.fields import jacobian_determinant, warp
+from iregzoo.fields import identity, jacobian_determinant, warp
 from iregzoo.losses import diffusion, folding
 from iregzoo.phantom import Phantom, make_phantom, recovered
-from iregzoo.refinement import refine_displacement
+from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.register import Scans, read_scans, register
 from iregzoo.similarity import box_sum, local_ncc
 from iregzoo.space.frame import Frame, warp_scan
 from iregzoo.space.grid import network_grid
 from iregzoo.space.scan import Scan
-from iregzoo.zoo import Method, load
+from iregzoo.zoo import Method, find, load
 
 SHAPE = (24, 28, 20)
 INSIDE = (slice(None), slice(None), *[slice(5, -5)] * 3)
@@ -58,9 +58,14 @@ def folded_voxels(displacement: Tensor) -> list[int]:
 
 
 def objective(displacement: Tensor, start: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
-    """What the steps lower, from its description alone."""
-    alike = local_ncc(fixed, warp(moving, displacement), window=5)
-    return 4 * diffusion(displacement - start) + 100 * folding(displacement, margin=0.1) - alike
+    """What the steps lower, from its description alone: of every second voxel along each axis, for all such."""
+    lattices = [
+        (..., slice(i, None, 2), slice(j, None, 2), slice(k, None, 2)) for i in (0, 1) for j in (0, 1) for k in (0, 1)
+    ]
+    warped = warp(moving, displacement)
+    alike = torch.stack([local_ncc(fixed[each], warped[each], window=3) for each in lattices]).mean(0)
+    correction, whole = (field[lattices[0]] / 2 for field in (displacement - start, displacement))
+    return 1.5 * diffusion(correction) + 100 * folding(whole, margin=0.1) - alike
 
 
 @pytest.mark.parametrize("begun", [0.0, 0.6])
@@ -119,6 +124,56 @@ def test_what_no_halving_mends_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     kept = refinement._without_folds(start, correction)
     assert not kept[0].any()
     assert torch.equal(kept[1], correction[1])
+
+
+@pytest.mark.parametrize("contrast", ["inverted", "by parts"])
+def test_images_of_different_contrast_are_brought_together(contrast: str) -> None:
+    """Where few tissues meet, one image depends on the other linearly, whichever way."""
+    moving, true = texture(), shifted(0.8)
+    fixed = warp(moving, true, padding="border")
+    fixed = 1 - fixed if contrast == "inverted" else (fixed - 0.5).abs()
+    found = refine_displacement(torch.zeros_like(true), moving, fixed, steps=25)
+    error = (found - true).norm(dim=1, keepdim=True)[INSIDE].mean()
+    assert error < 0.4 * 0.8
+
+
+@pytest.mark.parametrize("shape", [(8, 10, 12), (9, 7, 11), (4, 5, 6)])
+def test_a_correction_is_linear_between_the_voxels_of_its_grid(shape: tuple[int, ...]) -> None:
+    """An affine one is found exactly at every voxel but beyond the grid's last, which even sizes have."""
+    empty, start = torch.zeros(1, 1, *shape), torch.zeros(1, 3, *shape)
+    terms = refinement._Objective(start, empty, empty, 3, 1.0, 1.0, 0.1)
+    matrix = torch.randn(3, 3, generator=torch.manual_seed(0))
+    affine = torch.einsum("ij,bjxyz->bixyz", matrix, identity(shape))
+    found = terms.complete(affine[..., ::2, ::2, ::2] / 2)
+    known = (..., *(slice(0, 2 * ((size + 1) // 2) - 1) for size in shape))
+    torch.testing.assert_close(found[known], affine[known])
+    assert torch.isfinite(found).all()
+
+
+def test_the_steps_see_the_whole_correction_lattice_by_lattice() -> None:
+    """What a step sees at its lattice is what the finished correction has there."""
+    moving, fixed, start = texture(2, seed=15), texture(2, seed=16), smooth_field(2, seed=17)
+    terms = refinement._Objective(start, moving, fixed, 3, 0.0, 0.0, 0.1)
+    coarse = 0.2 * torch.randn(2, 3, 12, 14, 10, generator=torch.manual_seed(18))
+    steps = torch.stack([terms.step(coarse, number) for number in range(8)])
+    torch.testing.assert_close(steps.mean(0), terms.whole(terms.complete(coarse)))
+    assert len({*terms.lattices}) == 8
+    assert steps[:, 0].unique().numel() == 8
+    torch.testing.assert_close(terms.step(coarse, 9), steps[1])
+
+
+def test_likeness_is_that_of_every_second_voxel() -> None:
+    moving, fixed, u = texture(2, seed=19), texture(2, seed=20), smooth_field(2, seed=21)
+    some = (..., *[slice(None, None, 2)] * 3)
+    torch.testing.assert_close(likeness(u, moving, fixed), local_ncc(fixed[some], warp(moving, u)[some], window=3))
+
+
+def test_an_image_of_few_slices_is_finished_by_all_its_voxels() -> None:
+    moving, true = texture(shape=(24, 28, 9))[..., 3:6], torch.zeros(1, 3, 24, 28, 3)
+    true[:, 0] = 0.7
+    fixed = warp(moving, true, padding="border")
+    found = refine_displacement(torch.zeros_like(true), moving, fixed, steps=25)
+    assert (found - true)[:, :, 5:-5, 5:-5].norm(dim=1).mean() < 0.4 * 0.7
 
 
 def test_no_steps_are_exactly_nothing() -> None:
@@ -244,6 +299,28 @@ def test_a_coarse_network_is_refined_on_the_fixed_scans_own_voxels(method: Metho
     np.testing.assert_allclose(result.frame.network.spacing, (1.2, 1.0, 0.9))
     assert sorted(result.frame.network.shape) == sorted(grid.shape)
     assert result.registration.displacement.shape[2:] == result.frame.network.shape
+
+
+def test_a_card_says_how_many_steps_there_are_unless_they_are_asked_for(phantom: Phantom, method: Method) -> None:
+    scans = read_scans(phantom.fixed, phantom.moving)
+    card = replace(method, card=replace(method.card, refine=3))
+    plain, by_card, asked, none = (
+        register(scans, each, init="none", refine=steps)
+        for each, steps in ((method, None), (card, None), (method, 3), (card, 0))
+    )
+    assert plain.refinement is none.refinement is None
+    assert torch.equal(plain.displacement, none.displacement)
+    assert by_card.refinement is not None
+    assert by_card.refinement.steps == 3
+    assert torch.equal(by_card.displacement, asked.displacement)
+    assert not torch.equal(by_card.displacement, plain.displacement)
+
+
+def test_the_brains_cards_ask_for_steps_and_the_hippocampus_for_none() -> None:
+    for bundle in ("iirp", "ipear"):
+        cards = find(bundle).weights
+        assert cards["brain"].refine == cards["brain_any"].refine == 32
+        assert cards["hippocampus"].refine == 0
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -17,7 +17,6 @@ from torch import Tensor
 from iregzoo import zoo
 from iregzoo.errors import InputError
 from iregzoo.iteration import TCI, FixedIterations
-from iregzoo.refinement import refine_displacement
 from iregzoo.registration import PairNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -447,17 +446,3 @@ def test_a_card_says_what_steers_the_iterations() -> None:
     steered = zoo.complete(zoo.untrained(zoo.find("ipear")), zoo.WeightsCard("model.pt", controller=definition))
     assert steered.controller == FixedIterations(2)
     assert zoo.complete(zoo.untrained(zoo.find("ipear")), zoo.WeightsCard("model.pt")).controller == TCI()
-
-
-def test_a_card_says_how_the_network_is_finished() -> None:
-    torch.manual_seed(0)
-    smooth = F.interpolate(torch.rand(1, 2, 4, 4, 4), size=(16, 16, 16), mode="trilinear")
-    network = zoo.untrained(zoo.find("sm_gicnet")).eval()
-    with torch.inference_mode():
-        plain = zoo.complete(network, zoo.WeightsCard("model.pt")).register(smooth)
-        finished = zoo.complete(network, zoo.WeightsCard("model.pt", finish=2)).register(smooth)
-    expected = refine_displacement(plain.displacement, smooth[:, :1], smooth[:, 1:], steps=2)
-    assert torch.equal(finished.displacement, expected)
-    assert not torch.equal(plain.displacement, expected)
-    assert plain.inverse is not None
-    assert finished.inverse is None  # the network's is not that of the finished field

@@ -18,7 +18,7 @@ from iregzoo import __version__
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
 from iregzoo.precision import resolve
-from iregzoo.register import Scans, choose_controller, finish, read_scans
+from iregzoo.register import Scans, check_refine, choose_controller, conclude, read_scans
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, write
 from iregzoo.space.frame import Frame, make_frame, network_input
@@ -106,6 +106,7 @@ class SaveRegistration(Transform):
         provenance: what made the result, for the report.
         inverse: also write the other way.
         overwrite: allow a folder that holds something already.
+        refine: gradient steps after the network; the card's if None.
     """
 
     def __init__(
@@ -115,7 +116,10 @@ class SaveRegistration(Transform):
         provenance: Mapping[str, Any],
         inverse: bool = False,
         overwrite: bool = False,
+        refine: int | None = None,
     ) -> None:
+        check_refine(refine)
+        self.refine = refine
         self.load, self.output_dir = load, Path(output_dir)
         self.provenance = {"iregzoo": __version__, **provenance}
         self.inverse, self.overwrite = flag(inverse, "inverse"), flag(overwrite, "overwrite")
@@ -125,7 +129,8 @@ class SaveRegistration(Transform):
         predicted: Tensor = convert_to_tensor(data["pred"], track_meta=False)
         start: Tensor = convert_to_tensor(data["start"], track_meta=False)
         frame = self.load.frame(scans, start.cpu().numpy())
-        result = finish(scans, frame, self.load.init, Registration(predicted[None].cpu()))
+        registration = Registration(predicted[None])
+        result = conclude(scans, frame, self.load.init, registration, self.load.card, refine=self.refine)
         with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
             write(result, folder, self.provenance, inverse=self.inverse)
         return dict(data)

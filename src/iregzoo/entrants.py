@@ -37,7 +37,7 @@ def line_up(
     *,
     init: str,
     max_iterations: int | None,
-    refine: int,
+    refine: int | None,
 ) -> list[Entrant]:
     """Every method with every controller, then the peers.
 
@@ -55,7 +55,7 @@ def line_up(
     return [*found, *(_peer(peer) for peer in peers)]
 
 
-def _method(method: Method, name: str, controller: Controller | None, init: str, refine: int) -> Entrant:
+def _method(method: Method, name: str, controller: Controller | None, init: str, refine: int | None) -> Entrant:
     def run(scans: Scans) -> Timed:
         begin = time.perf_counter()
         result = register(scans, method, init=init, controller=controller, refine=refine)

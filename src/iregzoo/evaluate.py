@@ -39,7 +39,7 @@ def evaluate(
     peers: Sequence[str] = (),
     init: str = "auto",
     max_iterations: int | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     learn2reg: Path | None = None,
     plots: bool = True,
     progress: Callable[[str], None] = lambda name: None,
@@ -56,7 +56,7 @@ def evaluate(
         peers: names, see ``peers.PEERS``; every method is tested against each of them, see ``comparisons``.
         init: affine start of the methods; peers make their own.
         max_iterations: the most iterations a level.
-        refine: gradient steps after the network.
+        refine: gradient steps after the network; of each method what its card says if None.
         learn2reg: an existing folder for every displacement field, see ``field_folders``; none are written if None.
         plots: also draw ``dice.png`` (where there are labels), ``time.png`` and ``cases.png``.
         progress: told each registration's name as it begins.

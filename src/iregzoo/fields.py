@@ -283,11 +283,17 @@ def resize(displacement: Tensor, shape: Sequence[int]) -> Tensor:
     return resized * resized.new_tensor(ratios).view(1, axes, *[1] * axes)
 
 
-def _jacobian_rows(displacement: Tensor) -> list[list[Tensor]]:
-    """Entry [i][j], (B, *shape), is ∂(x + u)_i / ∂x_j."""
+def _check_derivative(displacement: Tensor) -> int:
+    """Return the number of spatial axes of a field that has derivatives, or raise ValueError."""
     axes = check_displacement(displacement)
     if min(displacement.shape[2:]) < 2:
         raise ValueError(f"grid {tuple(displacement.shape[2:])} has an axis of one voxel; a derivative needs two")
+    return axes
+
+
+def _jacobian_rows(displacement: Tensor) -> list[list[Tensor]]:
+    """Entry [i][j], (B, *shape), is ∂(x + u)_i / ∂x_j."""
+    axes = _check_derivative(displacement)
     u = _at_least_float32(displacement)
     rows = [list(torch.gradient(u[:, axis], dim=list(range(1, 1 + axes)))) for axis in range(axes)]
     for axis in range(axes):
@@ -312,7 +318,17 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     Raises:
         ValueError: for an axis of fewer than two voxels.
     """
-    return _determinant(_jacobian_rows(displacement))
+    if torch.is_grad_enabled() and displacement.requires_grad:
+        return _determinant(_jacobian_rows(displacement))
+    _check_derivative(displacement)
+    depth = displacement.shape[2]
+    determinant = _at_least_float32(displacement).new_empty(displacement.shape[0], *displacement.shape[2:])
+    thick = max(1, _SLAB // math.prod(displacement.shape[3:]))
+    for first in range(0, depth, thick):  # what a few slabs need stays in the cache
+        before, after = max(0, min(first - 1, depth - 2)), min(depth, first + thick + 1)
+        part = _determinant(_jacobian_rows(displacement[:, :, before:after]))
+        determinant[:, first : first + thick] = part[:, first - before : first - before + thick]
+    return determinant
 
 
 def jacobian_determinant_at(displacement: Tensor, places: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Settings:
     init: str = "auto"
     controller: str = "auto"
     max_iterations: int | None = None
-    refine: int = 0
+    refine: int | None = None
     inverse: bool = False
     threads: int = 1
     origin: Mapping[str, Any] = field(default_factory=dict)

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.fields import warp
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
-from iregzoo.refinement import WINDOW, refine_displacement
+from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.registration import Registration
-from iregzoo.similarity import local_ncc
 from iregzoo.space.frame import Frame, make_frame, network_input, warp_scan
 from iregzoo.space.grid import Grid, canonical_axes
 from iregzoo.space.scan import Scan, Window, looks_like_labels, read_labels, read_scan
 from iregzoo.space.start import affine_start
-from iregzoo.zoo import Method
+from iregzoo.zoo import Method, WeightsCard
 
 CONTROLLERS: dict[str, type[TCI] | type[IterStop] | type[FixedIterations]] = {
     "tci": TCI,
@@ -143,12 +141,14 @@ def _check_one_pass(name: str, max_iterations: int | None) -> None:
         raise InputError(f"{asked}: this bundle's method takes one pass and has nothing to iterate; leave it out")
 
 
-def check_refine(steps: int) -> None:
-    """Check what ``--refine`` asks for.
+def check_refine(steps: int | None) -> None:
+    """Check what ``--refine`` asks for; None is what the weights' card says.
 
     Raises:
         InputError: for what is no whole number from 0 to ``MOST_STEPS``.
     """
+    if steps is None:
+        return
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise InputError(f"refine {steps!r}: give a whole number of gradient steps, 0 for none")
     if steps > MOST_STEPS:
@@ -171,7 +171,7 @@ def register(
     *,
     init: str = "auto",
     controller: Controller | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     progress: Progress = lambda stage: None,
 ) -> Result:
     """Register a pair: affine start, network, and its field brought back to the fixed image's grid.
@@ -181,7 +181,7 @@ def register(
         method: from ``zoo.load``.
         init: affine start; ``auto`` is what the weights' card says.
         controller: of the iterations; the network's own if None.
-        refine: gradient steps that finish the pair after the network, see ``refinement``.
+        refine: gradient steps that finish the pair after the network, see ``refinement``; the card's if None.
         progress: told the name of each stage as it begins.
 
     Raises:
@@ -210,13 +210,46 @@ def register(
     with timed("network", seconds, progress):
         device = next(method.network.parameters()).device
         registration = method.network.register(image.to(device), controller)
-        predicted = registration.displacement.cpu()
+    return conclude(scans, frame, init, registration, method.card, refine=refine, seconds=seconds, progress=progress)
+
+
+@torch.inference_mode()
+def conclude(
+    scans: Scans,
+    frame: Frame,
+    init: str,
+    registration: Registration,
+    card: WeightsCard,
+    *,
+    refine: int | None = None,
+    seconds: dict[str, float] | None = None,
+    progress: Progress = lambda stage: None,
+) -> Result:
+    """What follows the network: gradient steps, where they are asked for, and the way back to the fixed image's grid.
+
+    Args:
+        scans: the pair.
+        frame: its geometry.
+        init: the name of its affine start.
+        registration: what the network gave, on its device.
+        card: of the weights.
+        refine: gradient steps; the card's if None.
+        seconds: where the time of each stage is noted.
+        progress: told the name of each stage as it begins.
+
+    Raises:
+        InputError: for a displacement that is not finite, and ``check_refine``.
+    """
+    check_refine(refine)
+    steps = card.refine if refine is None else refine
+    seconds = {} if seconds is None else seconds
+    predicted, refinement = registration.displacement, None
     if not torch.isfinite(predicted).all():
         raise InputError("the network gave a displacement that is not finite; are these weights damaged?")
-    registration, refinement = replace(registration, displacement=predicted), None
-    if refine:
+    registration = replace(registration, displacement=predicted.cpu())
+    if steps:
         with timed("refine", seconds, progress):
-            frame, registration, refinement = _refine(scans, frame, registration, refine, method.card.window, device)
+            frame, registration, refinement = _refine(scans, frame, registration, steps, card.window, predicted.device)
     with timed("warp", seconds, progress):
         return replace(finish(scans, frame, init, registration, seconds), refinement=refinement)
 
@@ -234,7 +267,7 @@ def _refine(
     moving, fixed = image[:, :1], image[:, 1:]
     begun = frame.carry(registration.displacement, own.network).to(device)
     refined = refine_displacement(begun, moving, fixed, steps=steps)
-    before, after = (float(local_ncc(fixed, warp(moving, u), window=WINDOW)) for u in (begun, refined))
+    before, after = (float(likeness(u, moving, fixed)) for u in (begun, refined))
     # What the network gave with its own field belongs to that: the inverse is made anew, from the refined one.
     finished = replace(registration, displacement=refined.cpu(), inverse=None, opposite=None, pyramid=())
     return own, finished, Refinement(steps, frame.network, before, after)

@@ -1,8 +1,8 @@
 """What a registration network gives back, what makes a network one, and the same behind a bundle's one tensor."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -49,9 +49,6 @@ class RegistrationNetwork(Protocol):
         ...
 
 
-Finish = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 class PairNetwork(nn.Module):
     """A registration network behind a bundle's boundary.
 
@@ -65,12 +62,9 @@ class PairNetwork(nn.Module):
 
     Attributes:
         precision: of the convolutions where no gradients are wanted.
-        finish: what moves the network's displacement on, given that, the moving and the fixed image as they came; None
-            for nothing.
     """
 
     precision: Precision = "float32"
-    finish: Finish | None = None
 
     def __init__(self, network: nn.Module, canonical: nn.Module | None = None) -> None:
         super().__init__()
@@ -90,7 +84,7 @@ class PairNetwork(nn.Module):
         return controller
 
     def register(self, image: Tensor, controller: Controller | None = None) -> Registration:
-        """The whole result of registering (B, 2, D, H, W); where ``finish`` has moved the displacement, no inverse.
+        """The whole result of registering (B, 2, D, H, W).
 
         Raises:
             ValueError: for another number of channels or axes.
@@ -100,10 +94,7 @@ class PairNetwork(nn.Module):
         with autocast(image.device, self.precision):
             seen = image if self.canonical is None else self.canonical(image)
             registration: Registration = self.network(seen[:, :1], seen[:, 1:], controller)
-        if self.finish is None:
-            return registration
-        finished = self.finish(registration.displacement, image[:, :1], image[:, 1:])
-        return replace(registration, displacement=finished, inverse=None, opposite=None)
+        return registration
 
     def forward(
         self, image: Tensor, complete: bool = False, controller: Controller | None = None

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -19,7 +18,6 @@ from torch import Tensor
 from iregzoo.errors import InputError
 from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.precision import Precision, as_precision
-from iregzoo.refinement import refine_displacement
 from iregzoo.registration import PairNetwork
 
 
@@ -38,7 +36,7 @@ class WeightsCard:
         window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
         canonical: whether the file also holds the network that brings any contrast to one (``networks.canonical``).
         controller: definition of what ``--controller auto`` means, as in ``build``; the method's own if empty.
-        finish: gradient steps on the network's grid that follow it, see ``refinement``.
+        refine: what ``--refine`` is unless it is given: gradient steps after the network, see ``refinement``.
         precision: what ``--precision auto`` means: ``auto`` for weights whose fields bfloat16 was measured to change by
             less than 0.05 voxel on average, to be used where a device computes it; otherwise ``float32``.
     """
@@ -53,7 +51,7 @@ class WeightsCard:
     window: tuple[float, float] | None = None
     canonical: bool = False
     controller: Mapping[str, Any] = field(default_factory=dict)
-    finish: int = 0
+    refine: int = 0
     precision: Precision = "float32"
 
 
@@ -191,7 +189,6 @@ def complete(network: PairNetwork, card: WeightsCard, precision: str = "auto") -
     network.canonical = CanonicalNet() if card.canonical else None
     if card.controller:
         network.network.controller = build(card.controller)
-    network.finish = partial(refine_displacement, steps=card.finish) if card.finish else None
     wanted = as_precision(precision)
     network.precision = card.precision if wanted == "auto" else wanted
     return network

@@ -169,6 +169,14 @@ def test_inverse_is_written_where_asked(pair: Pair, tmp_path: Path) -> None:
     assert_same(found, own("iirp", pair, tmp_path / "own", inverse=True))
 
 
+@EACH_BUNDLE
+def test_gradient_steps_follow_the_network(name: str, pair: Pair, tmp_path: Path) -> None:
+    weights = some_weights(ROOT / "bundles" / name, tmp_path)
+    found = run(name, pair, tmp_path / "monai", weights=weights, refine=4)
+    assert_same(found, own(name, pair, tmp_path / "own", weights=weights, refine=4))
+    assert report(found)["refinement"]["steps"] == 4
+
+
 def test_controller_and_cap_steer_the_iterations(pair: Pair, tmp_path: Path) -> None:
     own_controller = zoo.load("iirp").network.controller
     once = register.choose_controller("fixed", None, own_controller)
@@ -230,6 +238,7 @@ def test_overwrite_keeps_foreign_files(pair: Pair, tmp_path: Path) -> None:
     [
         ({"controller": "newton"}, "newton"),
         ({"max_iterations": 0}, "max-iterations 0"),
+        ({"refine": -1}, "refine -1"),
         ({"init": "similarity"}, "similarity"),
         ({"weights": "liver"}, "liver"),
         ({"moving": "nowhere.nii.gz"}, "nowhere.nii.gz"),

@@ -18,7 +18,7 @@ def batch(
     init: str = "auto",
     controller: str = "auto",
     max_iterations: int | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     inverse: bool = False,
     workers: int = 1,
     threads: int = 1,
@@ -42,7 +42,7 @@ def batch(
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
         controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
         max_iterations: the most iterations a level of the method's pyramid, 100 at most.
-        refine: gradient steps after the network, as for register; 0 for none.
+        refine: gradient steps after the network, as for register; what the weights' card says if not given.
         inverse: also write the way from fixed to moving.
         workers: processes that register pairs side by side; each needs the memory of iregzoo register.
         threads: of each process. The last digits of a result depend on them, but not on the number of workers.

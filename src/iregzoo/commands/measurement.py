@@ -19,7 +19,7 @@ def evaluate(
     init: str = "auto",
     controller: str | Sequence[str] = "auto",
     max_iterations: int | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     learn2reg: str | None = None,
     plots: bool = True,
     overwrite: bool = False,
@@ -53,7 +53,7 @@ def evaluate(
         init: affine start: auto, none, center, rigid or affine.
         controller: one or more of auto, tci, iterstop, fixed, separated by commas.
         max_iterations: the most iterations a level, 100 at most.
-        refine: gradient steps after the network, as for register; 0 for none.
+        refine: gradient steps after the network, as for register; what the weights' card says if not given.
         learn2reg: folder, new or empty, for the displacement fields as Learn2Reg's evaluator reads them,
             disp_<fixed>_<moving>.nii.gz in voxels of the moving array; in a folder for each where there are several
             methods or peers.

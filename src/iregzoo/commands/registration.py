@@ -19,7 +19,7 @@ def register(
     init: str = "auto",
     controller: str = "auto",
     max_iterations: int | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     inverse: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -43,7 +43,7 @@ def register(
         controller: of the iterations: auto (what the weights are best with), tci, iterstop or fixed.
         max_iterations: the most iterations a level of the method's pyramid, 100 at most.
         refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network, 1000 at
-            most; 0 for none.
+            most; 0 for none. If not given, what the weights are best with: 32 for brains, none for the hippocampus.
         inverse: also write the way from fixed to moving.
         overwrite: replace the results of an earlier run in the folder.
     """
@@ -57,8 +57,8 @@ def register(
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels)):
         if Path(path).resolve().parent == Path(output).resolve() and Path(path).name in FILES:
             raise InputError(f"{path}: lies where the results would go; choose another --output")
-    stages = (*STAGES, *(["refine"] if refine else []), *(["inverse"] if inverse else []))
-    with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(len(stages)) as bar:
+    stages = len(STAGES) + bool(inverse)
+    with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(stages) as bar:
         bar("read")
         scans = read_scans(fixed, moving, fixed_labels, moving_labels)
         bar("weights")

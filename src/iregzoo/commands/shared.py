@@ -59,6 +59,7 @@ class Progress:
     def step(self, name: str) -> None:
         self.bar.update(int(self.begun))
         self.begun = True
+        self.bar.total = max(self.bar.total, self.bar.n + 1)  # weights may ask for one more
         self.bar.set_description_str(name)
 
     def __exit__(self, *error: object) -> None:

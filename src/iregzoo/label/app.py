@@ -184,7 +184,7 @@ def _inference(method: Method, atlases: Sequence[LabelledImage]) -> dict[str, An
             "atlas": [atlas.name for atlas in atlases],
             "init": list(INITS),
             **steering,
-            "refine": 0,
+            "refine": method.card.refine,
             "mirror": False,
             "when_in_doubt": ["warn", "refuse"],
         },

@@ -52,7 +52,7 @@ class Options:
     controller: str = "auto"
     max_iterations: int | None = None
     init: str = "auto"
-    refine: Any = 0
+    refine: Any = None
     atlas: str = ""
     mirror: bool = False
     when_in_doubt: str = "warn"
@@ -88,7 +88,7 @@ class Options:
             controller=str(asked("controller") or "auto"),
             max_iterations=most or None,
             init=str(asked("init") or "auto"),
-            refine=whole("refine"),
+            refine=None if asked("refine") in (None, "") else whole("refine"),
             atlas=str(asked("atlas") or ""),
             mirror=flag(asked("mirror") or False, "mirror"),
             when_in_doubt=str(asked("when_in_doubt") or "warn"),
