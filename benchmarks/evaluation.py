@@ -1,11 +1,11 @@
 """Measure what docs/evaluation.md shows, and write its tables and pictures, and those of README.md and the cards.
 
-    python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--parts hippocampus,iterations,brain]
-        [--brain-peers t1,contrast]
+    python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--scans-dir DIR]
+        [--parts hippocampus,iterations,refinement,brain] [--brain-peers t1,contrast,real]
 
 DIR holds the hippocampus scans (images/, labels/, splits.json); --brain-dir the label maps of whole heads, which are
-rendered first. Each part runs ``iregzoo evaluate`` and replaces its tables between the markers of the page. Peers need
-``pip install "iregzoo[peers]"``.
+rendered first; --scans-dir two real T1 brains without labels. Each part runs ``iregzoo evaluate`` and replaces its
+tables between the markers of the page. Peers need ``pip install "iregzoo[peers]"``.
 """
 
 import json
@@ -25,24 +25,31 @@ from iregzoo.zoo import bundles
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
 PICTURES = PAGE.with_suffix("")
+STEPS = (0, 16, 32, 64)
+AFTER_STEPS = {"dice_mean": 3, "hd95_mm": 2, "folding_percent": 3, "seconds": 2}
 ITERATIONS = (("iterstop", None), ("tci", None), ("fixed", 1), ("fixed", 2), ("fixed", 3), ("fixed", 4))
 
 
 def main(
     dataset_dir: str,
     brain_dir: str | None = None,
-    parts: Any = "hippocampus,iterations,brain",
-    brain_peers: Any = "t1,contrast",
+    scans_dir: str | None = None,
+    parts: Any = "hippocampus,iterations,refinement,brain",
+    brain_peers: Any = "t1,contrast,real",
 ) -> None:
-    """Run the chosen parts and write the page; the brains take half an hour with peers on t1, an hour on both."""
+    """Run the chosen parts and write the page; the brains take half an hour with peers on t1, an hour on all."""
     chosen, compared = (one.split(",") if isinstance(one, str) else list(one) for one in (parts, brain_peers))
     with TemporaryDirectory() as scratch:
         if "hippocampus" in chosen:
             hippocampus(Path(dataset_dir), Path(scratch))
         if "iterations" in chosen:
             iterations(Path(dataset_dir), Path(scratch))
-        if "brain" in chosen and brain_dir and having("brain"):
+        if "refinement" in chosen and brain_dir:
+            refinement(Path(brain_dir), Path(scratch))
+        if "brain" in chosen and brain_dir:
             brain(Path(brain_dir), Path(scratch), compared)
+        if "brain" in chosen and scans_dir:
+            real(Path(scans_dir).resolve(), Path(scratch), peers="real" in compared)
 
 
 def hippocampus(data: Path, scratch: Path) -> None:
@@ -84,17 +91,46 @@ def iterations(data: Path, scratch: Path) -> None:
     write("iterations", "\n".join([markdown(heads, rows), "", machine(summary(folder))]))
 
 
+def refinement(data: Path, scratch: Path) -> None:
+    """Gradient steps after the network, on heads of people of the training alone."""
+    rendered = scratch / "choosing"
+    run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered, "--choosing")
+    heads = ("method", "weights", "moving", "steps", "Dice, mean ± sd", "HD95, mm", "folding, %", "s a pair")
+    rows = []
+    for weights, look in (("brain", "t1"), ("brain_any", "contrast")):
+        for steps in STEPS:
+            options = ("--pairs", rendered / f"{look}.csv", "--bundle", "iirp", "--weights", weights)
+            folder = scratch / f"{weights}-{steps}"
+            found = summary(evaluate(folder, *options, "--refine", str(steps), "--plots", "false"))
+            (result,) = found["results"]
+            cells = [f"{result[name]['mean']:.{digits}f}" for name, digits in AFTER_STEPS.items()]
+            cells[0] += f" ± {result['dice_mean']['sd']:.3f}"
+            rows.append(("iirp", f"`{weights}`", look, str(steps), *cells))
+    write("refinement", "\n".join([markdown(heads, rows), "", machine(found)]))
+
+
 def brain(data: Path, scratch: Path, compared: list[str]) -> None:
     """Whole heads, rendered as T1 and as random contrast; peers once on each that is to be compared."""
     rendered = scratch / "rendered"
     run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered)
-    for weights, look in (("brain", "t1"), ("brain", "contrast"), ("brain_any", "contrast")):
+    for weights, look in (("brain", "t1"), ("brain_any", "t1"), ("brain_any", "contrast")):
         part = f"{weights}-{look}"
         options = ("--pairs", rendered / f"{look}.csv", "--bundle", having(weights), "--weights", weights)
-        found = evaluate(scratch / part, *options, peers=weights == "brain" and look in compared)
+        peers = look in compared and (weights, look) != ("brain_any", "t1")  # which they have seen already
+        found = evaluate(scratch / part, *options, peers=peers)
         write(part, table(found))
-        if (weights, look) != ("brain", "contrast"):  # for which they are not
+        if (weights, look) != ("brain_any", "t1"):  # which are not for that
             picture(found, part)
+
+
+def real(scans: Path, scratch: Path, *, peers: bool) -> None:
+    """Two real T1 brains without labels, both ways: how alike they become, and how smoothly."""
+    one, other = (scans / f"{name}.nii.gz" for name in ("t1_brain_a", "t1_brain_b"))
+    pairs = scratch / "real.csv"
+    pairs.write_text(f"fixed,moving\n{one},{other}\n{other},{one}\n", "utf-8")
+    options = ("--pairs", pairs, "--bundle", having("brain"), "--weights", "brain", "--plots", "false")
+    found = evaluate(scratch / "real", *options, peers=peers)
+    write("brain-real", "\n".join([(found / "table.md").read_text("utf-8").strip(), "", machine(summary(found))]))
 
 
 def having(weights: str) -> str:

@@ -1,9 +1,10 @@
 """Render anatomical label maps as images, and write the table of pairs that ``iregzoo evaluate`` wants.
 
-    python benchmarks/render_brains.py --dataset-dir DIR --output FOLDER [--stripped]
+    python benchmarks/render_brains.py --dataset-dir DIR --output FOLDER [--stripped] [--choosing]
 
 DIR holds the label maps, labels.csv and splits.json. The two people of the split val are paired with each other and
-with the first two of the split train, both ways: t1.csv pairs T1 with T1, contrast.csv T1 with a random contrast.
+with the first two of the split train, both ways: t1.csv pairs T1 with T1, contrast.csv T1 with a random contrast. With
+--choosing they are the next four of the split train instead: pairs to choose settings on.
 """
 
 from itertools import chain
@@ -19,12 +20,12 @@ from iregzoo.anatomy import read_splits, read_table
 SEED = 7
 
 
-def main(dataset_dir: str, output: str, stripped: bool = False) -> None:
+def main(dataset_dir: str, output: str, stripped: bool = False, choosing: bool = False) -> None:
     """Render the maps at their own resolution, head and all or the brain alone."""
     source, target = Path(dataset_dir), Path(output)
     target.mkdir(parents=True, exist_ok=True)
     table, splits = read_table(source), read_splits(source)
-    old, new = splits["val"][:2], splits["train"][:2]
+    old, new = (splits["train"][2:4], splits["train"][4:6]) if choosing else (splits["val"][:2], splits["train"][:2])
     share = float(stripped)
     plain = {"stripped": share, "blur": 0.6, "bias": 0.2, "gamma": 0.1, "thick": 0.0}
     looks = {"t1": table.synthesis(t1=1.0, **plain), "contrast": table.synthesis(t1=0.0, **plain)}
