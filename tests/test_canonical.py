@@ -14,10 +14,12 @@ from iregzoo import zoo
 from iregzoo.anatomy import read_anatomies, read_table
 from iregzoo.canonical import CanonicalStep, assemble, canonical_pair, canonical_synthesis, trained
 from iregzoo.errors import InputError
+from iregzoo.networks import IIRPNet
 from iregzoo.networks.canonical import BRIGHTNESS, LEVELS, CanonicalNet, at_corner, canonical_class, canonical_image
 from iregzoo.registration import PairNetwork, Registration
 
 ROOT = Path(__file__).resolve().parents[1]
+CHAIN = (ROOT / "canonical" / "brain.json", ROOT / "canonical" / "together.json")
 SMALL: dict[str, Any] = {
     "device": "cpu",
     "shape": [32, 16, 16],
@@ -183,6 +185,23 @@ def test_a_method_is_trained_with_it_and_carried_in_one_file(front: Path, anatom
     torch.testing.assert_close(
         method.canonical.state_dict()["heads.3.bias"], trained(weights).heads[3].bias.data.half().float()
     )
+
+
+def test_both_networks_learn_together_and_their_weights_are_one_file(anatomies: Path, tmp_path: Path) -> None:
+    """Every tensor of both has moved from the start, but those before an instance norm that takes them away."""
+    bundle = ROOT / "bundles" / "iirp"
+    files = [str(path) for path in (bundle / "configs" / "train.json", *CHAIN)]
+    torch.manual_seed(0)
+    start = PairNetwork(IIRPNet(), CanonicalNet()).state_dict()
+    torch.save(start, tmp_path / "start.pt")
+    small: dict[str, Any] = {"bundle_root": str(bundle), "amp": False, "start": str(tmp_path / "start.pt")}
+    run(anatomies, tmp_path / "run", *files, **small)
+    state = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert state.keys() == start.keys()
+    still = [name for name in state if torch.equal(state[name], start[name])]
+    assert [name for name in still if not name.startswith("canonical.") or name.endswith("weight")] == []
+    card = zoo.WeightsCard("brain.pt", canonical=True)
+    zoo.complete(zoo.untrained(zoo.find("iirp")), card).load_state_dict(state)
 
 
 def test_what_it_is_to_learn_comes_from_the_labels(anatomies: Path) -> None:
