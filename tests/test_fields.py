@@ -501,6 +501,11 @@ def test_the_determinant_is_the_same_slab_by_slab(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(jacobian_determinant(u[:, :, :2]), jacobian_determinant(u[:, :, :2].requires_grad_()).detach())
 
 
+def test_the_determinant_of_a_meta_tensor_is_that_of_its_values() -> None:
+    u = rough_field(3)
+    assert torch.equal(torch.as_tensor(jacobian_determinant(MetaTensor(u))), jacobian_determinant(u))
+
+
 @AXES
 def test_rotation_keeps_volume(axes: int) -> None:
     cosine, sine = np.cos(0.6), np.sin(0.6)

@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,20 @@ def test_a_correction_that_folds_is_taken_back_there_alone() -> None:
     assert torch.equal(kept[1], correction[1])
     assert torch.equal(kept[0, :, :, -2:], correction[0, :, :, -2:])
     assert kept[0].norm() > 0.3 * correction[0].norm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "place"), [((20, 20, 20), (0, 0, 10)), ((20, 20, 20), (0, 0, 0)), ((20, 20, 2), (10, 10, 1))]
+)
+def test_a_fold_at_the_border_or_among_few_slices_is_taken_back_alone(
+    shape: tuple[int, ...], place: tuple[int, ...]
+) -> None:
+    start, correction = torch.zeros(1, 3, *shape), torch.full((1, 3, *shape), 0.3)
+    correction[(0, slice(None), *place)] += 3.0
+    assert folded_voxels(start + correction)[0] > 0
+    kept = refinement._without_folds(start, correction)
+    assert folded_voxels(start + kept) == [0]
+    assert kept.abs().sum() > 0.4 * 0.3 * kept.numel()
 
 
 def test_what_no_halving_mends_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +331,13 @@ def test_a_card_says_how_many_steps_there_are_unless_they_are_asked_for(phantom:
     assert not torch.equal(by_card.displacement, plain.displacement)
 
 
+@pytest.mark.parametrize("steps", [-1, 2.5, "3", True, 10**7])
+def test_a_card_with_no_number_of_steps_is_refused(phantom: Phantom, method: Method, steps: Any) -> None:
+    damaged = replace(method, card=replace(method.card, refine=steps))
+    with pytest.raises(InputError, match=f"refine {steps!r}: give"):
+        register(read_scans(phantom.fixed, phantom.moving), damaged, init="none")
+
+
 def test_the_brains_cards_ask_for_steps_and_the_hippocampus_for_none() -> None:
     for bundle in ("iirp", "ipear"):
         cards = find(bundle).weights
@@ -363,7 +385,7 @@ def test_evaluate_measures_the_refined_pair(monkeypatch: pytest.MonkeyPatch, tmp
         output = tmp_path / steps
         arguments = ["--pairs", str(table), "--bundle", "iirp", "--output", str(output), "--refine", steps]
         assert run(monkeypatch, "evaluate", *arguments, "--init", "none") == 0
-        assert json.loads((output / "summary.json").read_text("utf-8"))["refine"] == int(steps)
+        assert json.loads((output / "summary.json").read_text("utf-8"))["methods"][0]["refine"] == int(steps)
         (row,) = csv.DictReader((output / "metrics.csv").open(encoding="utf-8"))
         found[steps] = float(row["ncc_after"])
     assert found["3"] > found["0"]

@@ -18,7 +18,7 @@ from iregzoo import __version__
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
 from iregzoo.precision import resolve
-from iregzoo.register import Scans, check_refine, choose_controller, conclude, read_scans
+from iregzoo.register import Scans, choose_controller, conclude, gradient_steps, read_scans
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, write
 from iregzoo.space.frame import Frame, make_frame, network_input
@@ -118,8 +118,7 @@ class SaveRegistration(Transform):
         overwrite: bool = False,
         refine: int | None = None,
     ) -> None:
-        check_refine(refine)
-        self.refine = refine
+        self.steps = gradient_steps(refine, load.card)
         self.load, self.output_dir = load, Path(output_dir)
         self.provenance = {"iregzoo": __version__, **provenance}
         self.inverse, self.overwrite = flag(inverse, "inverse"), flag(overwrite, "overwrite")
@@ -130,7 +129,7 @@ class SaveRegistration(Transform):
         start: Tensor = convert_to_tensor(data["start"], track_meta=False)
         frame = self.load.frame(scans, start.cpu().numpy())
         registration = Registration(predicted[None])
-        result = conclude(scans, frame, self.load.init, registration, self.load.card, refine=self.refine)
+        result = conclude(scans, frame, self.load.init, registration, self.steps, self.load.card.window)
         with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
             write(result, folder, self.provenance, inverse=self.inverse)
         return dict(data)

@@ -22,7 +22,7 @@ from iregzoo.measure import Row, measure
 from iregzoo.peers import describe, find_peers
 from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
-from iregzoo.register import Result, check_refine, read_scans
+from iregzoo.register import Result, gradient_steps, read_scans
 from iregzoo.tables import by_method, comparisons, markdown, summarise, title, write_table
 from iregzoo.zoo import Method
 
@@ -68,7 +68,7 @@ def evaluate(
         InputError: before anything is measured, for a controller that one of the methods does not take, a peer that is
             unknown or not installed, ``refine`` that is no such number, and pairs of one name with ``learn2reg``.
     """
-    check_refine(refine)
+    steps = [gradient_steps(refine, method.card) for method in methods]
     tools = find_peers(peers)
     entrants = line_up(methods, controllers, tools, init=init, max_iterations=max_iterations, refine=refine)
     names = field_names(cases) if learn2reg else []
@@ -85,9 +85,11 @@ def evaluate(
     label_names = {label: name for method in reversed(methods) for label, name in method.card.labels.items()}
     summary = {
         "iregzoo": __version__,
-        "refine": refine,
         "machine": _machine(methods),
-        "methods": [{"bundle": m.bundle.name, "weights": m.weights, "sha256": m.sha256} for m in methods],
+        "methods": [
+            {"bundle": method.bundle.name, "weights": method.weights, "sha256": method.sha256, "refine": count}
+            for method, count in zip(methods, steps, strict=True)
+        ],
         "peers": [describe(tool) for tool in tools],
         "results": list(_results(rows, entrants, label_names)),
         "comparisons": comparisons(rows, peers),

@@ -322,10 +322,11 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
         return _determinant(_jacobian_rows(displacement))
     _check_derivative(displacement)
     depth = displacement.shape[2]
-    determinant = _at_least_float32(displacement).new_empty(displacement.shape[0], *displacement.shape[2:])
+    dtype = torch.promote_types(displacement.dtype, torch.float32)
+    determinant = displacement.new_empty((len(displacement), *displacement.shape[2:]), dtype=dtype)
     thick = max(1, _SLAB // math.prod(displacement.shape[3:]))
     for first in range(0, depth, thick):  # what a few slabs need stays in the cache
-        before, after = max(0, min(first - 1, depth - 2)), min(depth, first + thick + 1)
+        before, after = max(0, first - 1), min(depth, first + thick + 1)
         part = _determinant(_jacobian_rows(displacement[:, :, before:after]))
         determinant[:, first : first + thick] = part[:, first - before : first - before + thick]
     return determinant

@@ -15,7 +15,7 @@ from typing import Any
 from iregzoo.cases import Case, folder_names, read_cases
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
-from iregzoo.register import check_refine, choose_controller
+from iregzoo.register import choose_controller, gradient_steps
 from iregzoo.results import FILES, provenance
 from iregzoo.space.start import STARTS
 from iregzoo.zoo import Method, load
@@ -45,6 +45,7 @@ class Settings:
     Attributes:
         threads: of each process. The last digits of a result depend on them, and with an affine start sometimes more,
             so they do not follow the number of processes.
+        refine: gradient steps; None is the card's, which ``checked`` puts here.
         origin: versions and the weights' hash, from ``checked``.
     """
 
@@ -90,22 +91,22 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
         here: whether the pairs are registered on this machine, so that it has to have the device.
 
     Raises:
-        InputError: as ``load``, ``choose_controller`` and ``choose_device`` do, and for an unknown start or threads
-            that are no whole number of at least 1.
+        InputError: as ``load``, ``choose_controller``, ``check_refine`` and ``choose_device`` do, and for an unknown
+            start or threads that are no whole number of at least 1.
     """
     threads = settings.threads
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise InputError(f"threads {threads!r}: give a whole number, at least 1")
     if settings.init not in ("auto", *STARTS):
         raise InputError(f"init {settings.init!r} is unknown; choose auto, {', '.join(STARTS)}")
-    check_refine(settings.refine)
     if here:
         choose_device(settings.device)
     method = load(settings.bundle, settings.weights, precision=settings.precision)
     choose_controller(settings.controller, settings.max_iterations, method.network.controller)
+    steps = gradient_steps(settings.refine, method.card)
     own = settings.weights is None or settings.weights in method.bundle.weights
     weights = settings.weights if own else str(Path(str(settings.weights)).absolute())
-    return replace(settings, weights=weights, origin=origin_of(method))
+    return replace(settings, weights=weights, refine=steps, origin=origin_of(method))
 
 
 def origin_of(method: Method) -> dict[str, Any]:

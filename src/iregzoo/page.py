@@ -149,7 +149,7 @@ def _start(report: Mapping[str, Any]) -> Line:
 
 
 def _extras(report: Mapping[str, Any]) -> Iterator[Line]:
-    """The inverse and the gradient steps, where they were asked for."""
+    """The inverse and the gradient steps, where there were any."""
     if "inverse_error_mean_mm" in report:
         yield Line(
             "Inverse",

@@ -56,7 +56,7 @@ def refine_displacement(
         margin: the Jacobian determinant below which a voxel counts in it.
 
     Returns:
-        (B, N, *shape) in voxels, without a gradient.
+        (B, N, *shape) in voxels, in float32 or better, without a gradient.
 
     Raises:
         ValueError: for fewer than 0 steps, and images that do not lie on the displacement's grid.
@@ -73,7 +73,7 @@ def refine_displacement(
         correction = _without_folds(start, _descend(objective, steps, rate))
         with torch.no_grad():
             better = objective.whole(correction) < objective.whole(torch.zeros_like(correction))
-        return displacement.detach() + (_each(better, start) * correction).to(displacement.dtype)
+        return displacement.detach() + _each(better, start) * correction
 
 
 def likeness(displacement: Tensor, moving: Tensor, fixed: Tensor, *, window: int = WINDOW) -> Tensor:
@@ -161,7 +161,7 @@ class _Objective:
 
     def complete(self, coarse: Tensor) -> Tensor:
         """A correction as ``step`` has it, at every voxel and in voxels: (B, N, *shape)."""
-        correction = coarse.new_empty(*coarse.shape[:2], *self.moving.shape[2:])
+        correction = coarse.new_empty((*coarse.shape[:2], *self.moving.shape[2:]))
         for lattice in self.lattices:
             part = _view(correction, lattice, self.stride)
             part.copy_(self.stride * _between(coarse, lattice, part.shape[2:]))
@@ -214,14 +214,15 @@ def _without_folds(start: Tensor, correction: Tensor) -> Tensor:
     """The correction, halved around folds until no more voxels fold than without it; zero where that does not help."""
     allowed = _folds(start).flatten(1).sum(1)
     share = torch.ones_like(start[:, :1])
+    voxels = box_sum(share[:1], REACH)
     for _ in range(HALVINGS):
         folds = _folds(start + share * correction)
         worse = folds.flatten(1).sum(1) > allowed
         if not worse.any():
             return share * correction
         around = box_sum((folds & _each(worse, folds)).float(), REACH).clamp(max=1)
-        for _ in range(2):  # smoothed, for an edge of the share would fold anew
-            around = box_sum(around, REACH) / REACH ** (start.dim() - 2)
+        for _ in range(2):  # smoothed, for an edge of the share would fold anew; over the voxels that there are
+            around = box_sum(around, REACH) / voxels
         share = share * (1 - around / 2)
     helped = _folds(start + share * correction).flatten(1).sum(1) <= allowed
     return _each(helped, start) * share * correction

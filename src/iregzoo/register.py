@@ -43,9 +43,9 @@ class Refinement:
     """What finishing by gradient steps did.
 
     Attributes:
-        steps: those asked for.
+        steps: how many.
         network: the grid on which the network saw the pair; that of the frame is the refinement's.
-        local_ncc_before, local_ncc_after: of the pair on the refinement's grid and over its windows, in [0, 1].
+        local_ncc_before, local_ncc_after: the pair's ``refinement.likeness`` on the refinement's grid, in [0, 1].
     """
 
     steps: int
@@ -141,14 +141,23 @@ def _check_one_pass(name: str, max_iterations: int | None) -> None:
         raise InputError(f"{asked}: this bundle's method takes one pass and has nothing to iterate; leave it out")
 
 
-def check_refine(steps: int | None) -> None:
-    """Check what ``--refine`` asks for; None is what the weights' card says.
+def gradient_steps(refine: int | None, card: WeightsCard) -> int:
+    """How many ``--refine`` means for weights: the card's if None.
+
+    Raises:
+        InputError: as ``check_refine`` does.
+    """
+    steps = card.refine if refine is None else refine
+    check_refine(steps)
+    return steps
+
+
+def check_refine(steps: int) -> None:
+    """Check a number of gradient steps.
 
     Raises:
         InputError: for what is no whole number from 0 to ``MOST_STEPS``.
     """
-    if steps is None:
-        return
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise InputError(f"refine {steps!r}: give a whole number of gradient steps, 0 for none")
     if steps > MOST_STEPS:
@@ -185,9 +194,9 @@ def register(
         progress: told the name of each stage as it begins.
 
     Raises:
-        InputError: for scans that do not meet, weights that give what is not finite, and ``check_refine``.
+        InputError: for scans that do not meet, weights that give what is not finite, and as ``check_refine`` does.
     """
-    check_refine(refine)
+    steps = gradient_steps(refine, method.card)
     seconds: dict[str, float] = {}
     init = method.card.init if init == "auto" else init
     with timed("start", seconds, progress):
@@ -210,7 +219,8 @@ def register(
     with timed("network", seconds, progress):
         device = next(method.network.parameters()).device
         registration = method.network.register(image.to(device), controller)
-    return conclude(scans, frame, init, registration, method.card, refine=refine, seconds=seconds, progress=progress)
+    window = method.card.window
+    return conclude(scans, frame, init, registration, steps, window, seconds=seconds, progress=progress)
 
 
 @torch.inference_mode()
@@ -219,9 +229,9 @@ def conclude(
     frame: Frame,
     init: str,
     registration: Registration,
-    card: WeightsCard,
+    steps: int,
+    window: Window | None,
     *,
-    refine: int | None = None,
     seconds: dict[str, float] | None = None,
     progress: Progress = lambda stage: None,
 ) -> Result:
@@ -232,16 +242,14 @@ def conclude(
         frame: its geometry.
         init: the name of its affine start.
         registration: what the network gave, on its device.
-        card: of the weights.
-        refine: gradient steps; the card's if None.
+        steps: gradient steps, 0 for none.
+        window: of the intensities, as for ``network_input``.
         seconds: where the time of each stage is noted.
         progress: told the name of each stage as it begins.
 
     Raises:
-        InputError: for a displacement that is not finite, and ``check_refine``.
+        InputError: for a displacement that is not finite.
     """
-    check_refine(refine)
-    steps = card.refine if refine is None else refine
     seconds = {} if seconds is None else seconds
     predicted, refinement = registration.displacement, None
     if not torch.isfinite(predicted).all():
@@ -249,7 +257,7 @@ def conclude(
     registration = replace(registration, displacement=predicted.cpu())
     if steps:
         with timed("refine", seconds, progress):
-            frame, registration, refinement = _refine(scans, frame, registration, steps, card.window, predicted.device)
+            frame, registration, refinement = _refine(scans, frame, registration, steps, window, predicted.device)
     with timed("warp", seconds, progress):
         return replace(finish(scans, frame, init, registration, seconds), refinement=refinement)
 

@@ -88,7 +88,7 @@ class Options:
             controller=str(asked("controller") or "auto"),
             max_iterations=most or None,
             init=str(asked("init") or "auto"),
-            refine=None if asked("refine") in (None, "") else whole("refine"),
+            refine=None if asked("refine") in (None, "", []) else whole("refine"),
             atlas=str(asked("atlas") or ""),
             mirror=flag(asked("mirror") or False, "mirror"),
             when_in_doubt=str(asked("when_in_doubt") or "warn"),
