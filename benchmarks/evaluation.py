@@ -25,7 +25,7 @@ from iregzoo.zoo import bundles
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
 PICTURES = PAGE.with_suffix("")
-STEPS = (0, 16, 32, 64)
+STEPS = (0, 32)
 AFTER_STEPS = {"dice_mean": 3, "hd95_mm": 2, "folding_percent": 3, "seconds": 2}
 ITERATIONS = (("iterstop", None), ("tci", None), ("fixed", 1), ("fixed", 2), ("fixed", 3), ("fixed", 4))
 
@@ -113,7 +113,7 @@ def brain(data: Path, scratch: Path, compared: list[str]) -> None:
     """Whole heads, rendered as T1 and as random contrast; peers once on each that is to be compared."""
     rendered = scratch / "rendered"
     run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered)
-    for weights, look in (("brain", "t1"), ("brain_any", "t1"), ("brain_any", "contrast")):
+    for weights, look in (("brain_any", "contrast"), ("brain_any", "t1"), ("brain", "t1")):
         part = f"{weights}-{look}"
         options = ("--pairs", rendered / f"{look}.csv", "--bundle", having(weights), "--weights", weights)
         peers = look in compared and (weights, look) != ("brain_any", "t1")  # which they have seen already
