@@ -43,7 +43,7 @@ def refine_displacement(
     """Finish a displacement by steps of Adam on local NCC, with the correction's diffusion and a penalty of folds.
 
     What would make more voxels fold than at the start is taken back, and a pair keeps its start where the rest is no
-    better by all lattices or not finite. So no pair gets worse by its own objective.
+    better by the two lattices farthest from each other, or not finite. So no pair gets worse by its own objective.
 
     Args:
         displacement: (B, N, *shape) in voxels, where the steps begin.
@@ -126,7 +126,7 @@ def _at(volume: Tensor, lattice: Lattice, stride: int) -> Tensor:
 
 
 class _Objective:
-    """What the steps lower, (B,), as a function of the correction: by one of the lattices, or by all of them."""
+    """What the steps lower, (B,), as a function of the correction: by one of the lattices, or by two of them."""
 
     def __init__(
         self,
@@ -154,8 +154,8 @@ class _Objective:
         return self._regularity(coarse) - self._alike(correction, number)
 
     def whole(self, correction: Tensor) -> Tensor:
-        """Of a correction (B, N, *shape) in voxels, by all lattices."""
-        parts = [_at(correction, lattice, self.stride) for lattice in self.lattices]
+        """Of a correction (B, N, *shape) in voxels, by the first two lattices, which are farthest from each other."""
+        parts = [_at(correction, lattice, self.stride) for lattice in self.lattices[:2]]
         alike = torch.stack([self._alike(part, number) for number, part in enumerate(parts)])
         return self._regularity(parts[0] / self.stride) - alike.mean(0)
 
