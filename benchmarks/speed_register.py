@@ -15,7 +15,7 @@ from iregzoo.datasets import find_scans
 from meter import Found, Settings, begin_peak, child
 from verdicts import Target, number, target_table
 
-STAGES = ("start", "network", "warp", "report", "write")
+STAGES = ("start", "network", "refine", "warp", "report", "write")
 COLUMNS = {
     "seconds": "shell to files, s",
     "gigabytes": "GB",
@@ -93,7 +93,7 @@ def _measure_one(pair: Pair, settings: Settings) -> Found:
     with TemporaryDirectory() as scratch:
         folders = [Path(scratch) / str(number) for number in range(settings.runs)]
         measured = [register(pair, folder, settings.threads) for folder in folders]
-        medians = {name: statistics.median(each[name] for each in measured) for name in COLUMNS}
+        medians = {name: statistics.median(each.get(name, 0.0) for each in measured) for name in COLUMNS}
         files: Found = {"fixed": str(pair.fixed), "moving": str(pair.moving), "result": str(folders[-1])}
         found = child("round_trip", "differences", settings.threads, **files)
         return {"kind": pair.kind, "pair": pair.title, "differences": found, **medians}
