@@ -44,7 +44,7 @@ def main() -> None:
         means, largest, dices, seconds, iterations = [], [], [], [], 0
         for case in cases:
             scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
-            full, half = (register(scans, method) for method in methods)
+            full, half = (register(scans, method, refine=0) for method in methods)
             pair = [result.registration for result in (full, half)]
             distance = torch.linalg.vector_norm(pair[0].displacement - pair[1].displacement, dim=1)
             means.append(float(distance.mean()))
