@@ -46,9 +46,9 @@ def main(
             iterations(Path(dataset_dir), Path(scratch))
         if "refinement" in chosen and brain_dir:
             refinement(Path(brain_dir), Path(scratch))
-        if "brain" in chosen and brain_dir:
+        if "brain" in chosen and brain_dir and having("brain"):
             brain(Path(brain_dir), Path(scratch), compared)
-        if "brain" in chosen and scans_dir:
+        if "brain" in chosen and scans_dir and having("brain"):
             real(Path(scans_dir).resolve(), Path(scratch), peers="real" in compared)
 
 
@@ -116,10 +116,10 @@ def brain(data: Path, scratch: Path, compared: list[str]) -> None:
     for weights, look in (("brain_any", "contrast"), ("brain_any", "t1"), ("brain", "t1")):
         part = f"{weights}-{look}"
         options = ("--pairs", rendered / f"{look}.csv", "--bundle", having(weights), "--weights", weights)
-        peers = look in compared and (weights, look) != ("brain_any", "t1")  # which they have seen already
-        found = evaluate(scratch / part, *options, peers=peers)
+        aside = (weights, look) == ("brain_any", "t1")  # peers see those pairs with brain
+        found = evaluate(scratch / part, *options, peers=look in compared and not aside)
         write(part, table(found))
-        if (weights, look) != ("brain_any", "t1"):  # which are not for that
+        if not aside:
             picture(found, part)
 
 
