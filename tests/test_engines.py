@@ -3,6 +3,8 @@
 import gc
 import multiprocessing
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +54,17 @@ def test_who_stops_listening_ends_the_processes() -> None:
     assert len(multiprocessing.active_children()) == 2
     outcomes.close()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are blocked as POSIX has it")
+def test_every_process_is_deaf_to_ctrl_c_from_its_start_even_the_first() -> None:
+    """In a process of its own: what multiprocessing starts but once, the first worker's start would start."""
+    code = (
+        "from iregzoo.engines import on_this_machine; from labour import deaf;"
+        "print(sorted(on_this_machine(deaf, range(2), workers=2)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert (found.stdout.strip(), found.stderr) == ("[(0, True), (1, True)]", "")
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "two"])
