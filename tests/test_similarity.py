@@ -190,6 +190,21 @@ def test_gradient_of_both_images_equals_finite_differences(name: str, axes: int)
     assert torch.autograd.gradcheck(MEASURES[name], inputs)
 
 
+@AXES
+def test_gradient_of_the_local_ncc_map_equals_finite_differences(axes: int) -> None:
+    small = (slice(1), slice(1), *[slice(3)] * axes)
+    inputs = tuple(image[small].clone().requires_grad_() for image in pair(axes))
+    assert torch.autograd.gradcheck(lambda a, b: local_ncc_map(a, b, window=3), inputs)
+
+
+@AXES
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_gradient_of_a_box_sum_equals_finite_differences_also_the_second(axes: int, window: int) -> None:
+    volume = torch.rand(2, 2, *[4, 3, 2][:axes], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(box_sum, (volume, window))
+    assert torch.autograd.gradgradcheck(box_sum, (volume, window))
+
+
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_local_ncc_gradient_of_one_image_is_that_of_both(wanted: int) -> None:
     images = pair(3)

@@ -4,6 +4,8 @@ Each takes two images (B, C, *shape) with 2 or 3 spatial axes and returns one nu
 gives each pair what it would get alone. Sums run in float32 or better, also under autocast.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,14 +55,44 @@ def box_sum(volume: Tensor, window: int) -> Tensor:
     Each axis takes about log2(window) shifted additions instead of window: sums of 2, 4, 8 … voxels are built by
     doubling and the binary digits of the window pick those that add up to it. Only additions, so nothing cancels.
     """
+    sums: Tensor = _BoxSum.apply(volume, window, window // 2)  # type: ignore[no-untyped-call]  # so in torch's stubs
+    return sums
+
+
+class _BoxSum(torch.autograd.Function):
+    """Sums over boxes of which so many voxels lie before their own; the gradient is such sums, too, the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, volume: Tensor, window: int, before: int) -> Tensor:
+        ctx.window, ctx.before = window, before
+        return _box_sum(volume, window, before)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        gradient: Tensor = _BoxSum.apply(grads[0], ctx.window, ctx.window - 1 - ctx.before)  # type: ignore[no-untyped-call]
+        return gradient, None, None
+
+
+def _box_sum(volume: Tensor, window: int, before: int) -> Tensor:
+    """One channel after the other, which a processor's cache may hold."""
+    if volume.shape[0] * volume.shape[1] == 1:
+        return _box_sum_channel(volume, window, before)
+    sums = torch.empty_like(volume)
+    for item, channel in itertools.product(range(volume.shape[0]), range(volume.shape[1])):
+        here = slice(item, item + 1), slice(channel, channel + 1)
+        sums[here] = _box_sum_channel(volume[here], window, before)
+    return sums
+
+
+def _box_sum_channel(volume: Tensor, window: int, before: int) -> Tensor:
     for axis in range(2, volume.dim()):
-        volume = _box_sum_axis(volume, axis, window)
+        volume = _box_sum_axis(volume, axis, window, before)
     return volume
 
 
-def _box_sum_axis(volume: Tensor, axis: int, window: int) -> Tensor:
-    size, radius = volume.shape[axis], window // 2
-    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [radius, window - 1 - radius])
+def _box_sum_axis(volume: Tensor, axis: int, window: int, before: int) -> Tensor:
+    size = volume.shape[axis]
+    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [before, window - 1 - before])
     total: Tensor | None = None
     offset, width = 0, 1
     while width <= window:
@@ -81,8 +113,6 @@ class _SquaredLocalNCC(torch.autograd.Function):
 
     With a, b the images and, over each window of n voxels, S(·) the box sum,
         c = S(ab) − S(a)S(b)/n,  v_a = S(a²) − S(a)²/n,  v_b alike,  map = c² / (v_a v_b + eps).
-    For any gradient g of the map, ∂/∂b = S(p)·a + S(q)·b − S((p S(a) + q S(b))/n) with
-        p = 2 g c / (v_a v_b + eps)  and  q = −2 g map v_a / (v_a v_b + eps).
     Only the images are kept for the backward pass; the window sums are cheaper to repeat than to hold.
     """
 
@@ -97,25 +127,36 @@ class _SquaredLocalNCC(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         a, b = ctx.saved_tensors
-        n = ctx.window ** (a.dim() - 2)
-        cross, var_a, var_b, sum_a, sum_b = _window_statistics(a, b, ctx.window)
-        denominator = (var_a * var_b).add_(ctx.eps)
-        p = 2 * grads[0] * cross / denominator
-        pc = p * cross / denominator
-        box_p = box_sum(p, ctx.window)
-        grad_a = grad_b = None
-        if ctx.needs_input_grad[0]:
-            q = -pc * var_b
-            rest = box_sum((p * sum_b + q * sum_a) / n, ctx.window)
-            grad_a = box_p * b + box_sum(q, ctx.window) * a - rest
-        if ctx.needs_input_grad[1]:
-            q = -pc * var_a
-            rest = box_sum((p * sum_a + q * sum_b) / n, ctx.window)
-            grad_b = box_p * a + box_sum(q, ctx.window) * b - rest
+        statistics = _window_statistics(a, b, ctx.window)
+        gradients = _gradients(a, b, ctx.window, ctx.eps, statistics, grads[0], ctx.needs_input_grad)
+        return *gradients, None, None
+
+
+class _MeanSquaredLocalNCC(torch.autograd.Function):
+    """The map's mean, with its gradient, which is made with the value: both need the same window sums."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, window: int, eps: float) -> Tensor:
+        statistics = _window_statistics(a, b, window)
+        cross, var_a, var_b, _, _ = statistics
+        mean = (cross.square() / (var_a * var_b).add_(eps)).flatten(1).mean(1)
+        each = a.new_full((), 1 / max(1, a.shape[1:].numel()))
+        ctx.axes = a.dim() - 2
+        ctx.save_for_backward(*_gradients(a, b, window, eps, statistics, each, ctx.needs_input_grad))
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        each = grads[0].view(-1, *[1] * (ctx.axes + 1))
+        grad_a, grad_b = (None if gradient is None else gradient * each for gradient in ctx.saved_tensors)
         return grad_a, grad_b, None, None
 
 
-def _window_statistics(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _window_statistics(a: Tensor, b: Tensor, window: int) -> Statistics:
     """Window sums: cross c, variances v_a and v_b (each times n), and the plain sums S(a), S(b)."""
     n = window ** (a.dim() - 2)
     sum_a, sum_b = box_sum(a, window), box_sum(b, window)
@@ -123,6 +164,37 @@ def _window_statistics(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, Tenso
     var_a = box_sum(a * a, window).sub_(sum_a * sum_a, alpha=1 / n).clamp_(min=0)
     var_b = box_sum(b * b, window).sub_(sum_b * sum_b, alpha=1 / n).clamp_(min=0)
     return cross, var_a, var_b, sum_a, sum_b
+
+
+def _gradients(
+    a: Tensor, b: Tensor, window: int, eps: float, statistics: Statistics, g: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of both images, where they are wanted, for any gradient g of the map.
+
+    ∂/∂b = S(p)·a + S(q)·b − S((p S(a) + q S(b))/n) with p = 2 g c / (v_a v_b + eps) and q = −2 g map v_a / (v_a v_b +
+    eps), and ∂/∂a alike.
+    """
+    n = window ** (a.dim() - 2)
+    cross, var_a, var_b, sum_a, sum_b = statistics
+    denominator = (var_a * var_b).add_(eps)
+    p = 2 * g * cross / denominator
+    pc = p * cross / denominator
+    box_p = box_sum(p, window)
+    grad_a = grad_b = None
+    if wanted[0]:
+        q = -pc * var_b
+        rest = box_sum((p * sum_b + q * sum_a) / n, window)
+        grad_a = box_p * b + box_sum(q, window) * a - rest
+    if wanted[1]:
+        q = -pc * var_a
+        rest = box_sum((p * sum_a + q * sum_b) / n, window)
+        grad_b = box_p * a + box_sum(q, window) * b - rest
+    return grad_a, grad_b
+
+
+def _check_window(window: int) -> None:
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window={window}; expected an odd number of voxels")
 
 
 def local_ncc_map(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
@@ -134,8 +206,7 @@ def local_ncc_map(first: Tensor, second: Tensor, *, window: int = 9, eps: float 
     Raises:
         ValueError: for an even or non-positive window.
     """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"window={window}; expected an odd number of voxels")
+    _check_window(window)
     a, b = _prepare(first, second)
     result: Tensor = _SquaredLocalNCC.apply(a, b, window, eps)  # type: ignore[no-untyped-call]  # so in torch's stubs
     return result
@@ -143,7 +214,12 @@ def local_ncc_map(first: Tensor, second: Tensor, *, window: int = 9, eps: float 
 
 def local_ncc(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
     """Mean squared local normalised cross-correlation per pair: (B,), in [0, 1]; see ``local_ncc_map``."""
-    return local_ncc_map(first, second, window=window, eps=eps).flatten(1).mean(1)
+    if not (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
+        return local_ncc_map(first, second, window=window, eps=eps).flatten(1).mean(1)
+    _check_window(window)
+    a, b = _prepare(first, second)
+    mean: Tensor = _MeanSquaredLocalNCC.apply(a, b, window, eps)  # type: ignore[no-untyped-call]  # so in torch's stubs
+    return mean
 
 
 def ssim(first: Tensor, second: Tensor, *, window: int = 7) -> Tensor:
@@ -156,8 +232,7 @@ def ssim(first: Tensor, second: Tensor, *, window: int = 7) -> Tensor:
     Raises:
         ValueError: for an even or non-positive window, and an axis smaller than the window.
     """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"window={window}; expected an odd number of voxels")
+    _check_window(window)
     a, b = _prepare(first, second)
     if min(a.shape[2:]) < window:
         raise ValueError(f"images have shape {tuple(a.shape)}; a window of {window} voxels does not fit inside")
