@@ -21,6 +21,7 @@ FLOORS = {
         "fields",
         "gather",
         "similarity",
+        "slices",
         "iteration",
         "attention",
         "inversion",

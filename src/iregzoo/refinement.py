@@ -11,21 +11,26 @@ meet: it serves pairs of different contrasts, too, once a network has brought th
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from iregzoo import losses
 from iregzoo.fields import check_displacement, identity, jacobian_determinant, sample
 from iregzoo.similarity import box_sum, local_ncc
+from iregzoo.slices import Slices
 
 Lattice = tuple[int, ...]  # the voxel with which it begins
 STRIDE = 2  # voxels of the images from one voxel of a lattice, and of the correction, to the next
 WINDOW = 3  # of the local NCC, in voxels of a lattice
 DAMPING = 1e-3  # Adam's epsilon, for gradients a voxel: where the images are flat, as in air, nearly nothing moves
 HALVINGS = 12  # of the correction around a fold, at most
-REACH = 7  # voxels around a fold whose correction is halved
+REACH = 3  # blocks of STRIDE voxels around a fold whose correction is halved
 
 
 def refine_displacement(
@@ -138,7 +143,8 @@ class _Objective:
         folding: float,
         margin: float,
     ) -> None:
-        self.moving, self.window = moving, window
+        self.shape, self.window = moving.shape[2:], window
+        self.read = [_reader(moving[index : index + 1]) for index in range(len(moving))]
         self.smoothness, self.folding, self.margin = smoothness, folding, margin
         self.stride = _stride(start.shape[2:])
         self.lattices = _lattices(start.shape[1], self.stride)
@@ -161,7 +167,7 @@ class _Objective:
 
     def complete(self, coarse: Tensor) -> Tensor:
         """A correction as ``step`` has it, at every voxel and in voxels: (B, N, *shape)."""
-        correction = coarse.new_empty((*coarse.shape[:2], *self.moving.shape[2:]))
+        correction = coarse.new_empty((*coarse.shape[:2], *self.shape))
         for lattice in self.lattices:
             part = _view(correction, lattice, self.stride)
             part.copy_(self.stride * _between(coarse, lattice, part.shape[2:]))
@@ -172,35 +178,83 @@ class _Objective:
         return self.smoothness * losses.diffusion(coarse) + self.folding * folds
 
     def _alike(self, correction: Tensor, number: int) -> Tensor:
-        return local_ncc(self.fixed[number], sample(self.moving, self.places[number] + correction), window=self.window)
+        places = self.places[number] + correction
+        warped = [read(places[index : index + 1]) for index, read in enumerate(self.read)]
+        return local_ncc(self.fixed[number], torch.cat(warped), window=self.window)
+
+
+def _reader(image: Tensor) -> Callable[[Tensor], Tensor]:
+    """Reads an image (1, 1, *shape) at places (1, N, *others)."""
+    return Slices(image).sample if Slices.takes(image) else partial(sample, image)
 
 
 def _between(coarse: Tensor, lattice: Lattice, shape: Sequence[int]) -> Tensor:
     """Linear between the voxels of the first lattice, (B, N, *coarse), at those of another: (B, N, *shape)."""
-    for axis, (first, size) in enumerate(zip(lattice, shape, strict=True), start=2):
-        here = coarse.narrow(axis, 0, size)
-        if first:
-            after = coarse.narrow(axis, 1, coarse.shape[axis] - 1)
-            if after.shape[axis] < size:  # beyond the last voxel it goes on as it is
-                after = torch.cat((after, coarse.narrow(axis, size - 1, 1)), dim=axis)
-            here = torch.lerp(here, after, first / STRIDE)
-        coarse = here
-    return coarse
+    between: Tensor = _Between.apply(coarse, lattice, tuple(shape))  # type: ignore[no-untyped-call]  # so in torch's stubs
+    return between
+
+
+class _Between(torch.autograd.Function):
+    """Autograd by itself would fill a volume with zeros for every part that the forward pass looks at."""
+
+    @staticmethod
+    def forward(ctx: Any, coarse: Tensor, lattice: Lattice, shape: Sequence[int]) -> Tensor:
+        ctx.lattice, ctx.coarse = lattice, coarse.shape[2:]
+        for axis, (first, size) in enumerate(zip(lattice, shape, strict=True), start=2):
+            here = coarse.narrow(axis, 0, size)
+            if first:
+                after = coarse.narrow(axis, 1, coarse.shape[axis] - 1)
+                here = here.clone()  # beyond the last voxel it goes on as it is
+                here.narrow(axis, 0, after.shape[axis]).lerp_(after, first / STRIDE)
+            coarse = here
+        return coarse.clone() if lattice == (0,) * len(lattice) else coarse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = grads
+        for axis, (first, size) in enumerate(zip(ctx.lattice, ctx.coarse, strict=True), start=2):
+            here = gradient
+            if size > gradient.shape[axis] or first:
+                here = F.pad(gradient, [0, 0] * (gradient.dim() - 1 - axis) + [0, size - gradient.shape[axis]])
+            if first:
+                passed = gradient.narrow(axis, 0, size - 1) * (first / STRIDE)
+                here.narrow(axis, 0, size - 1).sub_(passed)
+                here.narrow(axis, 1, size - 1).add_(passed)
+            gradient = here
+        return gradient, None, None
 
 
 def _descend(objective: _Objective, steps: int, rate: float) -> Tensor:
     """Each pair's correction, (B, N, *shape) in voxels; zero where it is not finite."""
     raw = torch.zeros_like(objective.start, requires_grad=True)
-    adam = torch.optim.Adam([raw], lr=rate / objective.stride, eps=DAMPING)
-    voxels = objective.moving.shape[2:].numel()
+    adam = _Adam(raw, rate / objective.stride)
+    voxels = objective.shape.numel()
     for step in range(steps):
         value = objective.step(_smooth(raw), step)
         # As a sum over voxels and pairs, a pair's step depends on neither the size of the grid nor the batch.
-        (raw.grad,) = torch.autograd.grad(voxels * value.sum(), raw)
-        adam.step()
+        (gradient,) = torch.autograd.grad(voxels * value.sum(), raw)
+        adam.step(gradient)
     correction = objective.complete(_smooth(raw).detach())
     finite = correction.flatten(1).isfinite().all(1)
     return correction.where(_each(finite, correction), 0)
+
+
+class _Adam:
+    """Adam (Kingma and Ba, ICLR 2015): the first use of ``torch.optim`` imports PyTorch's compiler, for a second."""
+
+    def __init__(self, parameter: Tensor, rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.parameter, self.rate, self.betas, self.steps = parameter, rate, betas, 0
+        self.mean, self.square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> None:
+        self.steps += 1
+        unbiased, unbiased_square = (1 - beta**self.steps for beta in self.betas)
+        self.mean.lerp_(gradient, 1 - self.betas[0])
+        self.square.lerp_(gradient.square_(), 1 - self.betas[1])
+        size = self.square.sqrt().div_(unbiased_square**0.5).add_(DAMPING)
+        self.parameter.addcdiv_(self.mean, size, value=-self.rate / unbiased)
 
 
 def _smooth(raw: Tensor) -> Tensor:
@@ -212,18 +266,22 @@ def _smooth(raw: Tensor) -> Tensor:
 @torch.no_grad()
 def _without_folds(start: Tensor, correction: Tensor) -> Tensor:
     """The correction, halved around folds until no more voxels fold than without it; zero where that does not help."""
+    shape, axes = start.shape[2:], start.dim() - 2
+    pool, mode = (F.max_pool3d, "trilinear") if axes == 3 else (F.max_pool2d, "bilinear")
     allowed = _folds(start).flatten(1).sum(1)
+    coarse = pool(torch.ones_like(start[:, :1]), STRIDE, ceil_mode=True)
+    within = box_sum(coarse[:1], REACH)
     share = torch.ones_like(start[:, :1])
-    voxels = box_sum(share[:1], REACH)
     for _ in range(HALVINGS):
         folds = _folds(start + share * correction)
         worse = folds.flatten(1).sum(1) > allowed
         if not worse.any():
             return share * correction
-        around = box_sum((folds & _each(worse, folds)).float(), REACH).clamp(max=1)
-        for _ in range(2):  # smoothed, for an edge of the share would fold anew; over the voxels that there are
-            around = box_sum(around, REACH) / voxels
-        share = share * (1 - around / 2)
+        around = box_sum(pool((folds & _each(worse, folds)).float(), STRIDE, ceil_mode=True), REACH).clamp(max=1)
+        for _ in range(2):  # smoothed, for an edge of the share would fold anew; over the blocks that there are
+            around = box_sum(around, REACH) / within
+        coarse = coarse * (1 - around / 2)
+        share = F.interpolate(coarse, size=shape, mode=mode)
     helped = _folds(start + share * correction).flatten(1).sum(1) <= allowed
     return _each(helped, start) * share * correction
 
