@@ -64,7 +64,7 @@ def objective(displacement: Tensor, start: Tensor, moving: Tensor, fixed: Tensor
     warped = warp(moving, displacement)
     alike = torch.stack([local_ncc(fixed[each], warped[each], window=3) for each in lattices]).mean(0)
     correction, whole = (field[lattices[0]] / 2 for field in (displacement - start, displacement))
-    return 1.5 * diffusion(correction) + 100 * folding(whole, margin=0.1) - alike
+    return 0.75 * diffusion(correction) + 100 * folding(whole, margin=0.1) - alike
 
 
 @pytest.mark.parametrize("begun", [0.0, 0.6])

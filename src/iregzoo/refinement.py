@@ -41,7 +41,7 @@ def refine_displacement(
     steps: int,
     rate: float = 0.2,
     window: int = WINDOW,
-    smoothness: float = 1.5,
+    smoothness: float = 0.75,
     folding: float = 100.0,
     margin: float = 0.1,
 ) -> Tensor:
