@@ -60,11 +60,13 @@ def test_who_stops_listening_ends_the_processes() -> None:
 def test_every_process_is_deaf_to_ctrl_c_from_its_start_even_the_first() -> None:
     """In a process of its own: what multiprocessing starts but once, the first worker's start would start."""
     code = (
-        "from iregzoo.engines import on_this_machine; from labour import deaf;"
-        "print(sorted(on_this_machine(deaf, range(2), workers=2)))"
+        "import signal; from iregzoo.engines import on_this_machine; from labour import deaf;"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]);"
+        "print(sorted(on_this_machine(deaf, range(2), workers=2)));"
+        "print(signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGTERM})"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert (found.stdout.strip(), found.stderr) == ("[(0, True), (1, True)]", "")
+    assert (found.stdout.split("\n"), found.stderr) == (["[(0, True), (1, True)]", "True", ""], "")
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "two"])

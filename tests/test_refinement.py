@@ -101,6 +101,30 @@ def test_no_pair_gets_worse_by_its_own_objective_or_folds_more(rate: float) -> N
     assert (found != start).any() == (rate < 10)
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 6), (4, 5, 5), (6, 7)])
+def test_gradients_written_out_are_those_of_finite_differences(shape: tuple[int, ...]) -> None:
+    coarse = tuple(-(-size // 2) for size in shape)
+    raw = torch.rand(2, len(shape), *coarse, generator=torch.manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(refinement._smooth, raw)
+    for lattice in refinement._lattices(len(shape), 2):
+        seen = tuple(-(-(size - first) // 2) for size, first in zip(shape, lattice, strict=True))
+        assert torch.autograd.gradcheck(lambda u, at=lattice, to=seen: refinement._between(u, at, to), raw)
+
+
+def test_between_two_lattices_a_line_stays_a_line() -> None:
+    shape = (6, 7, 9)
+    line = identity(shape)
+    for lattice in refinement._lattices(3, 2):
+        seen = line[(..., *[slice(first, None, 2) for first in lattice])]
+        found = refinement._between(line[..., ::2, ::2, ::2], lattice, seen.shape[2:])
+        inner = (..., *[slice(0, (size - 1) // 2) for size in shape])
+        torch.testing.assert_close(found[inner], seen[inner])
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    assert refine_displacement(torch.zeros(0, 3, 8, 8, 8), *[torch.zeros(0, 1, 8, 8, 8)] * 2, steps=1).shape[0] == 0
+
+
 def test_a_correction_that_folds_is_taken_back_there_alone() -> None:
     start = smooth_field(2, seed=7, reach=0.3)
     correction = 0.3 * smooth_field(2, seed=8)
@@ -129,8 +153,8 @@ def test_a_fold_at_the_border_or_among_few_slices_is_taken_back_alone(
     assert kept.abs().sum() > 0.4 * 0.3 * kept.numel()
 
 
-def test_what_no_halving_mends_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refinement, "HALVINGS", 0)
+def test_what_no_round_mends_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refinement, "ROUNDS", 0)
     start, correction = torch.zeros(2, 3, *SHAPE), torch.zeros(2, 3, *SHAPE)
     correction[0, 0, 10] = 5.0
     correction[1, 0] = 0.5

@@ -184,8 +184,8 @@ def test_local_ncc_of_a_flat_region_and_a_strong_texture_stays_in_range(value: f
 @AXES
 @EACH_MEASURE
 def test_gradient_of_both_images_equals_finite_differences(name: str, axes: int) -> None:
-    first, second = pair(axes, channels=1)
-    small = [slice(None)] * 2 + [slice(4)] * axes
+    first, second = pair(axes)
+    small = [slice(None)] * 2 + [slice(3)] * axes
     inputs = tuple(image[tuple(small)].clone().requires_grad_() for image in (first, second))
     assert torch.autograd.gradcheck(MEASURES[name], inputs)
 
@@ -195,14 +195,6 @@ def test_gradient_of_the_local_ncc_map_equals_finite_differences(axes: int) -> N
     small = (slice(1), slice(1), *[slice(3)] * axes)
     inputs = tuple(image[small].clone().requires_grad_() for image in pair(axes))
     assert torch.autograd.gradcheck(lambda a, b: local_ncc_map(a, b, window=3), inputs)
-
-
-@AXES
-@pytest.mark.parametrize("window", [1, 2, 3, 4])
-def test_gradient_of_a_box_sum_equals_finite_differences_also_the_second(axes: int, window: int) -> None:
-    volume = torch.rand(2, 2, *[4, 3, 2][:axes], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(box_sum, (volume, window))
-    assert torch.autograd.gradgradcheck(box_sum, (volume, window))
 
 
 @pytest.mark.parametrize("wanted", [0, 1])

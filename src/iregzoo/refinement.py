@@ -29,8 +29,8 @@ Lattice = tuple[int, ...]  # the voxel with which it begins
 STRIDE = 2  # voxels of the images from one voxel of a lattice, and of the correction, to the next
 WINDOW = 3  # of the local NCC, in voxels of a lattice
 DAMPING = 1e-3  # Adam's epsilon, for gradients a voxel: where the images are flat, as in air, nearly nothing moves
-HALVINGS = 12  # of the correction around a fold, at most
-REACH = 3  # blocks of STRIDE voxels around a fold whose correction is halved
+ROUNDS = 20  # of lessening the correction around folds, at most
+REACH = 3  # blocks of STRIDE voxels around a fold, in which a round takes up to half of the correction
 
 
 def refine_displacement(
@@ -69,7 +69,7 @@ def refine_displacement(
     _check(displacement, moving, fixed)
     if steps < 0:
         raise ValueError(f"steps={steps}; expected 0 or more")
-    if steps == 0:
+    if steps == 0 or len(displacement) == 0:
         return displacement.detach()
     # Also inside a caller's inference mode, whose tensors no gradient may pass: the clones are ordinary ones.
     with torch.inference_mode(False), torch.enable_grad():
@@ -144,7 +144,7 @@ class _Objective:
         margin: float,
     ) -> None:
         self.shape, self.window = moving.shape[2:], window
-        self.read = [_reader(moving[index : index + 1]) for index in range(len(moving))]
+        self.read = [_reader(image[None]) for image in moving.unbind()]
         self.smoothness, self.folding, self.margin = smoothness, folding, margin
         self.stride = _stride(start.shape[2:])
         self.lattices = _lattices(start.shape[1], self.stride)
@@ -179,7 +179,7 @@ class _Objective:
 
     def _alike(self, correction: Tensor, number: int) -> Tensor:
         places = self.places[number] + correction
-        warped = [read(places[index : index + 1]) for index, read in enumerate(self.read)]
+        warped = [read(place[None]) for read, place in zip(self.read, places.unbind(), strict=True)]
         return local_ncc(self.fixed[number], torch.cat(warped), window=self.window)
 
 
@@ -259,20 +259,36 @@ class _Adam:
 
 def _smooth(raw: Tensor) -> Tensor:
     """Running means over 3 voxels along each axis, of nothing beyond the border."""
-    smooth: Tensor = box_sum(raw, 3) / 3 ** (raw.dim() - 2)
+    smooth: Tensor = _Smooth.apply(raw)  # type: ignore[no-untyped-call]  # so in torch's stubs
     return smooth
+
+
+class _Smooth(torch.autograd.Function):
+    """Its own transpose. One component after the other, which a processor's cache may hold."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor) -> Tensor:
+        smooth = torch.empty_like(raw)
+        for part in itertools.product(*map(range, raw.shape[:2])):
+            smooth[part] = box_sum(raw[part][None, None], 3)[0, 0]
+        return smooth.div_(3 ** (raw.dim() - 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Smooth.forward(ctx, grads[0])
 
 
 @torch.no_grad()
 def _without_folds(start: Tensor, correction: Tensor) -> Tensor:
-    """The correction, halved around folds until no more voxels fold than without it; zero where that does not help."""
+    """The correction, less of it around folds until no more fold than without it; zero where that does not help."""
     shape, axes = start.shape[2:], start.dim() - 2
     pool, mode = (F.max_pool3d, "trilinear") if axes == 3 else (F.max_pool2d, "bilinear")
     allowed = _folds(start).flatten(1).sum(1)
     coarse = pool(torch.ones_like(start[:, :1]), STRIDE, ceil_mode=True)
     within = box_sum(coarse[:1], REACH)
     share = torch.ones_like(start[:, :1])
-    for _ in range(HALVINGS):
+    for _ in range(ROUNDS):
         folds = _folds(start + share * correction)
         worse = folds.flatten(1).sum(1) > allowed
         if not worse.any():
@@ -281,7 +297,9 @@ def _without_folds(start: Tensor, correction: Tensor) -> Tensor:
         for _ in range(2):  # smoothed, for an edge of the share would fold anew; over the blocks that there are
             around = box_sum(around, REACH) / within
         coarse = coarse * (1 - around / 2)
-        share = F.interpolate(coarse, size=shape, mode=mode)
+        share = F.interpolate(coarse, scale_factor=float(STRIDE), mode=mode)
+        for axis, size in enumerate(shape, start=2):
+            share = share.narrow(axis, 0, size)  # the last block may be part of one
     helped = _folds(start + share * correction).flatten(1).sum(1) <= allowed
     return _each(helped, start) * share * correction
 

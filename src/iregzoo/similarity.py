@@ -4,7 +4,6 @@ Each takes two images (B, C, *shape) with 2 or 3 spatial axes and returns one nu
 gives each pair what it would get alone. Sums run in float32 or better, also under autocast.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,44 +54,14 @@ def box_sum(volume: Tensor, window: int) -> Tensor:
     Each axis takes about log2(window) shifted additions instead of window: sums of 2, 4, 8 … voxels are built by
     doubling and the binary digits of the window pick those that add up to it. Only additions, so nothing cancels.
     """
-    sums: Tensor = _BoxSum.apply(volume, window, window // 2)  # type: ignore[no-untyped-call]  # so in torch's stubs
-    return sums
-
-
-class _BoxSum(torch.autograd.Function):
-    """Sums over boxes of which so many voxels lie before their own; the gradient is such sums, too, the other way."""
-
-    @staticmethod
-    def forward(ctx: Any, volume: Tensor, window: int, before: int) -> Tensor:
-        ctx.window, ctx.before = window, before
-        return _box_sum(volume, window, before)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        gradient: Tensor = _BoxSum.apply(grads[0], ctx.window, ctx.window - 1 - ctx.before)  # type: ignore[no-untyped-call]
-        return gradient, None, None
-
-
-def _box_sum(volume: Tensor, window: int, before: int) -> Tensor:
-    """One channel after the other, which a processor's cache may hold."""
-    if volume.shape[0] * volume.shape[1] == 1:
-        return _box_sum_channel(volume, window, before)
-    sums = torch.empty_like(volume)
-    for item, channel in itertools.product(range(volume.shape[0]), range(volume.shape[1])):
-        here = slice(item, item + 1), slice(channel, channel + 1)
-        sums[here] = _box_sum_channel(volume[here], window, before)
-    return sums
-
-
-def _box_sum_channel(volume: Tensor, window: int, before: int) -> Tensor:
     for axis in range(2, volume.dim()):
-        volume = _box_sum_axis(volume, axis, window, before)
+        volume = _box_sum_axis(volume, axis, window)
     return volume
 
 
-def _box_sum_axis(volume: Tensor, axis: int, window: int, before: int) -> Tensor:
-    size = volume.shape[axis]
-    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [before, window - 1 - before])
+def _box_sum_axis(volume: Tensor, axis: int, window: int) -> Tensor:
+    size, radius = volume.shape[axis], window // 2
+    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [radius, window - 1 - radius])
     total: Tensor | None = None
     offset, width = 0, 1
     while width <= window:

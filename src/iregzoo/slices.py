@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EDGE = 2  # slices and rows of zeros on either side: what is read between the two last is zero and flat
-MOST_ROWS = 2**16  # in which positions are good to a hundredth of a voxel
+MOST_ROWS = 2**17  # in which positions are good to about a hundredth of a voxel
 
 
 class Slices:
