@@ -95,7 +95,7 @@ def likeness(displacement: Tensor, moving: Tensor, fixed: Tensor, *, window: int
     _check(displacement, moving, fixed)
     axes, stride = displacement.shape[1], _stride(displacement.shape[2:])
     lattice = (0,) * axes
-    places = _at(identity(displacement.shape[2:], device=displacement.device) + displacement, lattice, stride)
+    places = _places(displacement, lattice, stride)
     return local_ncc(_at(fixed, lattice, stride), sample(moving, places), window=window)
 
 
@@ -130,6 +130,13 @@ def _at(volume: Tensor, lattice: Lattice, stride: int) -> Tensor:
     return _view(volume, lattice, stride).contiguous()
 
 
+def _places(displacement: Tensor, lattice: Lattice, stride: int) -> Tensor:
+    """Where the voxels of a lattice are taken: (B, N, *about shape / stride), in voxels of the whole grid."""
+    moved = _view(displacement, lattice, stride)
+    first = moved.new_tensor(lattice).view(1, -1, *[1] * len(lattice))
+    return identity(moved.shape[2:], device=moved.device).mul_(stride).add_(first) + moved
+
+
 class _Objective:
     """What the steps lower, (B,), as a function of the correction: by one of the lattices, or by two of them."""
 
@@ -148,8 +155,7 @@ class _Objective:
         self.smoothness, self.folding, self.margin = smoothness, folding, margin
         self.stride = _stride(start.shape[2:])
         self.lattices = _lattices(start.shape[1], self.stride)
-        places = identity(start.shape[2:], device=start.device) + start
-        self.places = [_at(places, lattice, self.stride) for lattice in self.lattices]
+        self.places = [_places(start, lattice, self.stride) for lattice in self.lattices]
         self.fixed = [_at(fixed, lattice, self.stride) for lattice in self.lattices]
         self.start = _at(start, self.lattices[0], self.stride) / self.stride
 
