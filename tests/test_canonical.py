@@ -202,6 +202,8 @@ def test_both_networks_learn_together_and_their_weights_are_one_file(anatomies: 
     assert [name for name in still if not name.startswith("canonical.") or name.endswith("weight")] == []
     card = zoo.WeightsCard("brain.pt", canonical=True)
     zoo.complete(zoo.untrained(zoo.find("iirp")), card).load_state_dict(state)
+    alone = trained(tmp_path / "run" / "best.pt").state_dict()
+    assert all(torch.equal(alone[name], state[f"canonical.{name}"]) for name in alone)
 
 
 def test_what_it_is_to_learn_comes_from_the_labels(anatomies: Path) -> None:

@@ -24,6 +24,7 @@ from iregzoo.networks.canonical import (
 from iregzoo.pairs import Sample
 from iregzoo.synthesis import BRIGHTEST, Synthesis, Tissue
 
+PREFIX = "canonical."  # of its tensors among those of a method
 # What a voxel of each class counts: one outside the brain 1, of what is large there 2, and of small structures 4.
 LARGE = (BRIGHTNESS[2], BRIGHTNESS[3], BRIGHTNESS[7], BRIGHTNESS[8])
 WEIGHTS = tuple(1.0 if level == 0 else 2.0 if level in LARGE else 4.0 for level in LEVELS)
@@ -79,28 +80,29 @@ def canonical_synthesis(blur: float = 1.2) -> Synthesis:
 
 
 def trained(path: str | Path) -> CanonicalNet:
-    """The network with the weights that its training wrote, for use.
+    """The network with the weights that its training wrote, or one together with a method, for use.
 
     Raises:
         InputError: where there are none.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; train the network of canonical/train.json first")
-    network = CanonicalNet()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network, state = CanonicalNet(), torch.load(path, map_location="cpu", weights_only=True)
+    own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    network.load_state_dict(own or state)
     return network.eval().requires_grad_(False)
 
 
 def assemble(network: str, canonical: str, output: str) -> None:
-    """Write a trained method and the canonical network that it was trained with as one file, in half precision.
+    """Write a trained method and the canonical network that it is to see through as one file, in half precision.
 
     Args:
         network: the best weights of the method's training.
-        canonical: the best weights of the canonical network's.
+        canonical: the best weights of the canonical network's, or of one together with a method.
         output: the weights file of the bundle.
     """
     state = torch.load(network, map_location="cpu", weights_only=True)
-    state |= {f"canonical.{name}": value for name, value in trained(canonical).state_dict().items()}
+    state |= {f"{PREFIX}{name}": value for name, value in trained(canonical).state_dict().items()}
     torch.save({name: value.half() for name, value in state.items()}, output)
     print(f"written to {output}: sha256 {sha256(Path(output).read_bytes()).hexdigest()}")
 
