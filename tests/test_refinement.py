@@ -368,7 +368,7 @@ def test_the_brains_cards_ask_for_steps_and_the_hippocampus_for_none() -> None:
     for bundle in ("iirp", "ipear"):
         cards = find(bundle).weights
         assert cards["brain"].refine == 32
-        assert cards["brain_any"].refine == 24
+        assert cards["brain_any"].refine == 32
         assert cards["hippocampus"].refine == 0
 
 
