@@ -21,7 +21,7 @@ from iregzoo.losses import diffusion, folding
 from iregzoo.phantom import Phantom, make_phantom, recovered
 from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.register import Scans, read_scans, register
-from iregzoo.similarity import box_sum, local_ncc
+from iregzoo.similarity import box_sum, local_information, local_ncc
 from iregzoo.space.frame import Frame, warp_scan
 from iregzoo.space.grid import network_grid
 from iregzoo.space.scan import Scan
@@ -62,7 +62,7 @@ def objective(displacement: Tensor, start: Tensor, moving: Tensor, fixed: Tensor
     """What the steps lower, from its description alone: of every second voxel along each axis, two such lattices."""
     lattices = [(..., *[slice(first, None, 2)] * 3) for first in (0, 1)]
     warped = warp(moving, displacement)
-    alike = torch.stack([local_ncc(fixed[each], warped[each], window=3) for each in lattices]).mean(0)
+    alike = torch.stack([local_information(fixed[each], warped[each]) for each in lattices]).mean(0)
     correction, whole = (field[lattices[0]] / 2 for field in (displacement - start, displacement))
     return 0.75 * diffusion(correction) + 100 * folding(whole, margin=0.1) - alike
 
@@ -196,7 +196,7 @@ def test_the_steps_see_the_whole_correction_lattice_by_lattice() -> None:
     warped = warp(moving, start + terms.complete(coarse))
     for seen, first in zip(steps, terms.lattices, strict=True):
         every = (..., *(slice(each, None, 2) for each in first))
-        torch.testing.assert_close(-seen, local_ncc(fixed[every], warped[every], window=3))
+        torch.testing.assert_close(-seen, local_information(fixed[every], warped[every]))
     torch.testing.assert_close(steps[:2].mean(0), terms.whole(terms.complete(coarse)))
     assert len({*terms.lattices}) == 8
     assert steps[:, 0].unique().numel() == 8

@@ -9,7 +9,7 @@ import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 from torch import Tensor
 
-from iregzoo.similarity import box_sum, local_ncc, local_ncc_map, mae, mse, ncc
+from iregzoo.similarity import box_sum, local_information, local_ncc, local_ncc_map, mae, mse, ncc
 
 SHAPES = {2: (11, 8), 3: (7, 9, 6)}
 AXES = pytest.mark.parametrize("axes", [2, 3])
@@ -21,6 +21,8 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mae": mae,
     "ncc": ncc,
     "local_ncc": lambda a, b: local_ncc(a, b, window=5),
+    "local_information": local_information,
+    "local_information of odd windows": lambda a, b: local_information(a, b, window=3),
 }
 EACH_MEASURE = pytest.mark.parametrize("name", MEASURES)
 
@@ -34,8 +36,8 @@ def pair(axes: int, batch: int = 2, channels: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def windows(volume: np.ndarray, window: int) -> np.ndarray:
-    """Every window of one channel, zeros outside: (*shape, voxels of a window)."""
-    padded = np.pad(volume, window // 2)
+    """Every window of one channel, zeros outside, farther back if even: (*shape, voxels of a window)."""
+    padded = np.pad(volume, (window // 2, (window - 1) // 2))
     rows = [padded[tuple(slice(i, i + window) for i in place)].ravel() for place in product(*map(range, volume.shape))]
     return np.array(rows).reshape(*volume.shape, -1)
 
@@ -47,11 +49,11 @@ def channelwise(function: Callable[..., np.ndarray], *images: Tensor) -> Tensor:
     )
 
 
-def naive_local_ncc_map(first: Tensor, second: Tensor, window: int) -> Tensor:
+def naive_local_ncc_map(first: Tensor, second: Tensor, window: int, eps: float = EPS) -> Tensor:
     def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         a, b = windows(a, window), windows(b, window)
         a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
-        return (a * b).sum(-1) ** 2 / ((a * a).sum(-1) * (b * b).sum(-1) + EPS)
+        return (a * b).sum(-1) ** 2 / ((a * a).sum(-1) * (b * b).sum(-1) + eps)
 
     return channelwise(correlate, first, second)
 
@@ -76,7 +78,7 @@ def test_ncc_is_the_correlation_coefficient_of_each_pair(axes: int) -> None:
 
 
 @AXES
-@WINDOWS
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 9])
 def test_box_sum_adds_the_window_around_each_voxel(axes: int, window: int) -> None:
     volume = torch.randint(-9, 9, (2, 2, *SHAPES[axes]), generator=torch.manual_seed(2)).double()
     expected = channelwise(lambda channel: windows(channel, window).sum(-1), volume)
@@ -107,6 +109,35 @@ def test_local_ncc_equals_monai(axes: int) -> None:
 def test_local_ncc_takes_windows_of_nine_by_default() -> None:
     first, second = pair(3)
     assert torch.equal(local_ncc(first, second), local_ncc(first, second, window=9))
+
+
+@AXES
+@pytest.mark.parametrize("window", [2, 3, 4, 5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_local_information_equals_its_definition(axes: int, window: int, dtype: torch.dtype, tolerance: float) -> None:
+    first, second = (image.to(dtype) for image in pair(axes))
+    squared = naive_local_ncc_map(first, second, window, eps=1e-6)
+    expected = (-(1 - squared / 1.05).log() / 2).flatten(1).mean(1)
+    found = local_information(first, second, window=window)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_local_information_of_one_image_twice_is_the_most_and_of_unrelated_ones_little() -> None:
+    first, second = torch.rand(2, 1, 1, 16, 16, 16, generator=torch.manual_seed(6)) - 0.5
+    assert 0.99 * np.log(21) / 2 < local_information(first, first) <= np.log(21) / 2 + 1e-4
+    assert 0 <= local_information(first, second, window=5) < 0.02
+    assert local_information(torch.zeros_like(first), second) == 0
+
+
+@AXES
+@pytest.mark.parametrize("window", [2, 4])
+def test_a_transposed_sum_reaches_the_other_way(axes: int, window: int) -> None:
+    volume = torch.randint(-9, 9, (2, 2, *SHAPES[axes]), generator=torch.manual_seed(2)).double()
+    around = range(2, 2 + axes)
+    mirrored = box_sum(volume.flip(*around), window, transposed=True).flip(*around)
+    assert torch.equal(mirrored, box_sum(volume, window))
+    assert not torch.equal(box_sum(volume, window, transposed=True), box_sum(volume, window))
 
 
 # --- properties
@@ -224,3 +255,10 @@ def test_window_without_a_centre_is_refused(measure: Callable[..., Tensor], wind
     image = torch.zeros(1, 1, 4, 5)
     with pytest.raises(ValueError, match=f"window={window}"):
         measure(image, image, window=window)
+
+
+@pytest.mark.parametrize(("window", "floor"), [(1, 0.05), (0, 0.05), (2, 0.0), (2, -0.1)])
+def test_a_window_without_variance_or_no_floor_is_refused(window: int, floor: float) -> None:
+    image = torch.zeros(1, 1, 4, 5)
+    with pytest.raises(ValueError, match=f"window={window}, floor={floor}"):
+        local_information(image, image, window=window, floor=floor)

@@ -5,8 +5,8 @@ a coarser grid, smoothed there and moved by Adam. Here it adds to what a network
 it, and it may not fold what the network did not.
 
 A step looks at every second voxel along each axis, the next step at the next of the eight lattices of such voxels. No
-detail is lost by that, as it would be by coarser images, and a step costs an eighth. Squared local NCC over the 27
-nearest voxels of a lattice asks only that the images depend on each other linearly over 5 voxels, where few tissues
+detail is lost by that, as it would be by coarser images, and a step costs an eighth. Local information over the 8
+voxels of a lattice's cell asks only that the images depend on each other linearly over 3 voxels, where few tissues
 meet: it serves pairs of different contrasts, too, once a network has brought them near.
 """
 
@@ -22,12 +22,13 @@ from torch.autograd.function import once_differentiable
 
 from iregzoo import losses
 from iregzoo.fields import check_displacement, identity, jacobian_determinant, sample
-from iregzoo.similarity import box_sum, local_ncc
+from iregzoo.similarity import box_sum, local_information, local_ncc
 from iregzoo.slices import Slices
 
 Lattice = tuple[int, ...]  # the voxel with which it begins
 STRIDE = 2  # voxels of the images from one voxel of a lattice, and of the correction, to the next
-WINDOW = 3  # of the local NCC, in voxels of a lattice
+WINDOW = 3  # voxels from the first to the last of the local information's, of which a lattice has every STRIDE-th
+LIKENESS_WINDOW = 3  # of the local NCC that a report says, in voxels of a lattice
 DAMPING = 1e-3  # Adam's epsilon, for gradients a voxel: where the images are flat, as in air, nearly nothing moves
 ROUNDS = 20  # of lessening the correction around folds, at most
 REACH = 3  # blocks of STRIDE voxels around a fold, in which a round takes up to half of the correction
@@ -39,13 +40,13 @@ def refine_displacement(
     fixed: Tensor,
     *,
     steps: int,
-    rate: float = 0.2,
+    rate: float = 0.3,
     window: int = WINDOW,
     smoothness: float = 0.75,
     folding: float = 100.0,
     margin: float = 0.1,
 ) -> Tensor:
-    """Finish a displacement by steps of Adam on local NCC, with the correction's diffusion and a penalty of folds.
+    """Finish a displacement by Adam on local information, with the correction's diffusion and a penalty of folds.
 
     What would make more voxels fold than at the start is taken back, and a pair keeps its start where the rest is no
     better by the two lattices farthest from each other, or not finite. So no pair gets worse by its own objective.
@@ -55,7 +56,7 @@ def refine_displacement(
         moving, fixed: images (B, 1, *shape) in [0, 1].
         steps: how many; 0 gives the displacement back.
         rate: Adam's learning rate, about the voxels that a step moves at most.
-        window: of the local NCC, in voxels of a lattice.
+        window: of the local information, in voxels of the images, at least 3.
         smoothness: weight of the correction's diffusion.
         folding: weight of the mean of relu(margin − det J) of the whole displacement.
         margin: the Jacobian determinant below which a voxel counts in it.
@@ -81,8 +82,10 @@ def refine_displacement(
         return displacement.detach() + _each(better, start) * correction
 
 
-def likeness(displacement: Tensor, moving: Tensor, fixed: Tensor, *, window: int = WINDOW) -> Tensor:
-    """What the steps raise, by one lattice: mean squared local NCC of the warped and the fixed image, (B,), in [0, 1].
+def likeness(displacement: Tensor, moving: Tensor, fixed: Tensor, *, window: int = LIKENESS_WINDOW) -> Tensor:
+    """How alike one lattice is, (B,), in [0, 1]: mean squared local NCC of the warped and the fixed image.
+
+    The steps raise the information that goes with such a correlation.
 
     Args:
         displacement: (B, N, *shape) in voxels.
@@ -150,10 +153,11 @@ class _Objective:
         folding: float,
         margin: float,
     ) -> None:
-        self.shape, self.window = moving.shape[2:], window
+        self.shape = moving.shape[2:]
         self.read = [_reader(image[None]) for image in moving.unbind()]
         self.smoothness, self.folding, self.margin = smoothness, folding, margin
         self.stride = _stride(start.shape[2:])
+        self.window = 1 + (window - 1) // self.stride
         self.lattices = _lattices(start.shape[1], self.stride)
         self.places = [_places(start, lattice, self.stride) for lattice in self.lattices]
         self.fixed = [_at(fixed, lattice, self.stride) for lattice in self.lattices]
@@ -186,7 +190,7 @@ class _Objective:
     def _alike(self, correction: Tensor, number: int) -> Tensor:
         places = self.places[number] + correction
         warped = [read(place[None]) for read, place in zip(self.read, places.unbind(), strict=True)]
-        return local_ncc(self.fixed[number], torch.cat(warped), window=self.window)
+        return local_information(self.fixed[number], torch.cat(warped), window=self.window)
 
 
 def _reader(image: Tensor) -> Callable[[Tensor], Tensor]:

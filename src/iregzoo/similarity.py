@@ -1,4 +1,4 @@
-"""Image similarities: mean squared and absolute error, global and local normalised cross-correlation, SSIM.
+"""Image similarities: mean squared and absolute error, global and local correlation, local information, SSIM.
 
 Each takes two images (B, C, *shape) with 2 or 3 spatial axes and returns one number per pair, (B,), so that a batch
 gives each pair what it would get alone. Sums run in float32 or better, also under autocast.
@@ -48,20 +48,23 @@ def ncc(first: Tensor, second: Tensor, *, eps: float = 1e-8) -> Tensor:
     return (F.normalize(a, dim=1, eps=eps) * F.normalize(b, dim=1, eps=eps)).sum(1)
 
 
-def box_sum(volume: Tensor, window: int) -> Tensor:
+def box_sum(volume: Tensor, window: int, *, transposed: bool = False) -> Tensor:
     """Sum over a window³ (or window²) box around every voxel, zeros outside: (B, C, *shape).
 
     Each axis takes about log2(window) shifted additions instead of window: sums of 2, 4, 8 … voxels are built by
     doubling and the binary digits of the window pick those that add up to it. Only additions, so nothing cancels.
+    Of an even window, one more voxel lies before than behind, or behind than before in the ``transposed`` sum, which
+    is the gradient's.
     """
+    before = (window - 1) // 2 if transposed else window // 2
     for axis in range(2, volume.dim()):
-        volume = _box_sum_axis(volume, axis, window)
+        volume = _box_sum_axis(volume, axis, window, before)
     return volume
 
 
-def _box_sum_axis(volume: Tensor, axis: int, window: int) -> Tensor:
-    size, radius = volume.shape[axis], window // 2
-    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [radius, window - 1 - radius])
+def _box_sum_axis(volume: Tensor, axis: int, window: int, before: int) -> Tensor:
+    size = volume.shape[axis]
+    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [before, window - 1 - before])
     total: Tensor | None = None
     offset, width = 0, 1
     while width <= window:
@@ -117,12 +120,37 @@ class _MeanSquaredLocalNCC(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        each = grads[0].view(-1, *[1] * (ctx.axes + 1))
-        grad_a, grad_b = (None if gradient is None else gradient * each for gradient in ctx.saved_tensors)
-        return grad_a, grad_b, None, None
+        return *_scaled(ctx, grads[0]), None, None
+
+
+class _MeanLocalInformation(torch.autograd.Function):
+    """−½ log(1 − map / (1 + floor)) on the mean, with its gradient, as above."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, window: int, eps: float, floor: float) -> Tensor:
+        statistics = _window_statistics(a, b, window)
+        cross, var_a, var_b, _, _ = statistics
+        left = (cross.square() / (var_a * var_b).add_(eps)).div_(-1 - floor).add_(1)  # not explained
+        mean = left.log().flatten(1).mean(1) / -2
+        each = left.reciprocal_().div_(2 * (1 + floor) * max(1, a.shape[1:].numel()))
+        ctx.axes = a.dim() - 2
+        ctx.save_for_backward(*_gradients(a, b, window, eps, statistics, each, ctx.needs_input_grad))
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        return *_scaled(ctx, grads[0]), None, None, None
 
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _scaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Both saved gradients of a mean per pair, for any gradient of it, (B,)."""
+    each = grad.view(-1, *[1] * (ctx.axes + 1))
+    grad_a, grad_b = (None if gradient is None else gradient * each for gradient in ctx.saved_tensors)
+    return grad_a, grad_b
 
 
 def _window_statistics(a: Tensor, b: Tensor, window: int) -> Statistics:
@@ -140,24 +168,24 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of both images, where they are wanted, for any gradient g of the map.
 
-    ∂/∂b = S(p)·a + S(q)·b − S((p S(a) + q S(b))/n) with p = 2 g c / (v_a v_b + eps) and q = −2 g map v_a / (v_a v_b +
-    eps), and ∂/∂a alike.
+    ∂/∂b = S'(p)·a + S'(q)·b − S'((p S(a) + q S(b))/n) with p = 2 g c / (v_a v_b + eps), q = −2 g map v_a / (v_a v_b +
+    eps) and S' the transposed sum, and ∂/∂a alike.
     """
     n = window ** (a.dim() - 2)
     cross, var_a, var_b, sum_a, sum_b = statistics
     denominator = (var_a * var_b).add_(eps)
     p = 2 * g * cross / denominator
     pc = p * cross / denominator
-    box_p = box_sum(p, window)
+    box_p = box_sum(p, window, transposed=True)
     grad_a = grad_b = None
     if wanted[0]:
         q = -pc * var_b
-        rest = box_sum((p * sum_b + q * sum_a) / n, window)
-        grad_a = box_p * b + box_sum(q, window) * a - rest
+        rest = box_sum((p * sum_b + q * sum_a) / n, window, transposed=True)
+        grad_a = box_p * b + box_sum(q, window, transposed=True) * a - rest
     if wanted[1]:
         q = -pc * var_a
-        rest = box_sum((p * sum_a + q * sum_b) / n, window)
-        grad_b = box_p * a + box_sum(q, window) * b - rest
+        rest = box_sum((p * sum_a + q * sum_b) / n, window, transposed=True)
+        grad_b = box_p * a + box_sum(q, window, transposed=True) * b - rest
     return grad_a, grad_b
 
 
@@ -188,6 +216,30 @@ def local_ncc(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e
     _check_window(window)
     a, b = _prepare(first, second)
     mean: Tensor = _MeanSquaredLocalNCC.apply(a, b, window, eps)  # type: ignore[no-untyped-call]  # so in torch's stubs
+    return mean
+
+
+def local_information(
+    first: Tensor, second: Tensor, *, window: int = 2, eps: float = 1e-6, floor: float = 0.05
+) -> Tensor:
+    """Mean of −½ log(1 − ρ² / (1 + floor)) per pair, ρ² the squared local correlation: (B,), 0 or more.
+
+    It is the mutual information, in nats, of two normal variables with that correlation, so that a window in which one
+    image tells nearly all of the other counts for more than by ρ² alone, as ``local_ncc`` has it.
+
+    Args:
+        first, second: images (B, C, *shape).
+        window: voxels an axis; zeros are beyond the border, and an even window reaches one voxel farther back.
+        eps: added to the product of the windows' sums of squares; what makes less counts as flat.
+        floor: what is left unexplained at least, which bounds a window's share.
+
+    Raises:
+        ValueError: for a window below 2 or a floor that is not positive.
+    """
+    if window < 2 or floor <= 0:
+        raise ValueError(f"window={window}, floor={floor}; expected at least 2 voxels and a floor above 0")
+    a, b = _prepare(first, second)
+    mean: Tensor = _MeanLocalInformation.apply(a, b, window, eps, floor)  # type: ignore[no-untyped-call]  # so in torch's stubs
     return mean
 
 
