@@ -8,6 +8,7 @@ rendered first; --scans-dir two real T1 brains without labels. Each part runs ``
 tables between the markers of the page. Peers need ``pip install "iregzoo[peers]"``.
 """
 
+import csv
 import json
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from iregzoo.zoo import bundles
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
 PICTURES = PAGE.with_suffix("")
-STEPS = (0, 32)
+STEPS = (0, 48)
 AFTER_STEPS = {"dice_mean": 3, "hd95_mm": 2, "folding_percent": 3, "seconds": 2}
 ITERATIONS = (("iterstop", None), ("tci", None), ("fixed", 1), ("fixed", 2), ("fixed", 3), ("fixed", 4))
 
@@ -121,6 +122,27 @@ def brain(data: Path, scratch: Path, compared: list[str]) -> None:
         write(part, table(found))
         if not aside:
             picture(found, part)
+    write("brain-pairs", pair_by_pair(rendered, {look: scratch / f"brain_any-{look}" for look in ("t1", "contrast")}))
+
+
+def pair_by_pair(rendered: Path, found: dict[str, Path]) -> str:
+    """Dice of each pair by the look of its moving image, beside how well that image tells white matter from cortex."""
+    tissues = json.loads((rendered / "tissues.json").read_text("utf-8"))
+    dice: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for look, folder in found.items():
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["bundle"] not in PAPERS:
+                    continue
+                fixed, moving = (Path(row[side]).name.split(".")[0] for side in ("fixed", "moving"))
+                people = fixed.removesuffix("_t1"), moving.removesuffix(f"_{look}")
+                dice.setdefault(people, {}).setdefault(look, []).append(f"{float(row['dice_mean']):.3f}")
+    heads = ("fixed", "moving", *(f"{look}: tissues apart, sd; Dice of {having('brain_any')}" for look in found))
+    rows = [
+        (*people, *(f"{tissues[f'{people[1]}_{look}']:.2f}; {', '.join(looks[look])}" for look in found))
+        for people, looks in dice.items()
+    ]
+    return markdown(heads, rows)
 
 
 def real(scans: Path, scratch: Path, *, peers: bool) -> None:

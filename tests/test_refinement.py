@@ -367,7 +367,7 @@ def test_a_card_with_no_number_of_steps_is_refused(phantom: Phantom, method: Met
 def test_the_brains_cards_ask_for_steps_and_the_hippocampus_for_none() -> None:
     for bundle in ("iirp", "ipear"):
         cards = find(bundle).weights
-        assert cards["brain"].refine == cards["brain_any"].refine == 32
+        assert cards["brain"].refine == cards["brain_any"].refine == 48
         assert cards["hippocampus"].refine == 0
 
 

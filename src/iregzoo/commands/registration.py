@@ -43,7 +43,7 @@ def register(
         controller: of the iterations: auto (what the weights are best with), tci, iterstop or fixed.
         max_iterations: the most iterations a level of the method's pyramid, 100 at most.
         refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network, 1000 at
-            most; 0 for none. If not given, what suits the weights: 32 for brains, none for the hippocampus.
+            most; 0 for none. If not given, what suits the weights: 48 for brains, none for the hippocampus.
         inverse: also write the way from fixed to moving.
         overwrite: replace the results of an earlier run in the folder.
     """
