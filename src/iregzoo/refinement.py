@@ -295,14 +295,14 @@ def _without_folds(start: Tensor, correction: Tensor) -> Tensor:
     shape, axes = start.shape[2:], start.dim() - 2
     pool, mode = (F.max_pool3d, "trilinear") if axes == 3 else (F.max_pool2d, "bilinear")
     allowed = _folds(start).flatten(1).sum(1)
-    coarse = pool(torch.ones_like(start[:, :1]), STRIDE, ceil_mode=True)
+    coarse = start.new_ones(len(start), 1, *(-(-size // STRIDE) for size in shape))
     within = box_sum(coarse[:1], REACH)
-    share = torch.ones_like(start[:, :1])
+    kept = correction
     for _ in range(ROUNDS):
-        folds = _folds(start + share * correction)
+        folds = _folds(start + kept)
         worse = folds.flatten(1).sum(1) > allowed
         if not worse.any():
-            return share * correction
+            return kept
         around = box_sum(pool((folds & _each(worse, folds)).float(), STRIDE, ceil_mode=True), REACH).clamp(max=1)
         for _ in range(2):  # smoothed, for an edge of the share would fold anew; over the blocks that there are
             around = box_sum(around, REACH) / within
@@ -310,8 +310,9 @@ def _without_folds(start: Tensor, correction: Tensor) -> Tensor:
         share = F.interpolate(coarse, scale_factor=float(STRIDE), mode=mode)
         for axis, size in enumerate(shape, start=2):
             share = share.narrow(axis, 0, size)  # the last block may be part of one
-    helped = _folds(start + share * correction).flatten(1).sum(1) <= allowed
-    return _each(helped, start) * share * correction
+        kept = share * correction
+    helped = _folds(start + kept).flatten(1).sum(1) <= allowed
+    return _each(helped, start) * kept
 
 
 def _folds(displacement: Tensor) -> Tensor:
