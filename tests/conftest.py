@@ -20,7 +20,7 @@ def test_data() -> Path:
     folder = os.environ.get("IREGZOO_TEST_DATA")
     if not folder:
         pytest.skip("set IREGZOO_TEST_DATA to the folder of real scans to run this test")
-    return Path(folder)
+    return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")
