@@ -203,6 +203,14 @@ def test_the_steps_see_the_whole_correction_lattice_by_lattice() -> None:
     torch.testing.assert_close(terms.step(coarse, 9), steps[1])
 
 
+@pytest.mark.parametrize(("shape", "window", "seen"), [(SHAPE, 3, 2), (SHAPE, 5, 3), ((24, 28, 3), 3, 3)])
+def test_a_lattice_sees_as_wide_a_window_as_all_voxels_would(
+    shape: tuple[int, ...], window: int, seen: int
+) -> None:
+    terms = refinement._Objective(torch.zeros(1, 3, *shape), *[texture(shape=shape)] * 2, window, 1.0, 1.0, 0.1)
+    assert terms.window == seen
+
+
 def test_likeness_is_that_of_every_second_voxel() -> None:
     moving, fixed, u = texture(2, seed=19), texture(2, seed=20), smooth_field(2, seed=21)
     some = (..., *[slice(None, None, 2)] * 3)
@@ -276,6 +284,7 @@ def test_two_axes_and_other_precisions() -> None:
     ("changes", "said"),
     [
         ({"steps": -1}, "steps=-1"),
+        ({"window": 2}, "window=2; expected 3"),
         ({"moving": torch.zeros(1, 1, 8, 8, 8)}, r"moving has shape \(1, 1, 8, 8, 8\)"),
         ({"fixed": torch.zeros(1, 2, *SHAPE)}, r"fixed has shape \(1, 2, 24, 28, 20\)"),
         ({"displacement": torch.zeros(1, 2, *SHAPE)}, "displacement has shape"),

@@ -130,6 +130,18 @@ def test_local_information_of_one_image_twice_is_the_most_and_of_unrelated_ones_
     assert local_information(torch.zeros_like(first), second) == 0
 
 
+@pytest.mark.parametrize("window", [2, 3, 9])
+def test_local_information_of_a_nearly_flat_region_and_a_strong_texture_stays_in_range(window: int) -> None:
+    """Rounding leaves a flat window less variance than it has, and so more correlation than there can be."""
+    texture = (torch.rand(1, 1, 20, 20, 20, generator=torch.manual_seed(5)) > 0.5).float()
+    for contrast in (3e-4, 5e-4, 1e-3, 2e-3):
+        flat = (0.95 + contrast * texture).requires_grad_()
+        found = local_information(flat, texture, window=window)
+        assert 0 <= found <= np.log(21) / 2
+        (gradient,) = torch.autograd.grad(found.sum(), flat)
+        assert torch.isfinite(gradient).all()
+
+
 @AXES
 @pytest.mark.parametrize("window", [2, 4])
 def test_a_transposed_sum_reaches_the_other_way(axes: int, window: int) -> None:

@@ -6,8 +6,9 @@ it, and it may not fold what the network did not.
 
 A step looks at every second voxel along each axis, the next step at the next of the eight lattices of such voxels. No
 detail is lost by that, as it would be by coarser images, and a step costs an eighth. Local information over the 8
-voxels of a lattice's cell asks only that the images depend on each other linearly over 3 voxels, where few tissues
-meet: it serves pairs of different contrasts, too, once a network has brought them near.
+voxels of a lattice's cell (27 where images have few slices, all of whose voxels are looked at) asks only that the
+images depend on each other linearly over 3 voxels, where few tissues meet: it serves pairs of different contrasts,
+too, once a network has brought them near.
 """
 
 import itertools
@@ -65,11 +66,13 @@ def refine_displacement(
         (B, N, *shape) in voxels, in float32 or better, without a gradient.
 
     Raises:
-        ValueError: for fewer than 0 steps, and images that do not lie on the displacement's grid.
+        ValueError: for fewer than 0 steps, a window below 3, and images that do not lie on the displacement's grid.
     """
     _check(displacement, moving, fixed)
     if steps < 0:
         raise ValueError(f"steps={steps}; expected 0 or more")
+    if window < WINDOW:
+        raise ValueError(f"window={window}; expected {WINDOW} voxels or more")
     if steps == 0 or len(displacement) == 0:
         return displacement.detach()
     # Also inside a caller's inference mode, whose tensors no gradient may pass: the clones are ordinary ones.
@@ -85,7 +88,7 @@ def refine_displacement(
 def likeness(displacement: Tensor, moving: Tensor, fixed: Tensor, *, window: int = LIKENESS_WINDOW) -> Tensor:
     """How alike one lattice is, (B,), in [0, 1]: mean squared local NCC of the warped and the fixed image.
 
-    The steps raise the information that goes with such a correlation.
+    For a report: the steps raise ``local_information``, over smaller windows.
 
     Args:
         displacement: (B, N, *shape) in voxels.

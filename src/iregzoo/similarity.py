@@ -130,7 +130,8 @@ class _MeanLocalInformation(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, window: int, eps: float, floor: float) -> Tensor:
         statistics = _window_statistics(a, b, window)
         cross, var_a, var_b, _, _ = statistics
-        left = (cross.square() / (var_a * var_b).add_(eps)).div_(-1 - floor).add_(1)  # not explained
+        squared = (cross.square() / (var_a * var_b).add_(eps)).clamp_(max=1)  # beyond it by rounding, in a flat window
+        left = squared.div_(-1 - floor).add_(1)  # not explained
         mean = left.log().flatten(1).mean(1) / -2
         each = left.reciprocal_().div_(2 * (1 + floor) * max(1, a.shape[1:].numel()))
         ctx.axes = a.dim() - 2
@@ -171,6 +172,8 @@ def _gradients(
     ∂/∂b = S'(p)·a + S'(q)·b − S'((p S(a) + q S(b))/n) with p = 2 g c / (v_a v_b + eps), q = −2 g map v_a / (v_a v_b +
     eps) and S' the transposed sum, and ∂/∂a alike.
     """
+    if not any(wanted):
+        return None, None
     n = window ** (a.dim() - 2)
     cross, var_a, var_b, sum_a, sum_b = statistics
     denominator = (var_a * var_b).add_(eps)
@@ -239,6 +242,8 @@ def local_information(
     if window < 2 or floor <= 0:
         raise ValueError(f"window={window}, floor={floor}; expected at least 2 voxels and a floor above 0")
     a, b = _prepare(first, second)
+    if not torch.is_grad_enabled():
+        a, b = a.detach(), b.detach()
     mean: Tensor = _MeanLocalInformation.apply(a, b, window, eps, floor)  # type: ignore[no-untyped-call]  # so in torch's stubs
     return mean
 
