@@ -137,7 +137,11 @@ def pair_by_pair(rendered: Path, found: dict[str, Path]) -> str:
                 fixed, moving = (Path(row[side]).name.split(".")[0] for side in ("fixed", "moving"))
                 people = fixed.removesuffix("_t1"), moving.removesuffix(f"_{look}")
                 dice.setdefault(people, {}).setdefault(look, []).append(f"{float(row['dice_mean']):.3f}")
-    heads = ("fixed", "moving", *(f"{look}: tissues apart, sd; Dice of {having('brain_any')}" for look in found))
+    heads = (
+        "fixed",
+        "moving",
+        *(f"{look}: tissues apart, sd; Dice of {having('brain_any').replace(',', ', ')}" for look in found),
+    )
     rows = [
         (*people, *(f"{tissues[f'{people[1]}_{look}']:.2f}; {', '.join(looks[look])}" for look in found))
         for people, looks in dice.items()

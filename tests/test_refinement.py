@@ -204,9 +204,7 @@ def test_the_steps_see_the_whole_correction_lattice_by_lattice() -> None:
 
 
 @pytest.mark.parametrize(("shape", "window", "seen"), [(SHAPE, 3, 2), (SHAPE, 5, 3), ((24, 28, 3), 3, 3)])
-def test_a_lattice_sees_as_wide_a_window_as_all_voxels_would(
-    shape: tuple[int, ...], window: int, seen: int
-) -> None:
+def test_a_lattice_sees_as_wide_a_window_as_all_voxels_would(shape: tuple[int, ...], window: int, seen: int) -> None:
     terms = refinement._Objective(torch.zeros(1, 3, *shape), *[texture(shape=shape)] * 2, window, 1.0, 1.0, 0.1)
     assert terms.window == seen
 
