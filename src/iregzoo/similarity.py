@@ -227,8 +227,9 @@ def local_information(
 ) -> Tensor:
     """Mean of −½ log(1 − ρ² / (1 + floor)) per pair, ρ² the squared local correlation: (B,), 0 or more.
 
-    It is the mutual information, in nats, of two normal variables with that correlation, so that a window in which one
-    image tells nearly all of the other counts for more than by ρ² alone, as ``local_ncc`` has it.
+    Without the floor it is the mutual information, in nats, of two normal variables with that correlation (Cover and
+    Thomas, Elements of Information Theory, 2006, section 8.5): a window in which one image tells nearly all of the
+    other counts for more than by ρ² alone, as ``local_ncc`` has it.
 
     Args:
         first, second: images (B, C, *shape).
