@@ -20,6 +20,8 @@ FLOORS = {
         "devices",
         "fields",
         "gather",
+        "kernels",
+        "_triton",
         "similarity",
         "slices",
         "iteration",
@@ -67,7 +69,7 @@ FLOORS = {
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 FREE = {*sys.stdlib_module_names, "torch", "numpy", "monai", "scipy", "iregzoo"}
 # An accelerated operator that attention uses where it is installed, and the wavelets of SM-GICNet.
-OPTIONAL = {"attention": {"natten"}, "networks": {"ptwt"}}
+OPTIONAL = {"_triton": {"triton"}, "attention": {"natten"}, "networks": {"ptwt"}}
 
 
 def module_name(path: Path) -> str:

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from iregzoo import kernels
+
 # Elements of a slab's largest temporary: what stays in a CPU's cache, and what keeps a GPU busy.
 _SLAB_CPU, _SLAB_GPU = 2**18, 2**24
 # And of the planes that are brought to float32 together.
@@ -64,6 +66,8 @@ def neighbourhood_attention(
     scale = q.shape[2] ** -0.5 if scale is None else scale
     if _natten_takes(q, v, sizes):
         out = _natten_attention(q, k, v, sizes, scale)
+    elif kernels.attends(q, k, v):
+        out = kernels.attend(q, k, v, None, sizes, scale)
     elif not torch.is_grad_enabled():
         out = _attend_by_planes(q, k, v, sizes, scale)
     else:
@@ -92,6 +96,8 @@ def offset_attention(query: Tensor, key: Tensor, bias: Tensor, *, scale: float =
     heads, sizes = bias.shape[0], tuple(bias.shape[1:])
     _check_operands(query, key, heads)
     q, k = (_split(operand, heads) for operand in (query, key))
+    if kernels.attends(q, k, None, bias):
+        return kernels.attend(q, k, None, bias.flatten(1), sizes, scale).flatten(1, 2)
     padded = F.pad(k, [size // 2 for size in reversed(sizes) for _ in range(2)])
     return _attend(q, padded, None, bias.flatten(1), sizes, scale).flatten(1, 2)
 

@@ -1,0 +1,150 @@
+"""Triton's kernels give what the other ways give: in Triton's interpreter, and on a GPU where there is one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from iregzoo import fields, kernels
+from iregzoo.attention import neighbourhood_attention, offset_attention
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU = torch.cuda.is_available() and not INTERPRETED
+DEVICE = "cuda" if GPU else "cpu"
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+ORDERS = (torch.contiguous_format, torch.channels_last_3d)
+
+here = pytest.mark.skipif(not (GPU or INTERPRETED), reason="runs in the interpreter, and where there is a GPU")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is the one that starts the interpreter")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which is for Linux")
+def test_kernels_give_in_the_interpreter_what_the_other_ways_give() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@here
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("channels", [1, 3, 40])
+def test_sampling(channels: int, dtype: torch.dtype, order: torch.memory_format, padding: str) -> None:
+    image = normal(2, channels, 5, 6, 7).to(dtype).to(memory_format=order)
+    displacement = 3 * normal(2, 3, 5, 6, 7, seed=1)
+    places = 8 * normal(2, 3, 4, 5, 3, seed=2)
+    for relative, where in ((True, displacement), (False, places)):
+        expected = (fields.warp if relative else fields.sample)(image.float(), where, padding=padding)
+        given = image.to(DEVICE), where.to(DEVICE)
+        found = kernels.sample(*given, relative=relative, padding=padding)
+        assert found.dtype == dtype
+        assert torch.allclose(found.cpu().float(), expected, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+
+
+@here
+def test_samples_are_written_into_what_is_given() -> None:
+    image, displacement = normal(2, 4, 5, 6, 7), normal(2, 3, 5, 6, 7, seed=1)
+    joined = torch.full((2, 8, 5, 6, 7), 9.0, device=DEVICE).to(memory_format=torch.channels_last_3d)
+    kernels.sample(image.to(DEVICE), displacement.to(DEVICE), relative=True, padding="zeros", out=joined[:, :4])
+    assert torch.allclose(joined[:, :4].cpu(), fields.warp(image, displacement), atol=1e-5)
+    assert (joined[:, 4:] == 9).all()
+
+
+@here
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_places_that_are_far_away_or_no_numbers(padding: str) -> None:
+    image = normal(1, 2, 5, 6, 7)
+    places = torch.zeros(1, 3, 1, 1, 4)
+    places[0, :, 0, 0] = torch.tensor([[1e30, -1e30, 2.0, torch.nan], [1.0, 1.0, torch.inf, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    expected = fields.sample(image, places, padding=padding)
+    found = kernels.sample(image.to(DEVICE), places.to(DEVICE), relative=False, padding=padding).cpu()
+    assert torch.allclose(found[..., :3], expected[..., :3], atol=1e-5)
+    assert found[..., 3].isnan().all()
+
+
+def heads_apart(*operands: Tensor, heads: int) -> list[Tensor]:
+    return [operand.unflatten(1, (heads, -1)).to(DEVICE) for operand in operands]
+
+
+@here
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("window", [(3, 3, 3), (4, 5, 3), (3, 1, 6)])
+def test_attention_to_a_window_inside(window: tuple[int, int, int], dtype: torch.dtype) -> None:
+    query, key = (normal(2, 12, 4, 5, 6, seed=seed).to(dtype) for seed in (0, 1))
+    value = normal(2, 8, 4, 5, 6, seed=2).to(dtype)
+    expected = neighbourhood_attention(*(each.double() for each in (query, key, value)), window=window, heads=2)
+    found = kernels.attend(*heads_apart(query, key, value, heads=2), None, window, 6**-0.5).flatten(1, 2)
+    assert found.dtype == dtype
+    assert torch.allclose(found.cpu().double(), expected, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+
+
+@here
+@pytest.mark.parametrize("size", [(3, 3, 3), (5, 3, 1)])
+def test_attention_to_offsets(size: tuple[int, int, int]) -> None:
+    query, key = (normal(2, 12, 4, 5, 6, seed=seed) for seed in (0, 1))
+    bias = normal(2, *size, seed=2)
+    expected = offset_attention(*(each.double() for each in (query, key, bias)), scale=0.7)
+    parts = heads_apart(query, key, heads=2)
+    found = kernels.attend(*parts, None, bias.flatten(1).to(DEVICE), size, 0.7).flatten(1, 2)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.cpu().double(), expected, atol=1e-5)
+
+
+@here
+def test_a_softmax_of_large_logits_stays_finite() -> None:
+    query, key, value = (100 * normal(1, 4, 3, 3, 4, seed=seed) for seed in range(3))
+    expected = neighbourhood_attention(query.double(), key.double(), value.double())
+    found = kernels.attend(*heads_apart(query, key, value, heads=1), None, (3, 3, 3), 0.5).flatten(1, 2)
+    assert torch.allclose(found.cpu().double(), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs the compiler, which the interpreter replaces")
+@pytest.mark.parametrize("name", ["sample", "attend"])
+def test_kernels_compile_for_a_gpu_also_where_there_is_none(name: str) -> None:
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    kernel = getattr(importlib.import_module("iregzoo._triton"), name)
+    window = {f"window_{axis}": 3 for axis in range(3)}
+    constants = {
+        "sample": {"relative": True, "border": True, "block": 64, "block_channels": 32},
+        "attend": {**window, "offsets": False, "block": 64, "block_channels": 32, "block_values": 32},
+    }[name]
+    volumes = dict.fromkeys(("image", "out", "query", "key", "value", "bias"), "*bf16")
+    types = {**volumes, "places": "*fp32", "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
+    signature = {argument: types.get(argument, "i32") for argument in kernel.arg_names}
+    given = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
+    compiled = compile(ASTSource(kernel, signature, constexprs=given), target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
+
+
+def test_a_cpu_goes_the_other_ways() -> None:
+    image, places = normal(1, 2, 4, 4, 4), normal(1, 3, 4, 4, 4)
+    assert not kernels.samples(image, places)
+    assert not kernels.attends(image, image, image)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_a_gpu_goes_this_way_unless_gradients_are_wanted() -> None:
+    image, places = normal(1, 2, 4, 4, 4).cuda(), normal(1, 3, 4, 4, 4).cuda()
+    assert kernels.samples(image, places)
+    assert kernels.attends(image, image, image)
+    image.requires_grad_()
+    assert not kernels.samples(image, places)
+    assert not kernels.attends(places, image, image)
+    with torch.no_grad():
+        assert kernels.samples(image, places)
