@@ -6,7 +6,7 @@
 Every measurement runs in a process of its own. --write keeps the figures in docs/benchmarks/DEVICE.json and puts the
 tables of the parts that were measured into the page; --again makes tables from the kept figures without measuring. The
 part register needs scans in DIR (hippocampus/ and scans/), or in the folder that IREGZOO_TEST_DATA names. A GPU has the
-parts networks, throughput and compile.
+parts operations, networks, throughput and compile.
 """
 
 import argparse
@@ -36,7 +36,12 @@ PARTS: dict[str, dict[str, ModuleType]] = {
         "register": speed_register,
         "compile": speed_compile,
     },
-    "cuda": {"networks": speed_networks, "throughput": speed_gpu, "compile": speed_compile},
+    "cuda": {
+        "operations": speed_operations,
+        "networks": speed_networks,
+        "throughput": speed_gpu,
+        "compile": speed_compile,
+    },
 }
 
 

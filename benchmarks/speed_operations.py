@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import plain
 from documents import paragraphs, table
@@ -157,6 +157,8 @@ OPERATIONS = {
 def _call(operation: Operation, way: str, shape: Shape, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
     """The operation on these inputs, with the gradient where it has one."""
     compute = operation.ways[way](shape)
+    if isinstance(compute, nn.Module):
+        compute = compute.to(inputs[0].device)
 
     def forward() -> Tensor:
         with torch.inference_mode():
@@ -171,42 +173,41 @@ def _call(operation: Operation, way: str, shape: Shape, inputs: tuple[Tensor, ..
     return both if operation.gradient else forward
 
 
-def memory(name: str, way: str, shape: list[int]) -> Found:
+def memory(name: str, way: str, shape: Shape, device: str) -> Found:
     """Peak memory of one way beyond its inputs; runs in a child process."""
-    operation, grid = OPERATIONS[name], _shape(shape)
+    operation = OPERATIONS[name]
     # On a tiny grid first: what is loaded and started once is none of the operation's.
     tiny: Shape = (12, 12, 12)
-    _call(operation, way, tiny, operation.inputs(tiny))()
-    call = _call(operation, way, grid, operation.inputs(grid))
-    held = begin_peak()
+    _call(operation, way, tiny, _inputs(operation, tiny, device))()
+    call = _call(operation, way, shape, _inputs(operation, shape, device))
+    held = begin_peak(device)
     call()
-    return {"gigabytes": peak_gigabytes() - held}
+    return {"gigabytes": peak_gigabytes(device) - held}
 
 
-def seconds(name: str, ways: list[str], shape: list[int], runs: int) -> Found:
+def _inputs(operation: Operation, shape: Shape, device: str) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(device) for tensor in operation.inputs(shape))
+
+
+def seconds(name: str, ways: list[str], shape: Shape, runs: int, device: str) -> Found:
     """Seconds of the ways in turns, and how far their results are from ours and the reference; in a child process."""
-    operation, grid = OPERATIONS[name], _shape(shape)
-    inputs = operation.inputs(grid)
+    operation = OPERATIONS[name]
+    inputs = _inputs(operation, shape, device)
     results: dict[str, Tensor] = {}
 
     def kept(way: str) -> Callable[[], None]:
-        call = _call(operation, way, grid, inputs)
+        call = _call(operation, way, shape, inputs)
         return lambda: results.update({way: call()})
 
-    medians = median_seconds([kept(way) for way in ways], runs)
+    medians = median_seconds([kept(way) for way in ways], runs, device)
     found: Found = {way: {"seconds": median} for way, median in zip(ways, medians, strict=True)}
-    truth = operation.reference(grid, *inputs) if operation.reference else None
+    truth = operation.reference(shape, *(tensor.cpu() for tensor in inputs)) if operation.reference else None
     for way, result in results.items():
         if way != OURS and OURS in results:
             found[way]["difference"] = float((result - results[OURS]).abs().max())
         if truth is not None:
-            found[way]["error"] = float((result - truth).abs().max())
+            found[way]["error"] = float((result.cpu() - truth).abs().max())
     return found
-
-
-def _shape(shape: list[int]) -> Shape:
-    depth, height, width = shape
-    return depth, height, width
 
 
 def measure(settings: Settings) -> Found:
@@ -215,7 +216,12 @@ def measure(settings: Settings) -> Found:
     for name, operation in OPERATIONS.items():
         for whole in (settings.shapes or SHAPES) if settings.wants(name) else ():
             grid = [length // 2 for length in whole] if operation.half else list(whole)
-            given: dict[str, Any] = {"name": name, "shape": grid, "threads": settings.threads}
+            given: dict[str, Any] = {
+                "name": name,
+                "shape": grid,
+                "threads": settings.threads,
+                "device": settings.device,
+            }
             found = {way: child(__name__, "memory", way=way, **given) for way in operation.ways}
             able = [way for way, each in found.items() if "failed" not in each]
             timed = child(__name__, "seconds", ways=able, runs=settings.runs, **given) if able else {}

@@ -207,7 +207,7 @@ def test_work_of_a_convolution_is_counted_by_hand() -> None:
 @pytest.mark.parametrize("name", list(speed_operations.OPERATIONS))
 def test_every_way_gives_the_same_result(name: str) -> None:
     operation = speed_operations.OPERATIONS[name]
-    found = speed_operations.seconds(name, list(operation.ways), [18, 20, 22], runs=1)
+    found = speed_operations.seconds(name, list(operation.ways), (18, 20, 22), runs=1, device="cpu")
     assert list(found) == list(operation.ways)
     for way, figures in found.items():
         assert figures["seconds"] > 0
@@ -230,7 +230,7 @@ def test_usual_local_ncc_of_an_image_with_itself_is_one() -> None:
 @linux
 def test_what_runs_out_of_memory_is_told_and_other_failures_end_the_benchmark() -> None:
     huge = [8, 8, 1 << 40]
-    given = {"name": "warp", "way": speed_operations.OURS, "threads": 1}
+    given = {"name": "warp", "way": speed_operations.OURS, "threads": 1, "device": "cpu"}
     assert meter.child("speed_operations", "memory", shape=huge, **given) == {"failed": "out of memory"}
     with pytest.raises(SystemExit, match="KeyError"):
         meter.child("speed_operations", "memory", shape=[8, 8, 8], **{**given, "way": "none"})
@@ -238,6 +238,22 @@ def test_what_runs_out_of_memory_is_told_and_other_failures_end_the_benchmark() 
     assert meter.child("speed_operations", "memory", limit_s=0.01, shape=[8, 8, 8], **given) == {
         "failed": "more than 0.01 s"
     }
+
+
+def test_one_process_measures_all_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"name": "warp", "way": speed_operations.OURS, "shape": (8, 8, 8), "device": "cpu"}
+    assert meter.here("speed_operations", "memory", given)["gigabytes"] >= 0
+    asked = {**given, "device": "cuda"}
+    monkeypatch.setattr(meter, "here", lambda *call: {"here": call})
+    assert meter.child("speed_operations", "memory", 1, **asked) == {"here": ("speed_operations", "memory", asked)}
+
+
+def test_what_runs_out_of_a_gpu_s_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**given: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(speed_operations, "memory", full)
+    assert meter.here("speed_operations", "memory", {}) == {"failed": "out of memory"}
 
 
 def test_compiled_networks_are_shown_beside_plain_ones() -> None:
