@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid
 from iregzoo.errors import InputError
+from iregzoo.space import start
 from iregzoo.space.grid import Grid, Matrix
 from iregzoo.space.scan import Scan
 from iregzoo.space.start import affine_start, mutual_information
@@ -77,6 +78,29 @@ def test_affine_start_does_not_mind_another_contrast() -> None:
     moving = moving_scan(world)
     inverted = replace(moving, data=(1000 - moving.data) * (moving.data > 60))
     assert error_mm(affine_start(fixed_scan(), inverted, "affine"), world) < 2.0
+
+
+@pytest.mark.parametrize(
+    ("shifts", "searches"),
+    [
+        ((0, 10, -20), 1),  # near each other: they would end in one place
+        ((0, 10, 40), 2),
+        ((0, 40, 80), 2),  # the first two end in one place, so the third is left out
+        ((0, 1000, 40), 3),  # nothing is to be seen from the second
+    ],
+)
+def test_places_are_searched_from_as_long_as_that_may_find_another(
+    shifts: tuple[int, ...], searches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = moving_scan(placed((0, 0, 5), (10, 5, 0)))
+    begun: list[sitk.Transform] = []
+    search = start._optimise
+    monkeypatch.setattr(
+        start, "_optimise", lambda scans, initial, steps: begun.append(initial) or search(scans, initial, steps=steps)
+    )
+    found = start._rigid((fixed_scan(), moving), [placed((0, 0, 0), (x, 0, 0)) for x in shifts], fixed_scan())
+    assert len(begun) == len(found) == searches
+    assert error_mm(found[0], placed((0, 0, 5), (10, 5, 0))) < 2.0
 
 
 def test_none_trusts_the_headers() -> None:

@@ -54,10 +54,13 @@ class Grid:
         """Whether both are one grid: the same shape, and no voxel further apart than ``tolerance`` voxels."""
         if self.shape != other.shape:
             return False
+        return self.farthest(self.affine, other.affine) <= tolerance * float(self.spacing.min())
+
+    def farthest(self, first: Matrix, second: Matrix) -> float:
+        """How far apart two affines (4, 4) of voxel indices bring a corner at most: a distance in their world."""
         corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]).T
         corners = corners * np.array([*(np.array(self.shape) - 1), 1])[:, None]
-        apart = ((self.affine - other.affine) @ corners)[:3]
-        return bool(np.linalg.norm(apart, axis=0).max() <= tolerance * self.spacing.min())
+        return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
 
     def to_sitk(self, array: NDArray[Any], *, vector: bool = False) -> sitk.Image:
         """An ITK image of this geometry from (X, Y, Z), or (X, Y, Z, C) of vectors."""

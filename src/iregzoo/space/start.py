@@ -14,6 +14,9 @@ from iregzoo.space.scan import Scan, normalise, resample_to
 
 STARTS = ("none", "center", "rigid", "affine")
 COARSE_MM, FINE_MM = 5.0, 2.5
+TRIED = 3  # the most places from which to search
+NEAR_MM = 25.0  # between places from which a search ends where it ended before
+SAME_MM = 5.0  # between ends that are one: a second search that ends there needs no third
 MIN_VOXELS = 16  # an axis needs so many for a mutual information that means something
 MOST_MM3 = 2.0**31  # that a field of view measures: twice a whole person's in CT
 TILT = np.deg2rad(25.0)
@@ -67,10 +70,29 @@ def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
         return mutual_information(seen, resample_to(coarse[1], coarse[0].grid, world)[0, 0].numpy())
 
     ranked = sorted(_candidates(*coarse), key=information, reverse=True)
-    rigid = [_optimise(coarse, _euler(world, fixed), steps=100) for world in ranked[:3]]
-    best = max([ranked[0], *rigid], key=information)
+    best = max([ranked[0], *_rigid(coarse, ranked, fixed)], key=information)
     found = _optimise(fine, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
     return max((best, found), key=information)
+
+
+def _rigid(scans: tuple[Scan, Scan], ranked: list[Matrix], fixed: Scan) -> list[Matrix]:
+    """Where searches from the best places end; most begin near each other, or end in the same place."""
+
+    def farthest(first: Matrix, second: Matrix) -> float:
+        return fixed.grid.farthest(first @ fixed.grid.affine, second @ fixed.grid.affine)
+
+    begun: list[Matrix] = []
+    found: list[Matrix] = []
+    for world in ranked[:TRIED]:
+        if any(farthest(world, other) < NEAR_MM for other in begun):
+            continue
+        end = _optimise(scans, _euler(world, fixed), steps=100)
+        again = any(farthest(end, other) < SAME_MM for other in found)
+        begun.append(world)
+        found.append(end)
+        if again:
+            break
+    return found
 
 
 def _candidates(fixed: Scan, moving: Scan) -> Iterator[Matrix]:
