@@ -68,3 +68,24 @@ def test_a_voxel_in_its_place_is_copied() -> None:
     matrix[:3, 3] = (2 + 1e-13, -1e-13, 1 - 1e-13)
     found = resample_axes(image, matrix, (10, 12, 14), [0, 1, 2])
     assert torch.equal(found, image[:, :, 2:12, :, 1:])
+
+
+@pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
+def test_voxels_in_their_places_are_copied_in_any_order(axes: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    image = noise_image(SHAPE)
+    image[..., 3, 2, 1] = torch.nan  # which a product would spread along every axis
+    matrix = along(axes, signs, (1.0, 1.0, 1.0))
+    matrix[:3, 3] = matrix[:3, 3].round()
+    shape = [SHAPE[axis] for axis in axes]
+    found = resample_axes(image, matrix, shape, axes)
+    places = np.einsum("ij,j...->i...", matrix[:3, :3], np.indices(shape)) + matrix[:3, 3].reshape(3, 1, 1, 1)
+    index = [np.clip(place, 0, size - 1).astype(int) for place, size in zip(places, SHAPE, strict=True)]
+    np.testing.assert_array_equal(found[0, 0], image[0, 0].numpy()[tuple(index)])
+    assert found.is_contiguous()
+
+
+def test_what_is_read_is_the_caller_s_own() -> None:
+    image = noise_image(SHAPE)
+    found = resample_axes(image, np.eye(4), SHAPE, [0, 1, 2])
+    assert torch.equal(found, image)
+    assert found.data_ptr() != image.data_ptr()

@@ -46,18 +46,31 @@ def resample_axes(
         sigma: of a Gaussian that smooths the image before, voxels along X, Y and Z.
         outside: what lies further than half a voxel beyond the image; None goes on with its border.
     """
-    places: dict[int, Matrix] = {}
+    given, places = image, dict[int, Matrix]()
     for target, source in enumerate(order):
         along = matrix[source, target] * np.arange(shape[target]) + matrix[source, 3]
         places[source] = along.round(9)  # rounding errors are no distance: a voxel in its place is copied
     for source in sorted(places, key=lambda axis: len(places[axis]) / image.shape[2 + axis]):
         size = image.shape[2 + source]
-        weights = torch.as_tensor(_weights(places[source], size, sigma[source]), dtype=image.dtype, device=image.device)
-        image = _along(weights, image, 2 + source)
+        image = _read_axis(image, 2 + source, places[source], sigma[source])
         beyond = np.flatnonzero((places[source] < -0.5) | (places[source] >= size - 0.5))
         if outside is not None and len(beyond):
             image = image.index_fill(2 + source, torch.as_tensor(beyond, device=image.device), outside)
-    return image.permute(0, 1, *(2 + axis for axis in order)).contiguous()
+    turned = image.permute(0, 1, *(2 + axis for axis in order))
+    # Its caller's own, also where every axis was left as it is.
+    return turned.clone(memory_format=torch.contiguous_format) if image is given else turned.contiguous()
+
+
+def _read_axis(image: Tensor, axis: int, places: Matrix, sigma: float) -> Tensor:
+    """The image at places along an axis, its border going on; voxels that stay in their places are not computed."""
+    size = image.shape[axis]
+    index = places.clip(0, size - 1)
+    if sigma == 0 and (index == index.round()).all():
+        if np.array_equal(index, np.arange(size)):
+            return image
+        return image.index_select(axis, torch.as_tensor(index.astype(int), device=image.device))
+    weights = torch.as_tensor(_weights(places, size, sigma), dtype=image.dtype, device=image.device)
+    return _along(weights, image, axis)
 
 
 def _weights(places: Matrix, size: int, sigma: float) -> Matrix:
