@@ -9,7 +9,6 @@ folds: there it comes from several places, of which one is given.
 from collections.abc import Callable
 
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 Move = Callable[[Tensor], Tensor]  # places (K, N) to where they go, each by itself
@@ -42,6 +41,8 @@ def invert_at(
     if nodes is None or not len(stuck):
         return places
     images = torch.cat([move(part) for part in torch.split(nodes, PIECE)])
+    from scipy.spatial import cKDTree  # with much of scipy, which a registration alone does not need
+
     tree = cKDTree(images.numpy(), compact_nodes=False, balanced_tree=False)
     _, nearest = tree.query(targets[stuck].numpy(), k=list(range(1, min(BEGINNINGS, len(nodes)) + 1)))
     for beginning in torch.as_tensor(nearest).T:
