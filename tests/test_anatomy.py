@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from anatomies import HEADER, STRUCTURES
 from iregzoo.anatomy import Pose, SynthesisedPairs, read_anatomies, read_table
@@ -113,6 +114,19 @@ def test_a_network_may_bring_both_images_to_one_contrast(anatomies: Path) -> Non
     assert not seen["image"].requires_grad
     assert torch.equal(seen["label"], plain["label"])
     torch.testing.assert_close(seen["image"], 1 - plain["image"])
+
+
+def test_workers_make_the_same_pairs(anatomies: Path) -> None:
+    pairs = pairs_of(anatomies)
+    for own, other in zip(DataLoader(pairs), DataLoader(pairs, num_workers=2), strict=True):
+        assert torch.equal(own["image"], other["image"])
+        assert torch.equal(own["label"], other["label"])
+
+
+def test_workers_cannot_use_a_network_on_another_device(anatomies: Path) -> None:
+    pairs = pairs_of(anatomies, canonical=nn.Linear(1, 1, device="meta"))
+    with pytest.raises(InputError, match=r"workers: the network of one contrast is on meta.*set workers to 0"):
+        next(iter(DataLoader(pairs, num_workers=1)))
 
 
 def test_one_person_makes_no_pair(anatomies: Path) -> None:

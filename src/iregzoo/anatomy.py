@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from iregzoo.errors import InputError
 from iregzoo.fields import identity
@@ -193,7 +193,7 @@ class SynthesisedPairs(Dataset[Sample]):
         canonical: brings both images to one contrast (``networks.canonical``); None leaves them as they are.
 
     Raises:
-        InputError: for fewer than two anatomies.
+        InputError: for fewer than two anatomies, and in a worker of a data loader for a ``canonical`` on a GPU.
     """
 
     def __init__(
@@ -239,6 +239,10 @@ class SynthesisedPairs(Dataset[Sample]):
         if self.canonical is None:
             return images
         device = next(self.canonical.parameters()).device
+        if device.type != "cpu" and get_worker_info() is not None:
+            raise InputError(
+                f"workers: the network of one contrast is on {device}, which they cannot use; set workers to 0"
+            )
         with torch.autocast(device.type, torch.bfloat16):
             made: Tensor = self.canonical(images[None].to(device))
         return made[0].cpu()

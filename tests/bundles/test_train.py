@@ -117,6 +117,19 @@ def test_same_seed_gives_the_same_weights_and_another_does_not(trained: Path, da
     assert any(not torch.equal(other[name], expected[name]) for name in expected)
 
 
+def test_workers_make_the_same_pairs(dataset: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "overlap": 1.0,
+        "mirror": 0.5,
+        "batch_size": 2,
+        "augmentation": {"_target_": "RandGaussianNoised", "keys": ["image"], "prob": 0.5, "std": 0.1},
+    }
+    for name, workers in (("none", 0), ("two", 2)):
+        train(dataset, tmp_path / name, workers=workers, **options)
+    expected, found = weights_of(tmp_path / "none", 2), weights_of(tmp_path / "two", 2)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def train_interrupted(dataset: Path, output: Path, **options: Any) -> list[int]:
     """Four epochs, stopped early in the third and started again; gives back the epochs of the second run."""
     interrupted = workflow(dataset, output, **options)
