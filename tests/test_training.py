@@ -103,6 +103,25 @@ def test_loss_that_is_not_finite_stops_the_training_and_leaves_the_weights() -> 
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.network.state_dict().items())
 
 
+def test_a_gradient_is_shortened_to_the_largest_norm() -> None:
+    def norm(clip: float) -> Tensor:
+        engine = make_engine(RegistrationLoss())
+        TrainStep(clip=clip)(engine, make_batch(8))
+        gradients = [each.grad.flatten() for each in engine.network.parameters() if each.grad is not None]
+        return torch.cat(gradients).norm()
+
+    whole = norm(0.0)
+    assert whole > 0
+    torch.testing.assert_close(norm(float(whole) / 4), whole / 4)
+    torch.testing.assert_close(norm(float(whole) * 4), whole)
+
+
+@pytest.mark.parametrize("clip", [-1.0, float("nan"), float("inf")])
+def test_a_norm_that_is_none_is_refused(clip: float) -> None:
+    with pytest.raises(InputError, match=r"clip .*give the largest norm of a gradient, or 0"):
+        TrainStep(clip=clip)
+
+
 def test_passes_are_drawn_by_iteration_and_the_same_each_time() -> None:
     def asked(passes: tuple[int, ...]) -> list[int]:
         engine = make_engine(RegistrationLoss())

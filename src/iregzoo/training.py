@@ -1,5 +1,6 @@
 """Training and validation on pairs of scans: the training step, and the validation's post-processing."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,17 +36,22 @@ class TrainStep:
         amp: run the network in bfloat16 (fields and losses stay in float32).
         passes: refinements a level, of which each step takes one at random (the same for the same iteration). The
             papers train with one; weights that have seen more stay accurate when iterated.
+        clip: largest norm of a step's gradient, to which a longer one is shortened; 0 for any. One pair that goes wrong
+            can cost a training all that it has learned.
 
     Raises:
-        InputError: where the loss is not finite, for several passes of a method that takes one, and for bfloat16 on a
-            CPU with a shape that it gets wrong.
+        InputError: where the loss is not finite, for a ``clip`` that is no norm, for several passes of a method that
+            takes one, and for bfloat16 on a CPU with a shape that it gets wrong.
     """
 
     amp: bool = False
     passes: Sequence[int] = (1,)
+    clip: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "amp", flag(self.amp, "amp"))
+        if not 0 <= self.clip < math.inf:
+            raise InputError(f"clip {self.clip!r}: give the largest norm of a gradient, or 0 for any")
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
         device = engine.state.device
@@ -77,6 +83,8 @@ class TrainStep:
                 "command to go on from the last checkpoint"
             )
         torch.autograd.backward(terms["loss"])
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
         engine.optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
 
