@@ -33,7 +33,14 @@ Shape = tuple[int, int, int]
 Found = dict[str, Any]  # what was measured, as JSON keeps it
 GIGABYTE = 1 << 30
 PATIENCE_S = 30.0
-OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "MemoryError", "out of memory", "could not create a memory")
+OUT_OF_MEMORY = (
+    "allocate memory",
+    "bad_alloc",
+    "MemoryError",
+    "out of memory",
+    "could not create a memory",
+    "ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,10 @@ def child(module: str, function: str, threads: int, *, limit_s: float | None = N
     """Call a benchmark's function in a process of its own, and give what it returns.
 
     A process that runs out of memory gives ``{"failed": "out of memory"}``, and one that takes longer than the limit
-    says that; any other failure ends the benchmark. What is for a GPU, and without a limit, this process does.
+    says that; any other failure ends the benchmark. What is for a GPU, and has no limit, this process does.
     """
     if arguments.get("device") == "cuda" and limit_s is None:
-        return here(module, function, arguments)
+        return here(module, function, threads, arguments)
     command = [sys.executable, __file__, module, function, json.dumps(arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(
@@ -95,15 +102,17 @@ def child(module: str, function: str, threads: int, *, limit_s: float | None = N
     raise SystemExit(f"{module}.{function} of {arguments} failed ({process.returncode}):\n{error}")
 
 
-def here(module: str, function: str, arguments: Found) -> Found:
+def here(module: str, function: str, threads: int, arguments: Found) -> Found:
     """Call a benchmark's function in this process; what runs out of a GPU's memory says so."""
+    torch.set_num_threads(threads)
     try:
         found: Found = getattr(importlib.import_module(module), function)(**arguments)
-    except torch.cuda.OutOfMemoryError:
-        return {"failed": "out of memory"}
-    finally:
-        gc.collect()
-        torch.cuda.empty_cache()  # does nothing where no GPU was used
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
+        found = {"failed": "out of memory"}
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
     return found
 
 

@@ -3,10 +3,10 @@
     python benchmarks/speed.py [--parts operations,networks,growth,register,compile] [--write]
         [--threads 2] [--runs 5] [--sizes 64,80x96x112] [--only iirp,warp] [--dataset-dir DIR] [--device cuda] [--again]
 
-Every measurement runs in a process of its own. --write keeps the figures in docs/benchmarks/DEVICE.json and puts the
-tables of the parts that were measured into the page; --again makes tables from the kept figures without measuring. The
-part register needs scans in DIR (hippocampus/ and scans/), or in the folder that IREGZOO_TEST_DATA names. A GPU has the
-parts operations, networks, throughput and compile.
+On a CPU every measurement runs in a process of its own. --write keeps the figures in docs/benchmarks/DEVICE.json and
+puts the tables of the parts that were measured into the page; --again makes tables from the kept figures without
+measuring. The part register needs scans in DIR (hippocampus/ and scans/), or in the folder that IREGZOO_TEST_DATA
+names. A GPU has the parts operations, networks, throughput and compile.
 """
 
 import argparse

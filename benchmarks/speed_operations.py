@@ -28,8 +28,8 @@ from verdicts import Target, number, ratio, size, target_table
 SHAPES: tuple[Shape, ...] = ((80, 96, 112), (160, 192, 160))
 STEPS, REFERENCE_STEPS = 7, 14
 NOTE = """\
-Each is one operation by itself, the ways in turns in one process; memory is the peak beyond the inputs, in a process
-of its own. It does not show how large a part of a registration the operation is. *Usual* is
+Each is one operation by itself, the ways in turns in one process; memory is the peak beyond the inputs, each way by
+itself. It does not show how large a part of a registration the operation is. *Usual* is
 [benchmarks/plain.py](../benchmarks/plain.py), written from VoxelMorph's and NATTEN's formulas, not their code. What
 takes very long ran once."""
 OURS, MONAI, PLAIN = "iregzoo", "MONAI", "usual"
@@ -174,7 +174,7 @@ def _call(operation: Operation, way: str, shape: Shape, inputs: tuple[Tensor, ..
 
 
 def memory(name: str, way: str, shape: Shape, device: str) -> Found:
-    """Peak memory of one way beyond its inputs; runs in a child process."""
+    """Peak memory of one way beyond its inputs; on a CPU in a child process."""
     operation = OPERATIONS[name]
     # On a tiny grid first: what is loaded and started once is none of the operation's.
     tiny: Shape = (12, 12, 12)
@@ -190,7 +190,7 @@ def _inputs(operation: Operation, shape: Shape, device: str) -> tuple[Tensor, ..
 
 
 def seconds(name: str, ways: list[str], shape: Shape, runs: int, device: str) -> Found:
-    """Seconds of the ways in turns, and how far their results are from ours and the reference; in a child process."""
+    """Seconds of the ways in turns, and how far their results are from ours and the reference; as above."""
     operation = OPERATIONS[name]
     inputs = _inputs(operation, shape, device)
     results: dict[str, Tensor] = {}
@@ -199,7 +199,8 @@ def seconds(name: str, ways: list[str], shape: Shape, runs: int, device: str) ->
         call = _call(operation, way, shape, inputs)
         return lambda: results.update({way: call()})
 
-    medians = median_seconds([kept(way) for way in ways], runs, device)
+    with torch.backends.cudnn.flags(allow_tf32=False):  # MONAI's local NCC is convolutions: not in TF32's ten bits
+        medians = median_seconds([kept(way) for way in ways], runs, device)
     found: Found = {way: {"seconds": median} for way, median in zip(ways, medians, strict=True)}
     truth = operation.reference(shape, *(tensor.cpu() for tensor in inputs)) if operation.reference else None
     for way, result in results.items():

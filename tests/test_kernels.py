@@ -2,19 +2,22 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from iregzoo import fields, kernels
 from iregzoo.attention import neighbourhood_attention, offset_attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available() and not INTERPRETED
+TRITON = importlib.util.find_spec("triton") is not None
+GPU = torch.cuda.is_available() and TRITON and not INTERPRETED
 DEVICE = "cuda" if GPU else "cpu"
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 ORDERS = (torch.contiguous_format, torch.channels_last_3d)
@@ -23,14 +26,16 @@ here = pytest.mark.skipif(not (GPU or INTERPRETED), reason="runs in the interpre
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is the one that starts the interpreter")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which is for Linux")
+@pytest.mark.skipif(not TRITON, reason="needs Triton, which is for Linux")
 def test_kernels_give_in_the_interpreter_what_the_other_ways_give() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", __file__]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    counted = re.search(r"(\d+) passed", done.stdout)
+    assert counted is not None
+    assert int(counted[1]) > 30  # and not skipped
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -104,6 +109,17 @@ def test_attention_to_offsets(size: tuple[int, int, int]) -> None:
 
 
 @here
+def test_a_neighbour_may_be_ruled_out_by_its_bias() -> None:
+    query, key = (normal(1, 6, 3, 4, 3, seed=seed) for seed in (0, 1))
+    bias = normal(1, 3, 3, 3, seed=2)
+    bias[:, 0, 0] = -torch.inf
+    expected = offset_attention(query.double(), key.double(), bias.double())
+    parts = heads_apart(query, key, heads=1)
+    found = kernels.attend(*parts, None, bias.flatten(1).to(DEVICE), (3, 3, 3), 1.0).flatten(1, 2)
+    assert torch.allclose(found.cpu().double(), expected, atol=1e-5)
+
+
+@here
 def test_a_softmax_of_large_logits_stays_finite() -> None:
     query, key, value = (100 * normal(1, 4, 3, 3, 4, seed=seed) for seed in range(3))
     expected = neighbourhood_attention(query.double(), key.double(), value.double())
@@ -138,13 +154,46 @@ def test_a_cpu_goes_the_other_ways() -> None:
     assert not kernels.attends(image, image, image)
 
 
-@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.skipif(not TRITON, reason="needs Triton, which is for Linux")
+def test_where_triton_cannot_run_a_warning_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("Failed to find\nC compiler")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "sample", broken)
+    with pytest.warns(UserWarning, match=r"does not run on cpu \(Failed to find C compiler\).*needs a C compiler"):
+        assert not kernels._works.__wrapped__(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not kernels._works.__wrapped__(torch.device("cpu"))  # and nothing is tried
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU and Triton")
 def test_a_gpu_goes_this_way_unless_gradients_are_wanted() -> None:
     image, places = normal(1, 2, 4, 4, 4).cuda(), normal(1, 3, 4, 4, 4).cuda()
-    assert kernels.samples(image, places)
+    assert kernels.samples(image, places, places)
     assert kernels.attends(image, image, image)
     image.requires_grad_()
     assert not kernels.samples(image, places)
     assert not kernels.attends(places, image, image)
     with torch.no_grad():
         assert kernels.samples(image, places)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU and Triton")
+def test_what_the_kernels_cannot_read_goes_the_other_ways() -> None:
+    image, places = normal(2, 2, 4, 4, 4).cuda(), normal(2, 3, 4, 4, 4).cuda()
+    others = [(image.double(), places), (image, places.double()), (image[:1], places), (image[:0], places[:0])]
+    others += [(MetaTensor(image), places), (image.cpu(), places)]
+    assert not any(kernels.samples(*each) for each in others)
+    assert not kernels.samples(image, places, places.double())
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU and Triton")
+def test_a_network_s_own_bias_goes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Tensor | None] = []
+    attend = kernels.attend
+    monkeypatch.setattr(kernels, "attend", lambda *given: asked.append(given[3]) or attend(*given))
+    query = normal(1, 6, 4, 4, 4).cuda()
+    with torch.inference_mode():
+        offset_attention(query, query, torch.nn.Parameter(torch.zeros(1, 3, 3, 3, device="cuda")))
+    assert len(asked) == 1

@@ -240,20 +240,29 @@ def test_what_runs_out_of_memory_is_told_and_other_failures_end_the_benchmark() 
     }
 
 
+@linux
 def test_one_process_measures_all_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"name": "warp", "way": speed_operations.OURS, "shape": (8, 8, 8), "device": "cpu"}
-    assert meter.here("speed_operations", "memory", given)["gigabytes"] >= 0
+    assert meter.here("speed_operations", "memory", torch.get_num_threads(), given)["gigabytes"] >= 0
     asked = {**given, "device": "cuda"}
     monkeypatch.setattr(meter, "here", lambda *call: {"here": call})
-    assert meter.child("speed_operations", "memory", 1, **asked) == {"here": ("speed_operations", "memory", asked)}
+    assert meter.child("speed_operations", "memory", 1, **asked) == {"here": ("speed_operations", "memory", 1, asked)}
 
 
 def test_what_runs_out_of_a_gpu_s_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(**given: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    errors = [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+    errors.append(RuntimeError("another"))
+
+    def full(index: int) -> None:
+        raise errors[index]
 
     monkeypatch.setattr(speed_operations, "memory", full)
-    assert meter.here("speed_operations", "memory", {}) == {"failed": "out of memory"}
+    threads = torch.get_num_threads()
+    for index in range(2):
+        found = meter.here("speed_operations", "memory", threads, {"index": index})
+        assert found == {"failed": "out of memory"}
+    with pytest.raises(RuntimeError, match="another"):
+        meter.here("speed_operations", "memory", threads, {"index": 2})
 
 
 def test_compiled_networks_are_shown_beside_plain_ones() -> None:

@@ -116,8 +116,18 @@ def test_a_gradient_is_shortened_to_the_largest_norm() -> None:
     torch.testing.assert_close(norm(float(whole) * 4), whole)
 
 
-@pytest.mark.parametrize("clip", [-1.0, float("nan"), float("inf")])
-def test_a_norm_that_is_none_is_refused(clip: float) -> None:
+def test_a_gradient_that_is_not_finite_stops_the_training_and_leaves_the_weights() -> None:
+    engine = make_engine(RegistrationLoss())
+    first = next(engine.network.parameters())
+    first.register_hook(lambda gradient: gradient * torch.inf)
+    before = {name: tensor.clone() for name, tensor in engine.network.state_dict().items()}
+    with pytest.raises(InputError, match=r"gradient of step 1 is not finite; lower learning_rate"):
+        TrainStep(clip=1.0)(engine, make_batch(8))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.network.state_dict().items())
+
+
+@pytest.mark.parametrize("clip", [-1.0, float("nan"), float("inf"), None])
+def test_a_norm_that_is_none_is_refused(clip: Any) -> None:
     with pytest.raises(InputError, match=r"clip .*give the largest norm of a gradient, or 0"):
         TrainStep(clip=clip)
 

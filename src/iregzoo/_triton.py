@@ -1,11 +1,14 @@
 """The two Triton kernels of ``iregzoo.kernels``, apart because they cannot be defined where Triton is missing.
 
 Each program computes a block of voxels of one volume. Sums run in float32, whatever the volumes are kept in; volumes
-may have any strides. Numbers of voxels are counted in 64 bits, for a batch of large volumes has more than 2³¹ numbers.
+may have any strides. Places in memory are counted in 64 bits, for a few channels of a large volume have 2³¹ numbers; a
+stride comes in as many bits as it needs, so one factor of every product is widened here.
 """
 
 import triton
 import triton.language as tl
+
+LOWEST = tl.constexpr(-3.0e38)  # below every logit but −∞, from which nothing could be subtracted
 
 
 @triton.jit
@@ -50,12 +53,12 @@ def sample(
     """Linear sampling of (B, channels, depth, height, width) at places (B, 3, outer, middle, inner), in voxels."""
     batch = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    here = index < outer * middle * inner
+    here = index < tl.cast(outer, tl.int64) * middle * inner
     x, y, z = index // (middle * inner), index // inner % middle, index % inner
     first = places + batch * places_batch + x * places_0 + y * places_1 + z * places_2
     px = tl.load(first, mask=here, other=0.0)
     py = tl.load(first + places_axis, mask=here, other=0.0)
-    pz = tl.load(first + 2 * places_axis, mask=here, other=0.0)
+    pz = tl.load(first + places_axis + places_axis, mask=here, other=0.0)
     if relative:
         px, py, pz = px + x.to(tl.float32), py + y.to(tl.float32), pz + z.to(tl.float32)
     px, py, pz = within(px, depth), within(py, height), within(pz, width)
@@ -67,7 +70,7 @@ def sample(
     beyond_x, beyond_y, beyond_z = px - lower_x, py - lower_y, pz - lower_z
     ix, iy, iz = lower_x.to(tl.int64), lower_y.to(tl.int64), lower_z.to(tl.int64)
     for start in range(0, channels, block_channels):
-        channel = start + tl.arange(0, block_channels)
+        channel = start + tl.arange(0, block_channels).to(tl.int64)
         wanted = here[:, None] & (channel < channels)[None, :]
         total = tl.zeros((block, block_channels), dtype=tl.float32)
         for corner in tl.static_range(8):
@@ -138,20 +141,20 @@ def attend(
     """
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    here = index < depth * height * width
+    here = index < tl.cast(depth, tl.int64) * height * width
     x, y, z = index // (height * width), index // width % height, index % width
     first_x, first_y, first_z = x - window_0 // 2, y - window_1 // 2, z - window_2 // 2
     if not offsets:
         first_x = tl.minimum(tl.maximum(first_x, 0), depth - window_0)
         first_y = tl.minimum(tl.maximum(first_y, 0), height - window_1)
         first_z = tl.minimum(tl.maximum(first_z, 0), width - window_2)
-    channel = tl.arange(0, block_channels)
+    channel = tl.arange(0, block_channels).to(tl.int64)
     known = here[:, None] & (channel < channels)[None, :]
     place = query + batch * query_batch + head * query_head + x * query_0 + y * query_1 + z * query_2
     asked = tl.load(place[:, None] + (channel * query_channel)[None, :], mask=known, other=0.0).to(tl.float32) * scale
-    column = tl.arange(0, block_values)
+    column = tl.arange(0, block_values).to(tl.int64)
     kept = here[:, None] & (column < value_channels)[None, :]
-    highest = tl.full((block,), -float("inf"), dtype=tl.float32)
+    highest = tl.full((block,), LOWEST, dtype=tl.float32)
     weight_sum = tl.zeros((block,), dtype=tl.float32)
     total = tl.zeros((block, block_values), dtype=tl.float32)
     for place_0 in range(window_0):

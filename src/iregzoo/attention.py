@@ -96,10 +96,11 @@ def offset_attention(query: Tensor, key: Tensor, bias: Tensor, *, scale: float =
     heads, sizes = bias.shape[0], tuple(bias.shape[1:])
     _check_operands(query, key, heads)
     q, k = (_split(operand, heads) for operand in (query, key))
-    if kernels.attends(q, k, None, bias):
-        return kernels.attend(q, k, None, bias.flatten(1), sizes, scale).flatten(1, 2)
+    biases = bias.flatten(1)  # a network's is a parameter, and this a plain tensor where no gradient is wanted
+    if kernels.attends(q, k, None, biases):
+        return kernels.attend(q, k, None, biases, sizes, scale).flatten(1, 2)
     padded = F.pad(k, [size // 2 for size in reversed(sizes) for _ in range(2)])
-    return _attend(q, padded, None, bias.flatten(1), sizes, scale).flatten(1, 2)
+    return _attend(q, padded, None, biases, sizes, scale).flatten(1, 2)
 
 
 def _split(operand: Tensor, heads: int) -> Tensor:

@@ -79,7 +79,7 @@ def _sample_places(
         raise ValueError(f"mode={mode!r}, padding={padding!r}; expected linear or nearest, zeros or border")
     if mode == "linear" and takes(image, places):
         return gather(image, places, relative=relative, padding=padding, out=out)
-    if mode == "linear" and kernels.samples(image, places):
+    if mode == "linear" and kernels.samples(image, places, out):
         return kernels.sample(image, places, relative=relative, padding=padding, out=out)
     # An image is read in its own precision; integers in that of the grid, which holds a large label.
     dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype

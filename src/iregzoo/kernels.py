@@ -9,6 +9,7 @@ Those two modules come here by themselves where they can; there is nothing to sw
 
 import importlib
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -21,6 +22,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 _READ = (torch.float32, torch.bfloat16, torch.float16)
 _VOXELS, _NUMBERS = 256, 2048  # the most of a program's block
 _CHANNELS = 32  # of a sample that are read together
+CAPABILITY = 8  # of the GPU, from which on it computes in bfloat16
 
 
 @cache
@@ -32,14 +34,33 @@ def _kernels() -> ModuleType | None:
         return None
 
 
+@cache
+def _works(device: torch.device) -> bool:
+    """Whether the kernels run on a GPU; where Triton is there and they do not, a warning says why."""
+    if _kernels() is None or torch.cuda.get_device_capability(device)[0] < CAPABILITY:
+        return False
+    try:
+        sample(torch.zeros(1, 1, 2, 2, 2, device=device), torch.zeros(1, 3, 2, 2, 2, device=device), relative=True)
+    except Exception as error:  # of a missing C compiler, a cache that cannot be written …: each means the same here
+        reason = " ".join(str(error).split())
+        warnings.warn(
+            f"Triton does not run on {device} ({reason}); registering without it, which takes longer. It needs a C "
+            "compiler and a folder of its own (TRITON_CACHE_DIR)",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 def _reads(*tensors: Tensor) -> bool:
     """Whether these are volumes on one GPU that a kernel can read, and no gradients are wanted."""
     return (
         all(type(tensor) is Tensor and tensor.is_cuda and tensor.dtype in _READ for tensor in tensors)
+        and len({tensor.device for tensor in tensors}) == 1
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         and not (is_tracing() or torch.compiler.is_compiling())  # type: ignore[no-untyped-call]
         and min(tensor.numel() for tensor in tensors) > 0
-        and _kernels() is not None
+        and _works(tensors[0].device)
     )
 
 
@@ -53,12 +74,15 @@ def _block(channels: int) -> int:
     return max(16, min(_VOXELS, _NUMBERS // channels))
 
 
-def samples(image: Tensor, places: Tensor) -> bool:
-    """Whether ``sample`` can read the image at these places."""
-    return image.dim() == 5 and len(image) == len(places) and places.dtype == torch.float32 and _reads(image, places)
+def samples(image: Tensor, places: Tensor, out: Tensor | None = None) -> bool:
+    """Whether ``sample`` can read the image at these places, and write it there."""
+    tensors = (image, places) if out is None else (image, places, out)
+    return image.dim() == 5 and len(image) == len(places) and places.dtype == torch.float32 and _reads(*tensors)
 
 
-def sample(image: Tensor, places: Tensor, *, relative: bool, padding: str, out: Tensor | None = None) -> Tensor:
+def sample(
+    image: Tensor, places: Tensor, *, relative: bool, padding: str = "zeros", out: Tensor | None = None
+) -> Tensor:
     """Read an image at places by linear interpolation; what lies outside is as ``grid_sample`` has it.
 
     Args:

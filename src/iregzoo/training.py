@@ -40,8 +40,8 @@ class TrainStep:
             can cost a training all that it has learned.
 
     Raises:
-        InputError: where the loss is not finite, for a ``clip`` that is no norm, for several passes of a method that
-            takes one, and for bfloat16 on a CPU with a shape that it gets wrong.
+        InputError: where the loss or a gradient to be clipped is not finite, for a ``clip`` that is none, for several
+            passes of a method that takes one, and for bfloat16 on a CPU with a shape that it gets wrong.
     """
 
     amp: bool = False
@@ -50,7 +50,7 @@ class TrainStep:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "amp", flag(self.amp, "amp"))
-        if not 0 <= self.clip < math.inf:
+        if not isinstance(self.clip, (int, float)) or not 0 <= self.clip < math.inf:
             raise InputError(f"clip {self.clip!r}: give the largest norm of a gradient, or 0 for any")
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
@@ -77,16 +77,22 @@ class TrainStep:
             points = batch["points"].to(device)
             landmarks = {"moving_points": points[:, 0], "fixed_points": points[:, 1]}
         terms = loss(registration, *channels, **landmarks)
-        if not terms["loss"].isfinite():
-            raise InputError(
-                f"the loss of step {engine.state.iteration} is not finite; lower learning_rate and give the same "
-                "command to go on from the last checkpoint"
-            )
+        _check_finite(terms["loss"], "loss", engine.state.iteration)
         torch.autograd.backward(terms["loss"])
         if self.clip:
-            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
+            norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
+            _check_finite(norm, "gradient", engine.state.iteration)
         engine.optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
+
+
+def _check_finite(number: Tensor, name: str, step: int) -> None:
+    """Refuse what would make the weights worthless, before it does."""
+    if not number.isfinite():
+        raise InputError(
+            f"the {name} of step {step} is not finite; lower learning_rate and give the same command to go on from the "
+            "last checkpoint"
+        )
 
 
 def _check_bfloat16(depth: int, stride: int) -> None:

@@ -125,9 +125,17 @@ def test_workers_make_the_same_pairs(dataset: Path, tmp_path: Path) -> None:
         "augmentation": {"_target_": "RandGaussianNoised", "keys": ["image"], "prob": 0.5, "std": 0.1},
     }
     for name, workers in (("none", 0), ("two", 2)):
-        train(dataset, tmp_path / name, workers=workers, **options)
+        made = train(dataset, tmp_path / name, workers=workers, **options)
+        assert made.trainer.data_loader.num_workers == workers
     expected, found = weights_of(tmp_path / "none", 2), weights_of(tmp_path / "two", 2)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@EACH_BUNDLE
+def test_workers_and_clip_reach_the_training(folder: Path, dataset: Path, tmp_path: Path) -> None:
+    made = workflow(dataset, tmp_path, bundle=folder, workers=2, clip=2.5)
+    assert made.trainer.data_loader.num_workers == 2
+    assert made.trainer._process_function.clip == 2.5
 
 
 def train_interrupted(dataset: Path, output: Path, **options: Any) -> list[int]:

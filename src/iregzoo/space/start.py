@@ -15,8 +15,9 @@ from iregzoo.space.scan import Scan, normalise, resample_to
 STARTS = ("none", "center", "rigid", "affine")
 COARSE_MM, FINE_MM = 5.0, 2.5
 TRIED = 3  # the most places from which to search
-NEAR_MM = 25.0  # between places from which a search ends where it ended before
-SAME_MM = 5.0  # between ends that are one: a second search that ends there needs no third
+# Parts of the fixed image's diagonal: 25 and 5 mm of a head. Nearer to each other than the first, places lead a search
+# to the same end; ends nearer than the second are the same, and where a second search ends there, no third is needed.
+NEAR, SAME = 0.08, 0.016
 MIN_VOXELS = 16  # an axis needs so many for a mutual information that means something
 MOST_MM3 = 2.0**31  # that a field of view measures: twice a whole person's in CT
 TILT = np.deg2rad(25.0)
@@ -72,23 +73,28 @@ def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
     ranked = sorted(_candidates(*coarse), key=information, reverse=True)
     best = max([ranked[0], *_rigid(coarse, ranked, fixed)], key=information)
     found = _optimise(fine, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
-    return max((best, found), key=information)
+    return best if found is None else max((best, found), key=information)
 
 
 def _rigid(scans: tuple[Scan, Scan], ranked: list[Matrix], fixed: Scan) -> list[Matrix]:
     """Where searches from the best places end; most begin near each other, or end in the same place."""
+    grid = fixed.grid
+    diagonal = float(np.linalg.norm(np.array(grid.shape) * grid.spacing))
 
-    def farthest(first: Matrix, second: Matrix) -> float:
-        return fixed.grid.farthest(first @ fixed.grid.affine, second @ fixed.grid.affine)
+    def among(world: Matrix, others: list[Matrix], part: float) -> bool:
+        """Whether one of the others brings no corner farther away than a part of the diagonal."""
+        return any(grid.farthest(world @ grid.affine, other @ grid.affine) < part * diagonal for other in others)
 
     begun: list[Matrix] = []
     found: list[Matrix] = []
     for world in ranked[:TRIED]:
-        if any(farthest(world, other) < NEAR_MM for other in begun):
+        if among(world, begun, NEAR):
             continue
-        end = _optimise(scans, _euler(world, fixed), steps=100)
-        again = any(farthest(end, other) < SAME_MM for other in found)
         begun.append(world)
+        end = _optimise(scans, _euler(world, fixed), steps=100)
+        if end is None:
+            continue
+        again = among(end, found, SAME)
         found.append(end)
         if again:
             break
@@ -158,8 +164,11 @@ def _translation(world: Matrix, fixed: Scan) -> list[float]:
     return translation
 
 
-def _optimise(scans: tuple[Scan, Scan], initial: sitk.Transform, *, steps: int) -> Matrix:
-    """The linear transform that maximises mutual information, from an initial one that becomes it."""
+def _optimise(scans: tuple[Scan, Scan], initial: sitk.Transform, *, steps: int) -> Matrix | None:
+    """The linear transform that maximises mutual information, from an initial one that becomes it.
+
+    None where ITK gives up, as it does where the images no longer overlap: that start leads nowhere.
+    """
     fixed, moving = (scan.grid.to_sitk(scan.data[0, 0].numpy()) for scan in scans)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
@@ -176,8 +185,8 @@ def _optimise(scans: tuple[Scan, Scan], initial: sitk.Transform, *, steps: int) 
     method.SetInitialTransform(initial, inPlace=True)
     try:
         method.Execute(fixed, moving)
-    except RuntimeError:  # ITK gives up where the images no longer overlap: this start leads nowhere
-        return np.eye(4)
+    except RuntimeError:
+        return None
     return matrix_of(initial)
 
 
