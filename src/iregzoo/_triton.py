@@ -2,7 +2,8 @@
 
 Each program computes a block of voxels of one volume. Sums run in float32, whatever the volumes are kept in; volumes
 may have any strides. Places in memory are counted in 64 bits, for a few channels of a large volume have 2³¹ numbers; a
-stride comes in as many bits as it needs, so one factor of every product is widened here.
+stride comes in as many bits as it needs, so one factor of every product is widened here. Sizes are not specialised, or
+each level of a pyramid would compile a kernel of its own.
 """
 
 import triton
@@ -18,7 +19,7 @@ def within(place, size):
     return tl.where(place > size + 1.0, size + 1.0, place)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "depth", "height", "width", "outer", "middle", "inner"])
 def sample(
     image,
     places,
@@ -88,7 +89,7 @@ def sample(
         tl.store(target[:, None] + (channel * out_channel)[None, :], total.to(out.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "channels", "value_channels", "depth", "height", "width"])
 def attend(
     query,
     key,
