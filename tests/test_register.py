@@ -408,6 +408,27 @@ def test_doubts_are_said() -> None:
     assert "folds in 2.0 %" in doubts({**fine, "folding_percent": 2.0})["folding_percent"]
     assert "squashes 9.0 %" in doubts({**fine, "near_singular_percent": 9.0})["near_singular_percent"]
     assert "no label overlaps" in doubts({**fine, "dice_mean": 0.0})["dice_mean"]
+    assert doubts({**fine, "field_size": 6.0}) == {}
+    assert (
+        "show 24 times the volume that these weights were made for"
+        in doubts({**fine, "field_size": 24.1})["field_size"]
+    )
+
+
+def test_scans_far_larger_than_what_weights_were_made_for_are_doubted() -> None:
+    made, found = method(), {}
+    for size in (8, 24, 48):
+        card = replace(made.card, minimum=(size, size, size), spacing=(1.0, 1.0, 1.0))
+        result = register(pair(), replace(made, card=card))
+        volume = np.prod(np.array(result.frame.network.shape) * result.frame.network.spacing)
+        found[size] = figures(result, compare(result))
+        assert found[size]["field_size"] == pytest.approx(volume / size**3, rel=0.01)
+    assert any("times the volume" in each for each in found[8]["warnings"])
+    assert not any("times the volume" in each for each in found[48]["warnings"])
+    # A file of one's own has no such size, and a refinement's own grid is not the network's.
+    own, refined = register(pair(), made), register(pair(), replace(made, card=card), refine=1)
+    assert "field_size" not in figures(own, compare(own))
+    assert figures(refined, compare(refined))["field_size"] == found[48]["field_size"]
 
 
 def test_a_squashed_volume_is_counted() -> None:

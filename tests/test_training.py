@@ -176,6 +176,12 @@ def test_validation_gets_landmarks_where_there_are_no_labels() -> None:
         prepare_pairs({"image": batch["image"]}, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("labels", ["null", ["1", "2"], [0.5]])
+def test_labels_that_are_no_whole_numbers_are_refused(labels: Any) -> None:
+    with pytest.raises(InputError, match=r"labels .*give a list of whole numbers.*'\$None' on the command line"):
+        label_values(labels, [])
+
+
 def test_labels_to_compare_are_those_given_or_all_that_are_found() -> None:
     scans = [{"label": torch.tensor([0, 7, 3, -1])}, {"image": torch.ones(1)}, {"label": torch.tensor([0, 2, 7])}]
     assert label_values(None, scans) == (2, 3, 7)

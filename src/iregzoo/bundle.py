@@ -129,7 +129,7 @@ class SaveRegistration(Transform):
         start: Tensor = convert_to_tensor(data["start"], track_meta=False)
         frame = self.load.frame(scans, start.cpu().numpy())
         registration = Registration(predicted[None])
-        result = conclude(scans, frame, self.load.init, registration, self.steps, self.load.card.window)
+        result = conclude(scans, frame, self.load.init, registration, self.steps, self.load.card)
         with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
             write(result, folder, self.provenance, inverse=self.inverse)
         return dict(data)

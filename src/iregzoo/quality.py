@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ NEAR_SINGULAR = 0.1  # det J
 LITTLE_ALIKE = 0.3  # NCC
 UNLIKE_AT_START = 0.1  # NCC: of the 380 pairs of hippocampus test scans, middle on middle, one has less
 MUCH_FOLDING, MUCH_SQUASHED = 1.0, 5.0  # percent
+LARGE_FIELD = 6.0  # times the weights' smallest; a whole head has at most 5 times that of the brain weights
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
 
     ``before`` is the moving scan where the headers put it, ``start`` after the affine start, ``after`` in the end.
     ``sdlogj`` needs a grid of at least 5 voxels an axis. ``near_singular_percent`` counts voxels, folds included, where
-    the deformation shrinks volume to a tenth or less: tissue that is squashed to fit. ``warnings`` says in words what
-    should make a person doubt.
+    the deformation shrinks volume to a tenth or less: tissue that is squashed to fit. ``field_size`` is the volume of
+    the network's grid as a multiple of the smallest on which the weights are used, where their card tells one.
+    ``warnings`` says in words what should make a person doubt.
     """
     length = torch.linalg.vector_norm(result.deformation, dim=1)
     found: dict[str, Any] = {}
@@ -80,6 +83,7 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
         "iterations": [int(count[0]) for count in result.registration.iterations],
         "scores": [[round(float(s), 6) for s in level[:, 0] if s == s] for level in result.registration.scores],
     }
+    found |= _field_size(result)
     found |= _overlap(result)
     return {**found, "warnings": list(doubts(found).values())}
 
@@ -103,9 +107,24 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
         said["near_singular_percent"] = (
             f"the deformation squashes {found['near_singular_percent']:.1f} % of the voxels to a tenth or less"
         )
+    if found.get("field_size", 0) > LARGE_FIELD:
+        said["field_size"] = (
+            f"the scans show {found['field_size']:.0f} times the volume that these weights were made for: choose "
+            "others with --weights (iregzoo list shows them), or crop the scans"
+        )
     if found.get("dice_mean") == 0:
         said["dice_mean"] = "no label overlaps its counterpart"
     return said
+
+
+def _field_size(result: Result) -> dict[str, float]:
+    """The volume of the network's grid beside that of the weights' card, which a file of the user's own has not."""
+    card, refinement = result.card, result.refinement
+    if card is None or max(card.minimum) == 1:
+        return {}
+    grid = result.frame.network if refinement is None else refinement.network
+    volume = np.prod(np.array(grid.shape) * grid.spacing)
+    return {"field_size": round(float(volume / np.prod(np.array(card.minimum) * card.spacing)), 2)}
 
 
 def _overlap(result: Result) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class Result:
         warped_labels: the moving labels on the fixed grid, where there were any.
         seconds: time by stage.
         refinement: what gradient steps did after the network, where there were any.
+        card: of the weights; None for a peer, which has none.
     """
 
     scans: Scans
@@ -81,6 +82,7 @@ class Result:
     warped_labels: Tensor | None
     seconds: dict[str, float]
     refinement: Refinement | None = None
+    card: WeightsCard | None = None
 
 
 def read_scans(
@@ -219,8 +221,7 @@ def register(
     with timed("network", seconds, progress):
         device = next(method.network.parameters()).device
         registration = method.network.register(image.to(device), controller)
-    window = method.card.window
-    return conclude(scans, frame, init, registration, steps, window, seconds=seconds, progress=progress)
+    return conclude(scans, frame, init, registration, steps, method.card, seconds=seconds, progress=progress)
 
 
 @torch.inference_mode()
@@ -230,7 +231,7 @@ def conclude(
     init: str,
     registration: Registration,
     steps: int,
-    window: Window | None,
+    card: WeightsCard,
     *,
     seconds: dict[str, float] | None = None,
     progress: Progress = lambda stage: None,
@@ -243,7 +244,7 @@ def conclude(
         init: the name of its affine start.
         registration: what the network gave, on its device.
         steps: gradient steps, 0 for none.
-        window: of the intensities, as for ``network_input``.
+        card: of the weights.
         seconds: where the time of each stage is noted.
         progress: told the name of each stage as it begins.
 
@@ -257,9 +258,9 @@ def conclude(
     registration = replace(registration, displacement=predicted.cpu())
     if steps:
         with timed("refine", seconds, progress):
-            frame, registration, refinement = _refine(scans, frame, registration, steps, window, predicted.device)
+            frame, registration, refinement = _refine(scans, frame, registration, steps, card.window, predicted.device)
     with timed("warp", seconds, progress):
-        return replace(finish(scans, frame, init, registration, seconds), refinement=refinement)
+        return replace(finish(scans, frame, init, registration, seconds), refinement=refinement, card=card)
 
 
 def _refine(

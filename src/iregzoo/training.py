@@ -122,8 +122,17 @@ def prepare_pairs(batch: Sample, device: torch.device, non_blocking: bool = Fals
 
 
 def label_values(labels: Sequence[int] | None, scans: Sequence[Sample]) -> tuple[int, ...]:
-    """The label values to compare: those given, or if None every one above 0 in the scans' label maps."""
+    """The label values to compare: those given, or if None every one above 0 in the scans' label maps.
+
+    Raises:
+        InputError: for what is no list of whole numbers.
+    """
     if labels is not None:
+        if isinstance(labels, str) or not all(isinstance(each, int) for each in labels):
+            raise InputError(
+                f"labels {labels!r}: give a list of whole numbers, such as [1,2]; for all, null in a config file "
+                "and '$None' on the command line"
+            )
         return tuple(labels)
     found = {int(value) for scan in scans if "label" in scan for value in scan["label"].unique()}
     return tuple(sorted(value for value in found if value > 0))

@@ -86,7 +86,10 @@ def stock_files() -> Iterator[tuple[str, Path]]:
         files = []
     found = [(file.as_posix().split(STOCK)[1], Path(str(file.locate()))) for file in files if STOCK in file.as_posix()]
     if not found:
-        raise InputError('MONAI Label is not installed; do so with pip install "iregzoo[label]"')
+        raise InputError(
+            "MONAI Label is not installed; with Python 3.10 or 3.11, do so as docs/clinicians.md says: "
+            'pip install --no-build-isolation "iregzoo[label]"'
+        )
     yield from ((place, source.resolve()) for place, source in found if "__pycache__" not in place)
 
 
