@@ -298,7 +298,9 @@ def test_page_for_clinicians_shows_the_command_that_is_printed() -> None:
 def test_without_monai_label_it_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert 'pip install "iregzoo[label]"' in refused(monkeypatch, capsys, str(tmp_path / "app"), "--bundles", "pan")
+    assert 'pip install --no-build-isolation "iregzoo[label]"' in refused(
+        monkeypatch, capsys, str(tmp_path / "app"), "--bundles", "pan"
+    )
     assert not (tmp_path / "app").exists()
 
 
