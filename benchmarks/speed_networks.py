@@ -71,7 +71,7 @@ The pair is a smooth random image and a deformed copy of it, the weights are the
 shows time and memory, not accuracy, and the number of iterations is not that of whole brains. *T1 brains* are two real
 ones, stripped, after an affine start on a grid of 1 mm, with the weights `brain`, which were trained at 2 mm. Memory
 is the peak beyond a process that has loaded the weights and the pair; a GB is 2³⁰ bytes. The published code's figures
-are of a machine of this kind with two cores, not of this run. Where the precisions took different numbers of
+are of another machine with two cores, not of this run. Where the precisions took different numbers of
 iterations, their fields differ by what iterations do."""
 GPU_NOTE = """\
 The pair is a smooth random image and a deformed copy of it, the weights are the bundles' own: this shows time and
