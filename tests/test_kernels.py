@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -160,12 +161,14 @@ def test_where_triton_cannot_run_a_warning_says_why(monkeypatch: pytest.MonkeyPa
     def broken(*_: object, **__: object) -> Tensor:
         raise RuntimeError("Failed to find\nC compiler")
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "computes_bfloat16", lambda device: True)
     monkeypatch.setattr(kernels, "sample", broken)
     with pytest.warns(UserWarning, match=r"does not run on cpu \(Failed to find C compiler\).*needs a C compiler"):
         assert not kernels._works.__wrapped__(torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert not kernels._works.__wrapped__(torch.device("cpu"))  # and nothing is tried
+    monkeypatch.setattr(kernels, "computes_bfloat16", lambda device: False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is tried
+        assert not kernels._works.__wrapped__(torch.device("cpu"))
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU and Triton")

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from iregzoo.precision import computes_bfloat16
+
 _READ = (torch.float32, torch.bfloat16, torch.float16)
 _VOXELS, _NUMBERS = 256, 2048  # the most of a program's block
 _CHANNELS = 32  # of a sample that are read together
-CAPABILITY = 8  # of the GPU, from which on it computes in bfloat16
 
 
 @cache
@@ -37,7 +38,7 @@ def _kernels() -> ModuleType | None:
 @cache
 def _works(device: torch.device) -> bool:
     """Whether the kernels run on a GPU; where Triton is there and they do not, a warning says why."""
-    if _kernels() is None or torch.cuda.get_device_capability(device)[0] < CAPABILITY:
+    if _kernels() is None or not computes_bfloat16(device):
         return False
     try:
         sample(torch.zeros(1, 1, 2, 2, 2, device=device), torch.zeros(1, 3, 2, 2, 2, device=device), relative=True)

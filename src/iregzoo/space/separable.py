@@ -46,7 +46,8 @@ def resample_axes(
         sigma: of a Gaussian that smooths the image before, voxels along X, Y and Z.
         outside: what lies further than half a voxel beyond the image; None goes on with its border.
     """
-    given, places = image, dict[int, Matrix]()
+    given = image
+    places: dict[int, Matrix] = {}
     for target, source in enumerate(order):
         along = matrix[source, target] * np.arange(shape[target]) + matrix[source, 3]
         places[source] = along.round(9)  # rounding errors are no distance: a voxel in its place is copied
