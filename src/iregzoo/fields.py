@@ -260,8 +260,23 @@ def invert(displacement: Tensor, *, iterations: int = 100, tolerance: float = 1e
 
 def inverse_error(displacement: Tensor, inverse: Tensor) -> Tensor:
     """Length in voxels of ``u ∘ u⁻¹ − id`` at every voxel: (B, *shape)."""
-    length: Tensor = torch.linalg.vector_norm(compose(displacement, inverse), dim=1)
-    return length
+    return length(compose(displacement, inverse))
+
+
+def length(vectors: Tensor, dim: int = 1) -> Tensor:
+    """Euclidean length of vectors along an axis, by default a field's: (B, N, *shape) to (B, *shape).
+
+    ``torch.linalg.vector_norm`` takes twenty times as long on a CPU, over any axis but the last. As its gradient, this
+    one's is zero where the length is.
+    """
+    first, *others = vectors.unbind(dim)
+    squares = first.square()
+    for other in others:
+        squares.addcmul_(other, other)
+    if not squares.requires_grad:
+        return squares.sqrt_()
+    some = squares != 0
+    return squares.where(some, 1).sqrt() * some
 
 
 def resize(displacement: Tensor, shape: Sequence[int]) -> Tensor:
@@ -330,9 +345,33 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     thick = max(1, _SLAB // math.prod(displacement.shape[3:]))
     for first in range(0, depth, thick):  # what a few slabs need stays in the cache
         before, after = max(0, first - 1), min(depth, first + thick + 1)
-        part = _determinant(_jacobian_rows(displacement[:, :, before:after]))
+        part = _determinant_of_steps(displacement[:, :, before:after].to(dtype))
         determinant[:, first : first + thick] = part[:, first - before : first - before + thick]
     return determinant
+
+
+def _determinant_of_steps(u: Tensor) -> Tensor:
+    """``jacobian_determinant`` without a gradient, in half the time: of twice the matrix, as few passes as can be."""
+    axes = u.shape[1]
+    columns = []
+    for axis in range(axes):
+        dim, last = 2 + axis, u.shape[2 + axis] - 1
+        steps = torch.empty_like(u, memory_format=torch.contiguous_format)
+        torch.sub(u.narrow(dim, 2, last - 1), u.narrow(dim, 0, last - 1), out=steps.narrow(dim, 1, last - 1))
+        for face, before in ((0, 0), (last, last - 1)):
+            end = steps.narrow(dim, face, 1)
+            torch.sub(u.narrow(dim, before + 1, 1), u.narrow(dim, before, 1), out=end)
+            end.mul_(2)
+        steps[:, axis].add_(2)
+        columns.append(steps.unbind(1))
+    if axes == 2:
+        (a, c), (b, d) = columns
+        return (a * d).addcmul_(b, c, value=-1).div_(4)
+    (a, d, g), (b, e, h), (c, f, i) = columns
+    determinant = (e * i).addcmul_(f, h, value=-1).mul_(a)
+    determinant.addcmul_(b, (d * i).addcmul_(f, g, value=-1), value=-1)
+    determinant.addcmul_(c, (d * h).addcmul_(e, g, value=-1))
+    return determinant.div_(8)
 
 
 def jacobian_determinant_at(displacement: Tensor, places: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iregzoo.fields import jacobian_determinant
+from iregzoo.fields import jacobian_determinant, length
 from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
 from iregzoo.register import Result
 from iregzoo.similarity import mse, ncc
@@ -68,7 +68,7 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
     the network's grid as a multiple of the smallest on which the weights are used, where their card tells one.
     ``warnings`` says in words what should make a person doubt.
     """
-    length = torch.linalg.vector_norm(result.deformation, dim=1)
+    lengths = length(result.deformation)
     found: dict[str, Any] = {}
     for name in ("before", "start", "after"):
         image = getattr(images, name)
@@ -78,8 +78,8 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
     if min(result.frame.fixed.shape) >= SMALLEST_AXIS:
         found["sdlogj"] = float(std_log_of(images.determinant))
     found |= {
-        "displacement_mean_mm": float(length.mean()),
-        "displacement_max_mm": float(length.max()),
+        "displacement_mean_mm": float(lengths.mean()),
+        "displacement_max_mm": float(lengths.max()),
         "iterations": [int(count[0]) for count in result.registration.iterations],
         "scores": [[round(float(s), 6) for s in level[:, 0] if s == s] for level in result.registration.scores],
     }

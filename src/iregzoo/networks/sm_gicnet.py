@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iregzoo.fields import compose, integrate, resize, warp
+from iregzoo.fields import compose, integrate, length, resize, warp
 from iregzoo.iteration import Controller
 from iregzoo.networks._blocks import DisplacementConv, check_one_pass, check_pair
 from iregzoo.networks._fused import ConvChain, conv_leaky
@@ -198,8 +198,7 @@ def wavelet_levels(images: Tensor) -> list[Tensor]:
         low = images.to(torch.promote_types(images.dtype, torch.float32))
         for _ in range(LEVELS - 1):
             low, bands = ptwt.wavedec3(low / 8**0.5, "haar", level=1)
-            # Where no band has any energy the norm's gradient is zero; that of a root would be infinite.
-            energy = torch.linalg.vector_norm(torch.stack(list(bands.values())), dim=0)
+            energy = length(torch.stack(list(bands.values())), dim=0)
             levels.append(torch.cat((low, energy), dim=1))
     return levels
 

@@ -1,0 +1,164 @@
+"""The report's picture: where things stand in it, folds, the grid, and names of any letters."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from geometry import make_grid, world_points
+from iregzoo.errors import InputError
+from iregzoo.planes import PLANES
+from iregzoo.quality import compare, figures
+from iregzoo.register import Result, Scans, finish
+from iregzoo.registration import Registration
+from iregzoo.report import COLUMNS, GAP, GOLD, LEFT, MAGENTA, SIDE, TOP, font, picture
+from iregzoo.space.frame import Frame
+from iregzoo.space.grid import Grid
+from iregzoo.space.scan import Scan
+
+# Cubes of 40 mm, whose every plane fills its place in the picture.
+CUBES = {
+    "plain": make_grid((40, 40, 40)),
+    "turned": make_grid((20, 40, 32), (2.0, 1.0, 1.25), axes=(2, 0, 1), signs=(-1, 1, -1), centre=(5, -9, 31)),
+    "flipped": make_grid((40, 25, 40), (1.0, 1.6, 1.0), axes=(1, 2, 0), signs=(-1, -1, 1)),
+}
+DIRECTIONS = {letter: np.array(way) for letter, way in zip("LPS", np.eye(3), strict=True)}  # of LPS
+DIRECTIONS |= {other: -DIRECTIONS[letter] for letter, other in zip("LPS", "RAI", strict=True)}
+
+
+def ball(grid: Grid, offset: NDArray[np.float64]) -> torch.Tensor:
+    """Bright around a place off the middle, in a body that fills the field of view: (1, 1, *shape)."""
+    points = world_points(grid) - grid.centre
+    near = np.linalg.norm(points - offset, axis=-1) < 9
+    return torch.from_numpy(np.where(near, 1000.0, 300.0)).float()[None, None]
+
+
+def drawn(path: Path, grid: Grid, image: torch.Tensor, displacement: torch.Tensor | None = None) -> NDArray[np.uint8]:
+    """The picture of a scan registered to itself by a displacement (1, 3, *shape) in its voxels."""
+    scan = Scan(image, grid, Path("scan.nii.gz"))
+    moved = torch.zeros(1, 3, *grid.shape) if displacement is None else displacement
+    result = finish(Scans(scan, scan), Frame(grid, grid, grid, np.eye(4)), "none", Registration(moved))
+    return written(path, result)
+
+
+def written(path: Path, result: Result) -> NDArray[np.uint8]:
+    images = compare(result)
+    picture(result, images, figures(result, images), path)
+    return np.asarray(Image.open(path))
+
+
+def tile(whole: NDArray[np.uint8], row: int, column: str) -> NDArray[np.int64]:
+    """One of the pictures in the picture: (y, x, colour)."""
+    top, left = TOP + row * (SIDE + GAP), LEFT + COLUMNS.index(column) * (SIDE + GAP)
+    return whole[top : top + SIDE, left : left + SIDE].astype(int)
+
+
+def middle_of(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The middle of what is marked, (x, y), from -1/2 to 1/2 of a picture's width to the right and its height up."""
+    y, x = np.nonzero(mask)
+    return np.array([(x.mean() + 0.5) / mask.shape[1] - 0.5, 0.5 - (y.mean() + 0.5) / mask.shape[0]])
+
+
+@pytest.mark.parametrize("grid", CUBES.values(), ids=CUBES)
+def test_sides_are_the_patients_in_every_plane(grid: Grid, tmp_path: Path) -> None:
+    offset = 8 * DIRECTIONS["L"] + 6 * DIRECTIONS["A"] + 5 * DIRECTIONS["S"]
+    whole = drawn(tmp_path / "p.png", grid, ball(grid, offset))
+    for row, plane in enumerate(PLANES):
+        _, right, top, _ = (DIRECTIONS[letter] for letter in plane.sides)
+        expected = np.array([right @ offset, top @ offset]) / 40
+        for column in ("fixed", "moving at the start", "warped"):
+            inner = tile(whole, row, column)[20:-20, 20:-20].min(-1)  # without the letters
+            found = middle_of(inner > 200) * (SIDE - 40) / SIDE
+            assert np.abs(found - expected).max() < 0.02, (plane.name, column)
+
+
+def test_a_picture_has_the_proportions_of_the_patient(tmp_path: Path) -> None:
+    """Thick slices make no plane taller or wider than it is in mm."""
+    grid = make_grid((60, 40, 10), (0.5, 1.0, 4.0))
+    whole = drawn(tmp_path / "p.png", grid, ball(grid, np.zeros(3)))
+    inner = whole[TOP:, LEFT - 1 : LEFT + round(SIDE * 40 / 40) + 1].astype(int)
+    shown = inner[:, 1:-1].min(-1) < 250
+    rows = np.flatnonzero(shown[:, shown.shape[1] // 2])
+    # Axial 30 × 40 mm, coronal 30 × 40 and sagittal 40 × 40: each is SIDE pixels high.
+    assert rows[-1] == pytest.approx(3 * SIDE + 2 * GAP, abs=2)
+    widths = [np.ptp(np.flatnonzero(shown[row * (SIDE + GAP) + SIDE // 3])) + 1 for row in range(3)]
+    assert widths == [pytest.approx(size, abs=2) for size in (SIDE * 30 / 40, SIDE * 30 / 40, SIDE)]
+
+
+@pytest.mark.parametrize("grid", CUBES.values(), ids=CUBES)
+def test_folds_are_magenta_where_they_are_and_nowhere_else(grid: Grid, tmp_path: Path) -> None:
+    image = ball(grid, np.zeros(3))
+    whole = drawn(tmp_path / "none.png", grid, image)
+    assert not any((tile(whole, row, "Jacobian") == MAGENTA).all(-1).any() for row in range(3))
+    # A block near the middle is turned inside out along its first voxel axis.
+    points = world_points(grid) - grid.centre
+    offset = 5 * DIRECTIONS["R"] + 4 * DIRECTIONS["P"] + 3 * DIRECTIONS["I"]
+    inside = np.abs(points - offset).max(-1) < 8
+    along = points @ grid.affine[:3, 0] / grid.spacing[0] ** 2  # in voxels
+    displacement = torch.zeros(1, 3, *grid.shape)
+    displacement[0, 0] = torch.from_numpy(np.where(inside, -2.5 * along, 0)).float()
+    whole = drawn(tmp_path / "folds.png", grid, image, displacement)
+    for row, plane in enumerate(PLANES):
+        _, right, top, _ = (DIRECTIONS[letter] for letter in plane.sides)
+        marked = (tile(whole, row, "Jacobian") == MAGENTA).all(-1)
+        expected = np.array([right @ offset, top @ offset]) / 40
+        assert np.abs(middle_of(marked) - expected).max() < 0.06, plane.name
+        assert marked.mean() == pytest.approx((16 / 40) ** 2, rel=0.4)
+
+
+def test_the_jacobian_is_white_where_nothing_changes_its_volume_red_where_it_grows(tmp_path: Path) -> None:
+    grid = CUBES["plain"]
+    points = torch.from_numpy(world_points(grid) - grid.centre).movedim(-1, 0)[None].float()
+    colours = {}
+    for name, factor in (("still", 0.0), ("grows", 0.3), ("shrinks", -0.3)):
+        whole = drawn(tmp_path / f"{name}.png", grid, ball(grid, np.zeros(3)), factor * points)
+        colours[name] = tile(whole, 0, "Jacobian")[SIDE // 2, SIDE // 2]
+    assert np.ptp(colours["still"]) <= 2
+    assert colours["still"].min() > 240
+    assert colours["grows"][0] > colours["grows"][2] + 50
+    assert colours["shrinks"][2] > colours["shrinks"][0] + 50
+
+
+@pytest.mark.parametrize("grid", CUBES.values(), ids=CUBES)
+def test_the_grid_goes_where_the_deformation_reads(grid: Grid, tmp_path: Path) -> None:
+    """Reading 0.4 mm farther to the patient's left moves the lines, of 1 to 2 mm, to the right of the axial plane."""
+    image = ball(grid, np.zeros(3))
+    way = np.linalg.inv(grid.affine[:3, :3]) @ (0.4 * DIRECTIONS["L"])
+    moved = torch.from_numpy(way).float().view(1, 3, 1, 1, 1).expand(1, 3, *grid.shape)
+    profiles = []
+    for name, displacement in (("still", torch.zeros_like(moved)), ("moved", moved)):
+        whole = drawn(tmp_path / f"{name}.png", grid, image, displacement)
+        lines = tile(whole, 0, "deformed grid")
+        profiles.append((lines[..., 0] - lines[..., 2]).mean(0))  # gold is what is not grey
+    shifts = range(-2, 3)  # pixels
+    matches = [np.corrcoef(profiles[0][20:-20], np.roll(profiles[1], -by)[20:-20])[0, 1] for by in shifts]
+    assert shifts[int(np.argmax(matches))] == round(0.4 * SIDE / 40)
+    assert (np.abs(lines - GOLD).max(-1) < 60).any()
+
+
+def test_a_scan_of_few_voxels_is_drawn(tmp_path: Path) -> None:
+    grid = make_grid((2, 3, 2), (1.0, 40.0, 0.01))
+    drawn(tmp_path / "p.png", grid, torch.arange(12.0).view(1, 1, 2, 3, 2))
+
+
+def test_files_of_any_name_are_named(tmp_path: Path) -> None:
+    """Letters that a font lacks become boxes, all alike; those of many languages are there."""
+    masks = [bytes(font(12).getmask(letter)) for letter in "→·äéñøžЖΩ"]
+    assert len({bytes(font(12).getmask("\U0010ffff")), *masks}) == 1 + len(masks)
+    grid = CUBES["plain"]
+    scan = Scan(ball(grid, np.zeros(3)), grid, Path("Schädel.nii.gz"))
+    still = Registration(torch.zeros(1, 3, *grid.shape))
+    result = finish(Scans(scan, scan), Frame(grid, grid, grid, np.eye(4)), "none", still)
+    named = written(tmp_path / "a.png", result)
+    other = replace(result, scans=Scans(replace(scan, path=Path("Kopf.nii.gz")), scan))
+    assert (named[:TOP] != written(tmp_path / "b.png", other)[:TOP]).any()
+    assert (named[TOP:] == np.asarray(Image.open(tmp_path / "b.png"))[TOP:]).all()
+
+
+def test_a_picture_that_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"p\.png: cannot be written \(No such file or directory\)"):
+        drawn(tmp_path / "missing" / "p.png", CUBES["plain"], ball(CUBES["plain"], np.zeros(3)))
