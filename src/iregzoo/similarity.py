@@ -64,7 +64,15 @@ def box_sum(volume: Tensor, window: int, *, transposed: bool = False) -> Tensor:
 
 def _box_sum_axis(volume: Tensor, axis: int, window: int, before: int) -> Tensor:
     size = volume.shape[axis]
-    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [before, window - 1 - before])
+    after = window - 1 - before
+    if max(before, after) == 1:  # each neighbour is added by itself, in half the time of doubling with a border
+        own = volume.clone()
+        if before:
+            own.narrow(axis, 1, size - 1).add_(volume.narrow(axis, 0, size - 1))
+        if after:
+            own.narrow(axis, 0, size - 1).add_(volume.narrow(axis, 1, size - 1))
+        return own
+    partial = F.pad(volume, [0, 0] * (volume.dim() - 1 - axis) + [before, after])
     total: Tensor | None = None
     offset, width = 0, 1
     while width <= window:
