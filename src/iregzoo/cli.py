@@ -1,5 +1,7 @@
 """The command line. Bad input ends with one line and exit code 2."""
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -101,6 +103,7 @@ def main() -> None:
     """Entry point of ``iregzoo``."""
     import fire
 
+    atexit.register(gc.freeze)  # Python would look through all that PyTorch imported once more, for up to a second
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a scheduler's way of Ctrl-C
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from iregzoo.fields import compose, identity, resize, sample, warp
 from iregzoo.iteration import Controller, FixedIterations, refine
-from iregzoo.networks._fused import ConvChain, conv_leaky
+from iregzoo.networks._convolution import Conv3d, ConvChain, conv_leaky, convolve
 from iregzoo.registration import Registration
 
 # The fewest voxels that a score looks at. Of so many, a gain is good to a fifth of the controllers' thresholds.
@@ -18,10 +18,10 @@ SCORED = 2**19
 
 def conv_block(channels_in: int, channels_out: int) -> ConvChain:
     """Conv3d 3×3×3 and LeakyReLU(0.1)."""
-    return ConvChain(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
+    return ConvChain(Conv3d(channels_in, channels_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
 
 
-class DisplacementConv(nn.Conv3d):
+class DisplacementConv(Conv3d):
     """Conv3d 3×3×3 to a displacement: (B, C, *shape) to (B, 3, *shape)."""
 
     def __init__(self, channels: int, bias: bool = True) -> None:
@@ -52,7 +52,7 @@ class DisplacementConv(nn.Conv3d):
         if scale is not None:
             weight = weight * scale.view(-1, 1, 1, 1)
         weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, 0, 0, 5)).contiguous(memory_format=torch.channels_last_3d)
-        return F.conv3d(part, weight, F.pad(self.bias, (0, 5)) if bias and self.bias is not None else None, padding=1)
+        return convolve(part, weight, F.pad(self.bias, (0, 5)) if bias and self.bias is not None else None, padding=1)
 
 
 def flow_conv(channels: int) -> DisplacementConv:
@@ -88,7 +88,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv = Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return conv_leaky(self.conv, 0.1, x, plus=x)

@@ -26,7 +26,7 @@ from iregzoo.attention import neighbourhood_attention
 from iregzoo.fields import resize
 from iregzoo.iteration import Controller
 from iregzoo.networks._blocks import check_one_pass, check_pair, flow_conv
-from iregzoo.networks._fused import is_plain
+from iregzoo.networks._convolution import Conv3d, convolve, is_plain
 from iregzoo.registration import Registration
 
 PAPER = (32, 64, 128, 256, 512)
@@ -36,7 +36,7 @@ NARROW = (8, 16, 32, 64, 64)
 def conv_norm_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Conv3d 3×3×3, group norm over groups of 8 channels, and LeakyReLU(0.1). A batch gets what its pairs would."""
     groups = math.gcd(channels_out, max(1, channels_out // 8))
-    conv = nn.Conv3d(channels_in, channels_out, 3, padding=1)
+    conv = Conv3d(channels_in, channels_out, 3, padding=1)
     return nn.Sequential(conv, nn.GroupNorm(groups, channels_out), nn.LeakyReLU(0.1, inplace=True))
 
 
@@ -44,7 +44,7 @@ class Encoder(nn.Sequential):
     """Two blocks, after a 2×2×2 convolution of stride 2 but on the first level, (4) and (5)."""
 
     def __init__(self, channels_in: int, channels: int, *, down: bool) -> None:
-        halve = [nn.Conv3d(channels_in, channels_in, 2, stride=2)] if down else []
+        halve = [Conv3d(channels_in, channels_in, 2, stride=2)] if down else []
         super().__init__(*halve, conv_norm_block(channels_in, channels), conv_norm_block(channels, channels))
 
 
@@ -84,7 +84,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         alpha = self.balance.sigmoid()
-        plain = is_plain(self.moving, nn.Conv3d) and is_plain(self.fixed, nn.Conv3d)
+        plain = is_plain(self.moving, Conv3d) and is_plain(self.fixed, Conv3d)
         if plain and not torch.is_grad_enabled():  # one direction after the other, in less memory
             there = alpha * self._direction(self.moving, moving, self.fixed, fixed)
             return there.add_((1 - alpha) * self._direction(self.fixed, fixed, self.moving, moving))
@@ -95,11 +95,11 @@ class CrossAttention(nn.Module):
         there, back = self._attend(*operands).chunk(2)
         return alpha * there + (1 - alpha) * back
 
-    def _direction(self, asks: nn.Conv3d, asking: Tensor, answers: nn.Conv3d, answering: Tensor) -> Tensor:
+    def _direction(self, asks: Conv3d, asking: Tensor, answers: Conv3d, answering: Tensor) -> Tensor:
         """A of one image's queries to the other's keys and values, (B, C, *shape)."""
         channels = asking.shape[1]
-        query = F.conv3d(asking, asks.weight[:channels])
-        key, value = F.conv3d(answering, answers.weight[channels:]).chunk(2, dim=1)
+        query = convolve(asking, asks.weight[:channels], None, padding=0)
+        key, value = convolve(answering, answers.weight[channels:], None, padding=0).chunk(2, dim=1)
         return self._attend(query, key, value)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ class CrossAttention(nn.Module):
         return attended.reshape(value.shape)
 
 
-def _projection(channels: int, sign: float) -> nn.Conv3d:
+def _projection(channels: int, sign: float) -> Conv3d:
     """W_Q, W_K and W_V of one image, begun as the identity, the identity and ``sign`` times the identity."""
-    project = nn.Conv3d(channels, 3 * channels, 1, bias=False)
+    project = Conv3d(channels, 3 * channels, 1, bias=False)
     unit = torch.eye(channels)
     with torch.no_grad():
         project.weight.copy_(torch.cat((unit, unit, sign * unit))[:, :, None, None, None])
@@ -179,7 +179,7 @@ class Fusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weigh = nn.Conv3d(channels + 3, 1, 3, padding=1)
+        self.weigh = Conv3d(channels + 3, 1, 3, padding=1)
 
     def forward(self, attended: Tensor, importance: Tensor, estimate: Tensor, coarse: Tensor) -> Tensor:
         coarse = resize(coarse, estimate.shape[2:])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iregzoo.networks._blocks import halve
+from iregzoo.networks._convolution import Conv3d
 
 # Brightness by FreeSurfer label, left and right alike; all other labels are 0. Structures that touch differ.
 BRIGHTNESS = {
@@ -61,7 +62,7 @@ class Block(nn.Sequential):
         layers: list[nn.Module] = []
         for count in (channels_in, channels):
             layers += [
-                nn.Conv3d(count, channels, 3, padding=1),
+                Conv3d(count, channels, 3, padding=1),
                 nn.InstanceNorm3d(channels),
                 nn.LeakyReLU(0.1, inplace=True),
             ]
@@ -82,7 +83,7 @@ class CanonicalNet(nn.Module):
         self.stride = 2 ** len(channels)
         self.down = nn.ModuleList(map(Block, (len(CORNERS), *channels), channels))
         self.up = nn.ModuleList(Block(fine + coarse, fine) for fine, coarse in pairwise(channels))
-        self.heads = nn.ModuleList(nn.Conv3d(channels[0], len(LEVELS), 1) for _ in CORNERS)
+        self.heads = nn.ModuleList(Conv3d(channels[0], len(LEVELS), 1) for _ in CORNERS)
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, C, *shape) of a shape divisible by ``stride`` to (B·C, channels, *shape / 2).

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from iregzoo.iteration import Controller, FixedIterations, IterStop
 from iregzoo.networks._blocks import DisplacementConv, Encoder, ResBlock, check_pair, conv_block, register_pyramid
+from iregzoo.networks._convolution import Conv3d
 from iregzoo.registration import Registration
 
 
@@ -24,7 +25,7 @@ class FlowEstimator(nn.Sequential):
             conv_block(2 * channels, width),
             ResBlock(width),
             ResBlock(width),
-            nn.Conv3d(width, width // 2, 3, padding=1),
+            Conv3d(width, width // 2, 3, padding=1),
             DisplacementConv(width // 2),
         )
 

@@ -27,7 +27,7 @@ from iregzoo.networks._blocks import (
     register_pyramid,
     voxel_mean,
 )
-from iregzoo.networks._fused import ConvChain, is_plain
+from iregzoo.networks._convolution import Conv3d, ConvChain, is_plain
 from iregzoo.registration import Registration
 
 
@@ -94,7 +94,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(2, 1, 3, padding=1)
+        self.conv = Conv3d(2, 1, 3, padding=1)
 
     def pool(self, x: Tensor) -> Tensor:
         """Mean and maximum of the channels, (B, 2, *shape)."""
@@ -136,7 +136,7 @@ class FARM(nn.Module):
             conv_block(2 * channels, channels),
             ResBlock(channels),
             ResBlock(channels),
-            nn.Conv3d(channels, channels // 2, 3, padding=1),
+            Conv3d(channels, channels // 2, 3, padding=1),
         )
         self.flow = flow_conv(2 * channels + channels // 2)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from iregzoo.attention import offset_attention
 from iregzoo.iteration import Controller, FixedIterations
 from iregzoo.networks._blocks import Encoder, check_pair, conv_block, flow_conv, halve, register_pyramid, voxel_mean
+from iregzoo.networks._convolution import Conv3d
 from iregzoo.registration import Registration
 
 REDUCTION = 16
@@ -41,7 +42,7 @@ class InstanceNorm(nn.Module):
 
 def conv_norm_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Conv3d 3×3×3, instance norm and LeakyReLU(0.1). The norm undoes the bias, which published checkpoints have."""
-    conv = nn.Conv3d(channels_in, channels_out, 3, padding=1)
+    conv = Conv3d(channels_in, channels_out, 3, padding=1)
     # In place, to hold one volume less: the norm's backward pass needs its input alone.
     return nn.Sequential(conv, InstanceNorm(), nn.LeakyReLU(0.1, inplace=True))
 

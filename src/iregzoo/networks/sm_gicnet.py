@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from iregzoo.fields import compose, integrate, length, resize, warp
 from iregzoo.iteration import Controller
 from iregzoo.networks._blocks import DisplacementConv, check_one_pass, check_pair
-from iregzoo.networks._fused import ConvChain, conv_leaky
+from iregzoo.networks._convolution import Conv3d, ConvChain, conv_leaky
 from iregzoo.registration import Registration
 
 LEVELS = 4
@@ -33,7 +33,7 @@ LEVELS = 4
 def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> ConvChain:
     """Conv3d 3×3×3 without bias, and LeakyReLU(0.2)."""
     return ConvChain(
-        nn.Conv3d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False), nn.LeakyReLU(0.2, inplace=True)
+        Conv3d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False), nn.LeakyReLU(0.2, inplace=True)
     )
 
 
@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = conv_block(channels, channels)
-        self.second = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.second = Conv3d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return conv_leaky(self.second, 0.2, self.first(x), plus=x)
@@ -58,9 +58,9 @@ class AttentionGate(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.feature = nn.Conv3d(channels, channels, 1, stride=2, bias=False)
-        self.gate = nn.Conv3d(channels, channels, 1, bias=False)
-        self.weight = nn.Conv3d(channels, 1, 1, bias=False)
+        self.feature = Conv3d(channels, channels, 1, stride=2, bias=False)
+        self.gate = Conv3d(channels, channels, 1, bias=False)
+        self.weight = Conv3d(channels, 1, 1, bias=False)
 
     def forward(self, x: Tensor, gating: Tensor) -> Tensor:
         """Gate x (B, C, *shape) by the decoder's feature (B, C, *shape/2)."""

@@ -1,5 +1,6 @@
-"""The one operation against the three that it stands for."""
+"""oneDNN's operation against PyTorch's convolution, and against the three operations that it stands for."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,28 +8,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iregzoo.networks import _fused
-from iregzoo.networks._fused import ConvChain, conv_leaky
+from iregzoo.networks import ADRegNet, IIRPNet, IPEARNet, PANNet, SMGICNet, _convolution
+from iregzoo.networks._convolution import Conv3d, ConvChain, conv_leaky, convolve
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 
 
-def case(**options: Any) -> tuple[nn.Conv3d, Tensor]:
+def case(**options: Any) -> tuple[Conv3d, Tensor]:
     torch.manual_seed(3)
-    return nn.Conv3d(5, 5, 3, **options), torch.randn(2, 5, 9, 8, 7)
+    return Conv3d(5, 5, 3, **options), torch.randn(2, 5, 9, 8, 7)
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each convolution was one operation with what follows."""
-    made: list[bool] = []
-    decide = _fused._fuses
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many convolutions were oneDNN's, and how many of them one operation with what follows."""
+    made = {"_operation": 0, "_followed": 0}
+    for name in made:
 
-    def noted(conv: nn.Conv3d, x: Tensor) -> bool:
-        made.append(decide(conv, x))
-        return made[-1]
+        def noted(name: str, kept: Any, *given: Any) -> Any:
+            made[name] += 1
+            return kept(*given)
 
-    monkeypatch.setattr(_fused, "_fuses", noted)
+        monkeypatch.setattr(_convolution, name, partial(noted, name, getattr(_convolution, name)))
     return made
 
 
@@ -37,18 +38,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     "options", [{"padding": 1}, {"padding": 1, "bias": False}, {"stride": 2, "padding": 1}, {"dilation": 2}]
 )
 def test_a_chain_is_its_layers_one_by_one(
-    calls: list[bool], options: dict[str, Any], layout: torch.memory_format
+    calls: dict[str, int], options: dict[str, Any], layout: torch.memory_format
 ) -> None:
     conv, x = case(**options)
-    chain = ConvChain(conv, nn.LeakyReLU(0.1), nn.Conv3d(5, 4, 1), nn.Sigmoid()).to(memory_format=layout)
+    chain = ConvChain(conv, nn.LeakyReLU(0.1), Conv3d(5, 4, 1), nn.Sigmoid()).to(memory_format=layout)
     x = x.to(memory_format=layout)
     expected = chain(x.requires_grad_())
     with torch.no_grad():
         torch.testing.assert_close(chain(x), expected)
-    assert calls == [False, available()]
+    assert calls == {"_operation": 2 * available(), "_followed": available()}
 
 
-def test_what_is_added_is_added_before_the_activation(calls: list[bool]) -> None:
+def test_what_is_added_is_added_before_the_activation(calls: dict[str, int]) -> None:
     conv, x = case(padding=1)
     plus = torch.randn(2, 5, 9, 8, 7)
     expected = F.leaky_relu(conv(x) + plus, 0.2)
@@ -58,7 +59,54 @@ def test_what_is_added_is_added_before_the_activation(calls: list[bool]) -> None
         torch.testing.assert_close(conv_leaky(conv, 0.2, x, plus), expected)
     assert torch.equal(x, before[0])
     assert torch.equal(plus, before[1])
-    assert calls == [False, available()]
+    assert calls["_followed"] == available()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"padding": 1, "bias": False}, {"stride": 2}, {"dilation": 2}, {"padding": "same"}]
+)
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_a_convolution_is_that_of_pytorch(
+    calls: dict[str, int], batch: int, options: dict[str, Any], layout: torch.memory_format
+) -> None:
+    conv, x = case(**options)
+    theirs = nn.Conv3d(5, 5, 3, **options)
+    theirs.load_state_dict(conv.state_dict())
+    conv, x = conv.to(memory_format=layout), x[:batch].to(memory_format=layout)
+    with torch.no_grad():
+        exact = theirs.double()(x.double())
+        torch.testing.assert_close(conv(x).double(), exact, rtol=0, atol=1e-5)
+        if options == {"padding": 1}:
+            found = convolve(x, conv.weight, conv.bias, padding=1)
+            torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
+            assert torch.equal(convolve(x.double(), theirs.weight, theirs.bias, padding=1), exact)
+    one_dnn = available() and batch > 0 and options != {"padding": "same"}
+    assert calls["_operation"] == one_dnn * (1 + (options == {"padding": 1}))
+
+
+def test_a_convolution_has_its_gradients(calls: dict[str, int]) -> None:
+    conv, x = case(padding=1)
+    wanted = torch.autograd.grad(conv(x.requires_grad_()).square().sum(), [x, *conv.parameters()])
+    theirs = nn.Conv3d(5, 5, 3, padding=1)
+    theirs.load_state_dict(conv.state_dict())
+    for found, expected in zip(
+        wanted, torch.autograd.grad(theirs(x).square().sum(), [x, *theirs.parameters()]), strict=True
+    ):
+        assert torch.equal(found, expected)
+    assert calls["_operation"] == 0
+
+
+@pytest.mark.skipif("not available()", reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("network", [ADRegNet, IIRPNet, IPEARNet, PANNet, SMGICNet])
+def test_no_layer_of_a_network_is_left_to_the_slow_loop(network: type[nn.Module]) -> None:
+    """Which PyTorch takes for small volumes; a batch of one on a small grid has such layers in every method."""
+    image = torch.rand(1, 2, 32, 32, 32)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        network().eval()(image[:, :1], image[:, 1:])
+    ran = {event.key for event in profile.key_averages()}
+    assert "mkldnn::_convolution_pointwise" in ran
+    assert "aten::slow_conv3d" not in ran
 
 
 def test_gradients_are_those_of_the_three() -> None:
@@ -85,7 +133,7 @@ def test_autocast_computes_in_its_precision_no_less_exactly() -> None:
     "change", ["float64", "circular", "same", "hook", "after", "everywhere", "forward", "isa", "none"]
 )
 def test_what_the_operation_cannot_do_is_done_apart(
-    calls: list[bool], monkeypatch: pytest.MonkeyPatch, change: str
+    calls: dict[str, int], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     conv, x = case(
         padding="same" if change == "same" else 1, padding_mode="circular" if change == "circular" else "zeros"
@@ -108,7 +156,7 @@ def test_what_the_operation_cannot_do_is_done_apart(
     if change == "forward":
         monkeypatch.setattr(conv, "forward", lambda given: F.conv3d(given, conv.weight, padding=1))
     if change == "isa":
-        monkeypatch.setattr(_fused, "_has_operation", lambda dtype: dtype != torch.bfloat16)
+        monkeypatch.setattr(_convolution, "_has_operation", lambda dtype: dtype != torch.bfloat16)
     if change == "none":
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with torch.autocast("cpu", torch.bfloat16, enabled=change == "isa"), torch.no_grad():
@@ -117,19 +165,19 @@ def test_what_the_operation_cannot_do_is_done_apart(
     if handle is not None:
         handle.remove()
     assert torch.equal(found, expected)
-    assert not any(calls)
+    assert not calls["_followed"]
     assert bool(seen) == (change in ("hook", "after", "everywhere"))
 
 
 def test_a_processor_without_bfloat16_has_the_operation_in_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert not _fused._has_operation(torch.bfloat16)
-    assert _fused._has_operation(torch.float32) == available()
+    assert not _convolution._has_operation(torch.bfloat16)
+    assert _convolution._has_operation(torch.float32) == available()
 
 
 def test_a_network_can_be_traced() -> None:
     _, x = case()
-    chain = ConvChain(nn.Conv3d(5, 5, 3, padding=1), nn.LeakyReLU(0.1))
+    chain = ConvChain(Conv3d(5, 5, 3, padding=1), nn.LeakyReLU(0.1))
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.trace(chain, x)(x[:1]), chain(x[:1]))
 
