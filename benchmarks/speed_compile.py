@@ -15,7 +15,7 @@ LIMIT_S = 240.0
 NOTE = f"""\
 One pass a level, in the precision that each card chooses here, each in a process of its own; *first* is the first call
 of the compiled network, most of which is the compiler's, and more than {LIMIT_S:.0f} s were not waited for. It does not
-show what compiling would gain on a GPU, or on a processor where the fused steps of `networks/_convolution.py` are missing."""
+show what compiling would gain on a GPU, or on a processor without the fused steps of `networks/_convolution.py`."""
 
 
 @torch.inference_mode()

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from iregzoo.iteration import Controller
+from iregzoo.precision import Precision, computes_bfloat16
 from iregzoo.registration import PairNetwork
 from meter import Found, synchronise
 
@@ -16,10 +17,15 @@ COPIED = 1 << 30  # bytes: beyond any cache
 TRIES = 5
 
 
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What is measured on a device: bfloat16 only where it is computed and not emulated."""
+    return ("float32", "bfloat16") if computes_bfloat16(torch.device(device)) else ("float32",)
+
+
 def rates(device: str = "cpu") -> Found:
     """Operations a second of a matrix product in each precision, and bytes a second of a copy: the best of a few."""
     found: Found = {}
-    for name in ("float32", "bfloat16"):
+    for name in precisions(device):
         side = MATRIX[device]
         matrix = torch.ones(side, side, dtype=getattr(torch, name), device=device)
         found[name] = 2 * side**3 / _shortest(lambda matrix=matrix: matrix @ matrix, device)
@@ -55,11 +61,21 @@ def work(network: PairNetwork, image: Tensor, controller: Controller | None) -> 
 
     layers = [layer for layer in network.modules() if not list(layer.children())]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_one_dnn()) as counter:
         network.register(image, controller)
     for hook in hooks:
         hook.remove()
     return {"operations": counter.get_total_flops(), "bytes": moved}
+
+
+def _one_dnn() -> dict[Any, Any]:
+    """How to count the operation that stands for a convolution on a CPU, which PyTorch's counter does not know."""
+
+    def count(x: Any, weight: Any, *settings: Any, out_shape: Any, **named: Any) -> int:
+        return conv_flop_count(x, weight, out_shape)
+
+    operation = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    return {} if operation is None else {operation: count}
 
 
 def floor_seconds(work: Found, rates: Found, precision: str) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss
 from iregzoo.precision import Precision
 from meter import Found, Settings, Shape, begin_peak, child, median_seconds, peak_gigabytes, smooth_pair
-from speed_networks import precisions
+from speed_floor import precisions
 from verdicts import number, size
 
 SHAPE: Shape = (80, 96, 112)

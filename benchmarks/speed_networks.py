@@ -12,12 +12,12 @@ from torch import Tensor
 from documents import paragraphs, table
 from iregzoo import zoo
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
-from iregzoo.precision import Precision, computes_bfloat16
+from iregzoo.precision import Precision
 from iregzoo.space.frame import make_frame, network_input
 from iregzoo.space.scan import read_scan
 from iregzoo.space.start import affine_start
 from meter import Found, Settings, Shape, begin_peak, child, median_seconds, peak_gigabytes, smooth_pair
-from speed_floor import floor_seconds
+from speed_floor import floor_seconds, precisions
 from speed_floor import rates as machine_rates
 from speed_floor import work as count_work
 from verdicts import NOTHING, Target, number, ratio, size, target_table
@@ -78,11 +78,6 @@ The pair is a smooth random image and a deformed copy of it, the weights are the
 memory, not accuracy. Memory is what torch's tensors take on the GPU at most. The papers' figures are of their
 authors' GPUs."""
 GPU_PART = 0.2  # of a paper's seconds, which is aimed at
-
-
-def precisions(device: str) -> tuple[Precision, ...]:
-    """What is measured on a device: bfloat16 only where it is computed and not emulated."""
-    return ("float32", "bfloat16") if computes_bfloat16(torch.device(device)) else ("float32",)
 
 
 @torch.inference_mode()

@@ -17,10 +17,12 @@ import meter
 import plain
 import speed
 import speed_compile
+import speed_floor
 import speed_growth
 import speed_operations
 from documents import machine_line, replace_part, table
-from iregzoo.iteration import Controller
+from iregzoo.iteration import Controller, FixedIterations
+from iregzoo.networks import IIRPNet
 from iregzoo.registration import PairNetwork, Registration
 from speed_floor import floor_seconds, work
 from verdicts import Target, number, ratio, slope, target_table
@@ -202,6 +204,34 @@ def test_work_of_a_convolution_is_counted_by_hand() -> None:
     assert found == {"operations": 2 * voxels * weights, "bytes": 4 * (voxels * (2 + 3) + weights + 3)}
     rates = {"float32": found["operations"] / 2, "bytes": found["bytes"] / 3}
     assert floor_seconds(found, rates, "float32") == (2, 3)
+
+
+def test_all_convolutions_of_a_network_are_counted() -> None:
+    """Also those that are one operation with what follows, and of which oneDNN computes more than is wanted."""
+    network, image = IIRPNet(controller=FixedIterations()).eval(), torch.rand(1, 2, 16, 16, 16)
+    least, hooks = 0, []
+
+    def count(layer: torch.nn.Module, given: Any, made: Tensor) -> None:
+        nonlocal least
+        least += 2 * made[:, 0].numel() * sum(weights.numel() for weights in layer.parameters() if weights.dim() == 5)
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv3d):
+            hooks.append(layer.register_forward_hook(count))
+    with torch.no_grad():
+        network(image[:, :1], image[:, 1:])
+    for hook in hooks:
+        hook.remove()
+    assert least <= work(PairNetwork(network), image, None)["operations"] < 1.3 * least
+
+
+def test_a_rate_is_measured_in_what_a_device_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated product of matrices would take minutes."""
+    monkeypatch.setattr(speed_floor, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(speed_floor, "COPIED", 1 << 20)
+    for computed in (False, True):
+        monkeypatch.setattr(speed_floor, "computes_bfloat16", lambda device, computed=computed: computed)
+        assert set(speed_floor.rates()) == {"float32", "bytes", *["bfloat16"] * computed}
 
 
 @pytest.mark.parametrize("name", list(speed_operations.OPERATIONS))
