@@ -1,4 +1,4 @@
-"""What the methods share: the score of a level's displacement, and the convolution to a displacement."""
+"""What the methods share: the score of a level's displacement, the convolution to a displacement, joined volumes."""
 
 import pytest
 import torch
@@ -7,7 +7,9 @@ from torch import nn
 from iregzoo.fields import resize, warp
 from iregzoo.iteration import IterStop
 from iregzoo.networks import _blocks
-from iregzoo.networks._blocks import DisplacementConv, scorer
+from iregzoo.networks._blocks import DisplacementConv, join, scorer
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 
 
 def smooth(shape: tuple[int, ...], channels: int, seed: int) -> torch.Tensor:
@@ -62,3 +64,17 @@ def test_convolution_of_parts_is_that_of_the_whole() -> None:
     torch.testing.assert_close(conv(*parts), conv(x))
     with torch.no_grad():
         torch.testing.assert_close(conv(*parts), conv(x))
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+@pytest.mark.parametrize("second", LAYOUTS)
+@pytest.mark.parametrize("channels", [(16, 1), (1, 3), (4, 4, 3)])
+def test_joined_volumes_are_their_channels_in_the_order_of_the_first(
+    first: torch.memory_format, second: torch.memory_format, channels: tuple[int, ...]
+) -> None:
+    parts = [torch.rand(2, count, 3, 4, 5).contiguous(memory_format=second) for count in channels]
+    parts[0] = parts[0].contiguous(memory_format=first)
+    joined = join(*parts)
+    assert torch.equal(joined, torch.cat(parts, dim=1))
+    if channels[0] > 1:
+        assert joined.is_contiguous(memory_format=first)

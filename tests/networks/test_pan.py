@@ -11,7 +11,8 @@ from iregzoo.fields import resize, warp
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
 from iregzoo.losses import orthogonality
 from iregzoo.networks import PANNet
-from iregzoo.networks.pan import LAT, InstanceNorm, OffsetAttention, SqueezeExcitation
+from iregzoo.networks._norm import InstanceNorm
+from iregzoo.networks.pan import LAT, OffsetAttention, SqueezeExcitation
 from iregzoo.similarity import ncc
 
 SHAPE = (32, 48, 32)

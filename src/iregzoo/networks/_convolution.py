@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.modules import module
 
+from iregzoo.networks._norm import InstanceNorm, may_overwrite, normalise_
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -40,18 +42,23 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) ->
 
 
 class ConvChain(nn.Sequential):
-    """``nn.Sequential`` in which a ``Conv3d`` and the LeakyReLU after it may be one operation."""
+    """``nn.Sequential`` in which a LeakyReLU and the ``Conv3d`` or ``InstanceNorm`` before it may be one operation."""
 
     def forward(self, x: Tensor) -> Tensor:
         layers = list(self)
+        made = False  # x, by a convolution of this chain: nobody else has it
         while layers:
             layer = layers.pop(0)
             after = layers[0] if layers else None
-            if is_plain(layer, Conv3d) and is_plain(after, nn.LeakyReLU) and _takes(layer, x):
+            if is_plain(after, nn.LeakyReLU) and is_plain(layer, Conv3d) and _takes(layer, x):
                 x = _followed(layer, after.negative_slope, x)
+                layers.pop(0)
+            elif is_plain(after, nn.LeakyReLU) and is_plain(layer, InstanceNorm) and made and may_overwrite(x):
+                x = normalise_(x, after.negative_slope)
                 layers.pop(0)
             else:
                 x = layer(x)
+            made = is_plain(layer, Conv3d)
         return x
 
 

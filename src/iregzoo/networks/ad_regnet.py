@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from iregzoo.attention import neighbourhood_attention
 from iregzoo.fields import resize
 from iregzoo.iteration import Controller
-from iregzoo.networks._blocks import check_one_pass, check_pair, flow_conv
+from iregzoo.networks._blocks import check_one_pass, check_pair, flow_conv, join
 from iregzoo.networks._convolution import Conv3d, convolve, is_plain
 from iregzoo.registration import Registration
 
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(conv_norm_block(2 * channels, channels), conv_norm_block(channels, channels))
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
-        features: Tensor = self.blocks(torch.cat((self.up(coarse), skip), dim=1))
+        features: Tensor = self.blocks(join(self.up(coarse), skip))
         return features
 
 
@@ -183,7 +183,7 @@ class Fusion(nn.Module):
 
     def forward(self, attended: Tensor, importance: Tensor, estimate: Tensor, coarse: Tensor) -> Tensor:
         coarse = resize(coarse, estimate.shape[2:])
-        weight: Tensor = self.weigh(torch.cat((attended, coarse), dim=1)).to(coarse.dtype).sigmoid()
+        weight: Tensor = self.weigh(join(attended, coarse)).to(coarse.dtype).sigmoid()
         weight = (weight * importance).clamp(max=1)
         return weight * estimate + (1 - weight) * coarse
 

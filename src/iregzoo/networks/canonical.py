@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iregzoo.networks._blocks import halve
-from iregzoo.networks._convolution import Conv3d
+from iregzoo.networks._blocks import halve, join
+from iregzoo.networks._convolution import Conv3d, ConvChain
+from iregzoo.networks._norm import InstanceNorm
 
 # Brightness by FreeSurfer label, left and right alike; all other labels are 0. Structures that touch differ.
 BRIGHTNESS = {
@@ -55,7 +56,7 @@ def canonical_image(labels: Tensor) -> Tensor:
     return torch.tensor(LEVELS, device=labels.device)[canonical_class(labels)]
 
 
-class Block(nn.Sequential):
+class Block(ConvChain):
     """Two times Conv3d 3×3×3, instance norm and LeakyReLU(0.1): (B, channels_in, *shape) to (B, channels, *shape)."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
@@ -63,7 +64,7 @@ class Block(nn.Sequential):
         for count in (channels_in, channels):
             layers += [
                 Conv3d(count, channels, 3, padding=1),
-                nn.InstanceNorm3d(channels),
+                InstanceNorm(),
                 nn.LeakyReLU(0.1, inplace=True),
             ]
         super().__init__(*layers)
@@ -103,7 +104,7 @@ class CanonicalNet(nn.Module):
             x = block(halve(x) if skips else x)
             skips.append(x)
         for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
-            x = block(torch.cat((skip, F.interpolate(x, scale_factor=2.0)), dim=1))
+            x = block(join(skip, F.interpolate(x, scale_factor=2.0)))
         return x
 
     def logits(self, features: Tensor, corner: int) -> Tensor:

@@ -18,33 +18,32 @@ from functools import partial
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iregzoo.attention import offset_attention
 from iregzoo.iteration import Controller, FixedIterations
-from iregzoo.networks._blocks import Encoder, check_pair, conv_block, flow_conv, halve, register_pyramid, voxel_mean
-from iregzoo.networks._convolution import Conv3d
+from iregzoo.networks._blocks import (
+    Encoder,
+    check_pair,
+    conv_block,
+    flow_conv,
+    halve,
+    join,
+    register_pyramid,
+    voxel_mean,
+)
+from iregzoo.networks._convolution import Conv3d, ConvChain
+from iregzoo.networks._norm import InstanceNorm
 from iregzoo.registration import Registration
 
 REDUCTION = 16
 
 
-class InstanceNorm(nn.Module):
-    """Each channel of each image to mean 0 and variance 1, (B, C, *shape) to the same.
-
-    torch's refuses a grid of one voxel, which a small image has at the coarsest level; the formula makes it 0.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[2:])
-
-
-def conv_norm_block(channels_in: int, channels_out: int) -> nn.Sequential:
+def conv_norm_block(channels_in: int, channels_out: int) -> ConvChain:
     """Conv3d 3×3×3, instance norm and LeakyReLU(0.1). The norm undoes the bias, which published checkpoints have."""
     conv = Conv3d(channels_in, channels_out, 3, padding=1)
     # In place, to hold one volume less: the norm's backward pass needs its input alone.
-    return nn.Sequential(conv, InstanceNorm(), nn.LeakyReLU(0.1, inplace=True))
+    return ConvChain(conv, InstanceNorm(), nn.LeakyReLU(0.1, inplace=True))
 
 
 class SqueezeExcitation(nn.Module):
@@ -80,7 +79,7 @@ class ImageEncoder(Encoder):
         levels: list[Tensor] = []
         for features in super().forward(image):
             image = halve(image) if levels else image
-            levels.append(torch.cat((features, image.to(features.dtype)), dim=1))
+            levels.append(join(features, image.to(features.dtype)))
         return levels
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from iregzoo.fields import compose, integrate, length, resize, warp
 from iregzoo.iteration import Controller
-from iregzoo.networks._blocks import DisplacementConv, check_one_pass, check_pair
+from iregzoo.networks._blocks import DisplacementConv, check_one_pass, check_pair, join
 from iregzoo.networks._convolution import Conv3d, ConvChain, conv_leaky
 from iregzoo.registration import Registration
 
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
         x = self.residual(x)
         if self.gate is not None:
             skip = self.gate(skip, x)
-        merged: Tensor = self.merge(torch.cat((self.up(x), skip), dim=1))
+        merged: Tensor = self.merge(join(self.up(x), skip))
         return merged
 
 
@@ -158,7 +158,7 @@ class ImageStem(nn.Module):
         difference = (warped - fixed).abs()
         largest = difference.amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)  # of equal images
         weights = 0.5 * difference / largest + 0.5
-        features: Tensor = self.layers(torch.cat((warped * weights, fixed * weights, field), dim=1))
+        features: Tensor = self.layers(join(warped * weights, fixed * weights, field))
         return features
 
 
