@@ -200,7 +200,7 @@ def _joiner(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tenso
 
     Args:
         features: moving, then fixed, (B, C, *shape).
-        again: whether it will be asked more than once.
+        again: whether it will be asked more than once; if not, the moving features are let go once they are warped.
     """
     moving, fixed = features
     if torch.is_grad_enabled():
@@ -217,9 +217,11 @@ def _joiner(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tenso
     joined[:, channels:] = fixed
     if again and moving.device.type == "cpu" and moving.dtype != torch.float64:
         moving = moving.float()  # as which every warp would read it
+    held = [moving]
+    del moving
 
     def join(displacement: Tensor) -> Tensor:
-        warp(moving, displacement, out=joined[:, :channels])
+        warp(held[0] if again else held.pop(), displacement, out=joined[:, :channels])
         return joined
 
     return join
