@@ -215,10 +215,9 @@ def _joiner(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tenso
         memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format,
     )
     joined[:, channels:] = fixed
-    if again and moving.device.type == "cpu" and moving.dtype != torch.float64:
-        moving = moving.float()  # as which every warp would read it
-    held = [moving]
-    del moving
+    # In float32 for later passes, as which every warp would read them.
+    widen = again and moving.device.type == "cpu" and moving.dtype != torch.float64
+    held = [moving.float() if widen else moving]
 
     def join(displacement: Tensor) -> Tensor:
         warp(held[0] if again else held.pop(), displacement, out=joined[:, :channels])
