@@ -295,3 +295,22 @@ def test_register_starts_without_monai() -> None:
     """MONAI takes seconds to import; registering does not need it."""
     code = "import sys; import iregzoo.register, iregzoo.report, iregzoo.zoo; sys.exit('monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_the_end_is_quick_and_silent(triton: bool) -> None:
+    """Nothing is left for Python's last look through all objects, but where Triton would report what is left."""
+    if triton:
+        pytest.importorskip("triton")
+    code = f"""if True:
+        import atexit, gc, sys
+        import iregzoo.cli
+        if {triton}:
+            import triton
+        atexit.register(lambda: print("frozen", gc.get_freeze_count() > 0))  # runs after what is registered later
+        sys.argv = ["iregzoo", "list"]
+        iregzoo.cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"frozen {not triton}"
+    assert not done.stderr

@@ -99,11 +99,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _end_quickly() -> None:
+    """Keep Python from looking through all that PyTorch imported once more at its end, for up to a second.
+
+    Triton, where it is loaded, would take what is then left for leaks, and say so in many lines.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
+
+
 def main() -> None:
     """Entry point of ``iregzoo``."""
     import fire
 
-    atexit.register(gc.freeze)  # Python would look through all that PyTorch imported once more, for up to a second
+    atexit.register(_end_quickly)
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a scheduler's way of Ctrl-C
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
