@@ -87,7 +87,9 @@ def assert_same(found: Path, expected: Path) -> None:
         if "labels" in image:
             assert (voxels(found / image) == voxels(expected / image)).mean() > 0.9999
         else:
-            np.testing.assert_allclose(voxels(found / image), voxels(expected / image), rtol=0, atol=1e-3)
+            # Intensities go up to 100: what 1e-4 mm, the transforms' tolerance, changes at an edge is above 1e-3.
+            tolerance = 1e-3 if "displacement" in image else 1e-2
+            np.testing.assert_allclose(voxels(found / image), voxels(expected / image), rtol=0, atol=tolerance)
     for transform in (path.name for path in expected.glob("*.h5")):
         side = "inverse_warped.nii.gz" if transform.startswith("inverse") else "warped.nii.gz"
         around = sitk.ReadImage(str(expected / side))
