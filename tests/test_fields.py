@@ -454,6 +454,12 @@ def test_length_is_linalgs_also_in_its_gradient(dim: int) -> None:
     torch.testing.assert_close(here.grad, there.grad, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+def test_length_of_half_precision_is_exact() -> None:
+    vectors = torch.full((1, 3, 2), 300.0)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(length(vectors.to(dtype)), length(vectors.to(dtype).float()))
+
+
 # --- resize
 
 
@@ -516,6 +522,14 @@ def test_the_determinant_is_the_same_slab_by_slab(monkeypatch: pytest.MonkeyPatc
     for axis in range(2, 2 + axes):
         thin = u.narrow(axis, 1, 2)
         close(jacobian_determinant(thin), jacobian_determinant(thin.clone().requires_grad_()).detach(), 1e-12)
+
+
+@AXES
+def test_the_determinant_has_its_derivative_along_a_direction_too(axes: int) -> None:
+    u, direction = rough_field(axes), rough_field(axes).flip(-1)
+    _, found = torch.func.jvp(jacobian_determinant, (u,), (direction,))
+    _, expected = torch.autograd.functional.jvp(jacobian_determinant, u, direction)
+    close(found, expected, 1e-11)
 
 
 def test_the_determinant_of_a_meta_tensor_is_that_of_its_values() -> None:

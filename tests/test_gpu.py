@@ -8,6 +8,7 @@ from iregzoo import zoo
 from iregzoo.fields import warp
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss
+from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.refinement import refine_displacement
 from meter import smooth_pair
 
@@ -48,6 +49,13 @@ def test_bfloat16_stays_near(name: str, image: Tensor) -> None:
             passes = FixedIterations(1) if network.controller is not None else None
             found.append(network.register(image.cuda(), passes).displacement)
     assert torch.linalg.vector_norm(found[0] - found[1], dim=1).mean() < 0.05
+
+
+def test_features_of_the_network_of_one_contrast_stay_in_bfloat16_under_autocast(image: Tensor) -> None:
+    """Layer norm would be computed in float32, and keep as much for the gradient."""
+    network = CanonicalNet().cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        assert network.features(image.cuda()).dtype == torch.bfloat16
 
 
 @pytest.mark.usefixtures("exact")

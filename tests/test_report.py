@@ -15,7 +15,7 @@ from iregzoo.planes import PLANES
 from iregzoo.quality import compare, figures
 from iregzoo.register import Result, Scans, finish
 from iregzoo.registration import Registration
-from iregzoo.report import COLUMNS, GAP, GOLD, LEFT, MAGENTA, SIDE, TOP, font, picture
+from iregzoo.report import COLUMNS, GAP, GOLD, GREYS, LEFT, MAGENTA, SIDE, TOP, coloured, font, picture
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Grid
 from iregzoo.space.scan import Scan
@@ -138,6 +138,59 @@ def test_the_grid_goes_where_the_deformation_reads(grid: Grid, tmp_path: Path) -
     matches = [np.corrcoef(profiles[0][20:-20], np.roll(profiles[1], -by)[20:-20])[0, 1] for by in shifts]
     assert shifts[int(np.argmax(matches))] == round(0.4 * SIDE / 40)
     assert (np.abs(lines - GOLD).max(-1) < 60).any()
+
+
+def test_a_fold_of_one_voxel_is_seen_where_voxels_are_smaller_than_pixels(tmp_path: Path) -> None:
+    """Each voxel of some rows in turn, so that none falls between two pixels."""
+    grid = make_grid((330, 330, 3), signs=(-1, -1, 1))
+    middle, step = 165, 8
+    for offset in range(step):
+        displacement = torch.zeros(1, 3, *grid.shape)
+        folded = torch.arange(step + offset, 320, step)
+        displacement[0, 0, folded + 1, middle + offset, :] = -3  # reads before what the voxel before it reads
+        whole = drawn(tmp_path / "p.png", grid, ball(grid, np.zeros(3)), displacement)
+        marked = (tile(whole, 0, "Jacobian") == MAGENTA).all(-1)
+        # The plane's axes end where the picture begins.
+        x = ((330 - 0.5 - folded.numpy()) * SIDE / 330).astype(int)
+        y = int((330 - 0.5 - middle - offset) * SIDE / 330)
+        assert marked[y, x].all()
+        assert marked[:, x].sum() >= 2 * marked[y, x].sum()
+        assert marked.sum() <= 9 * len(x)
+
+
+def ink(band: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """What is written in a band, (length, …): runs with a gap of white between them."""
+    written = np.flatnonzero((band < 255).reshape(len(band), -1).any(1))
+    ends = np.flatnonzero(np.diff(written) > GAP)
+    parts = zip(np.append(written[0], written[ends + 1]), np.append(written[ends], written[-1]) + 1, strict=True)
+    return [band[first:last] for first, last in parts]
+
+
+@pytest.mark.parametrize("extent", [(40, 40, 200), (256, 256, 30), (20, 200, 20)], ids=["tall", "flat", "long"])
+def test_titles_and_names_are_whole_whatever_the_scans_proportions(
+    extent: tuple[int, int, int], tmp_path: Path
+) -> None:
+    grid = make_grid((20, 20, 20), tuple(size / 20 for size in extent))
+    whole = drawn(tmp_path / "p.png", grid, ball(grid, np.zeros(3)))
+    usual = drawn(tmp_path / "usual.png", CUBES["plain"], ball(CUBES["plain"], np.zeros(3)))
+    titles = [ink(each[TOP - 16 : TOP, LEFT:].swapaxes(0, 1))[:-1] for each in (whole, usual)]  # then the bar's
+    names = [ink(each[TOP:, : LEFT - 2]) for each in (whole, usual)]
+    for (found, expected), count in ((titles, len(COLUMNS)), (names, len(PLANES))):
+        assert len(found) == len(expected) == count
+        assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert (whole[: TOP - 20, -GAP:] == 255).all()
+
+
+def test_a_long_name_is_whole(tmp_path: Path) -> None:
+    grid = CUBES["plain"]
+    scan = Scan(ball(grid, np.zeros(3)), grid, Path("sub-" + 120 * "x" + "_T1w.nii.gz"))
+    still = Registration(torch.zeros(1, 3, *grid.shape))
+    whole = written(tmp_path / "p.png", finish(Scans(scan, scan), Frame(grid, grid, grid, np.eye(4)), "none", still))
+    assert (whole[: TOP - 20, -GAP:] == 255).all()
+
+
+def test_what_is_no_number_is_drawn_as_nothing() -> None:
+    assert (coloured(np.array([np.nan, 0.0]), GREYS) == 0).all()
 
 
 def test_a_scan_of_few_voxels_is_drawn(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ def test_ncc_is_the_correlation_coefficient_of_each_pair(axes: int) -> None:
 
 
 @AXES
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+def test_box_sum_of_nothing_is_nothing(axes: int, window: int) -> None:
+    empty = torch.zeros(2, 2, *SHAPES[axes])[:, :, :0]
+    assert box_sum(empty, window).shape == empty.shape
+
+
+@AXES
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 9])
 def test_box_sum_adds_the_window_around_each_voxel(axes: int, window: int) -> None:
     volume = torch.randint(-9, 9, (2, 2, *SHAPES[axes]), generator=torch.manual_seed(2)).double()

@@ -266,10 +266,10 @@ def inverse_error(displacement: Tensor, inverse: Tensor) -> Tensor:
 def length(vectors: Tensor, dim: int = 1) -> Tensor:
     """Euclidean length of vectors along an axis, by default a field's: (B, N, *shape) to (B, *shape).
 
-    ``torch.linalg.vector_norm`` takes twenty times as long on a CPU, over any axis but the last. As its gradient, this
-    one's is zero where the length is.
+    ``torch.linalg.vector_norm`` takes twenty times as long on a CPU, over any axis but the last. Like that one's, its
+    gradient is zero where the length is. It is computed and given in float32 or better.
     """
-    first, *others = vectors.unbind(dim)
+    first, *others = _at_least_float32(vectors).unbind(dim)
     squares = first.square()
     for other in others:
         squares.addcmul_(other, other)
@@ -357,11 +357,10 @@ def _determinant_of_steps(u: Tensor) -> Tensor:
     for axis in range(axes):
         dim, last = 2 + axis, u.shape[2 + axis] - 1
         steps = torch.empty_like(u, memory_format=torch.contiguous_format)
-        torch.sub(u.narrow(dim, 2, last - 1), u.narrow(dim, 0, last - 1), out=steps.narrow(dim, 1, last - 1))
+        # Not ``torch.sub(…, out=…)``, which forward-mode differentiation, vmap and torch.compile do not take.
+        steps.narrow(dim, 1, last - 1).copy_(u.narrow(dim, 2, last - 1)).sub_(u.narrow(dim, 0, last - 1))
         for face, before in ((0, 0), (last, last - 1)):
-            end = steps.narrow(dim, face, 1)
-            torch.sub(u.narrow(dim, before + 1, 1), u.narrow(dim, before, 1), out=end)
-            end.mul_(2)
+            steps.narrow(dim, face, 1).copy_(u.narrow(dim, before + 1, 1)).sub_(u.narrow(dim, before, 1)).mul_(2)
         steps[:, axis].add_(2)
         columns.append(steps.unbind(1))
     if axes == 2:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from io import BytesIO
 from itertools import accumulate
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ DIFFERENCES = ((0, 0, 90), (0, 0, 255), (255, 255, 255), (255, 0, 0), (120, 0, 0
 EXPANSIONS = ((5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31))
 GOLD, MAGENTA = (255, 215, 0), (255, 0, 255)
 # Pixels: of the largest plane's longer side, between pictures, and around all of them.
-SIDE, GAP, LEFT, TOP, RIGHT = 190, 8, 30, 64, 84
+SIDE, GAP, LEFT, TOP, RIGHT = 190, 8, 30, 80, 84
+TEXT = 12  # its height
 BAR_WIDTH, BAR_HEIGHT = 14, 290
 FINER = 3  # times as large as it is shown is the grid drawn, for its lines to be smooth
 # Where the letters of a plane stand in a picture: x, y and Pillow's anchor.
@@ -60,22 +62,26 @@ def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path
     place = middle(volumes["fixed"])
     extent = grid.spacing[order] * volumes["fixed"].shape
     size = np.maximum(1, np.round(extent * SIDE / extent.max())).astype(int)
-    width, heights = int(max(size[0], size[1])), [int(size[plane.up]) for plane in PLANES]
+    # No narrower than their titles, and no lower than their planes' names.
+    width = max(int(size[0]), int(size[1]), *(_length(title) for title in COLUMNS))
+    heights = [max(int(size[plane.up]), _length(plane.name)) for plane in PLANES]
     left = [LEFT + column * (width + GAP) for column in range(len(COLUMNS))]
     top = list(accumulate((height + GAP for height in heights), initial=TOP))
-    canvas = Image.new("RGB", (left[-1] + width + RIGHT, max(top[-1], TOP + BAR_HEIGHT + GAP)), "white")
+    lines = headline(result, figures)
+    right = max(left[-1] + width + RIGHT, *(2 * GAP + _length(line) for line in lines))
+    canvas = Image.new("RGB", (right, max(top[-1], TOP + BAR_HEIGHT + GAP)), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.multiline_text((GAP, GAP), headline(result, figures), "black", font(12))
+    draw.multiline_text((GAP, GAP), "\n".join(lines), "black", font(TEXT))
     for x, title in zip(left, COLUMNS, strict=True):
-        draw.text((x + width / 2, TOP - 4), title, "black", font(12), anchor="ms")
-    for y, plane in zip(top, PLANES, strict=False):
+        draw.text((x + width // 2, TOP - 4), title, "black", font(TEXT), anchor="ms")
+    for y, height, plane in zip(top, heights, PLANES, strict=False):
         cuts = {name: np.take(volume, place[plane.across], axis=plane.across) for name, volume in volumes.items()}
         shape = int(size[plane.along]), int(size[plane.up])
         pictures = _row(cuts, _lines(result, plane, place[plane.across]), shape)
         _name(pictures[0], plane)
         for x, cut in zip(left, pictures, strict=True):
-            canvas.paste(cut, (x + (width - shape[0]) // 2, y))
-        _write_upwards(canvas, plane.name, (LEFT // 2, y + shape[1] // 2))
+            canvas.paste(cut, (x + (width - shape[0]) // 2, y + (height - shape[1]) // 2))
+        _write_upwards(canvas, plane.name, (LEFT // 2, y + height // 2))
     _draw_bar(canvas, left[-1] + width + GAP, TOP)
     stream = BytesIO()  # Pillow would not say what keeps it from writing a file
     canvas.save(stream, "PNG")
@@ -85,11 +91,13 @@ def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path
         raise InputError(f"{path}: cannot be written ({error.strerror}); make room on the disk") from None
 
 
-def headline(result: Result, figures: Mapping[str, Any]) -> str:
-    """What was registered, and the figures that matter, in two lines."""
-    names = f"{result.scans.moving.path.name}  →  {result.scans.fixed.path.name}"
-    first = f"{names}   (affine start: {result.init}; radiological convention, letters name the patient's sides)"
-    return f"{first}\n{'   ·   '.join(key_figures(figures))}"
+def headline(result: Result, figures: Mapping[str, Any]) -> list[str]:
+    """What was registered, how it is shown, and the figures that matter, a line each."""
+    return [
+        f"{result.scans.moving.path.name}  →  {result.scans.fixed.path.name}",
+        f"affine start: {result.init}; radiological convention, letters name the patient's sides",
+        "   ·   ".join(key_figures(figures)),
+    ]
 
 
 def key_figures(figures: Mapping[str, Any]) -> list[str]:
@@ -113,10 +121,15 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
+def _length(text: str) -> int:
+    """Of a text, in pixels."""
+    return ceil(font(TEXT).getlength(text))
+
+
 def coloured(values: NDArray[np.floating[Any]], colours: tuple[Colour, ...]) -> Picture:
-    """Values from 0 to 1 in colours, which stand at even steps between: (…, 3)."""
+    """Values from 0 to 1 in colours, which stand at even steps between: (…, 3). No number is as 0."""
     steps = np.linspace(0, 1, len(colours))
-    channels = [np.interp(values, steps, channel) for channel in zip(*colours, strict=True)]
+    channels = [np.interp(np.nan_to_num(values), steps, channel) for channel in zip(*colours, strict=True)]
     found: Picture = np.stack(channels, axis=-1).round().astype(np.uint8)
     return found
 
@@ -131,13 +144,12 @@ def expansion(determinant: Volume) -> NDArray[np.float64]:
 def _row(cuts: Mapping[str, Volume], lines: list[NDArray[np.float64]], shape: tuple[int, int]) -> list[Image.Image]:
     """A plane's pictures, in the order of the columns."""
     fixed = cuts["fixed"]
-    jacobian = coloured(expansion(cuts["jacobian"]), EXPANSIONS)
-    jacobian[cuts["jacobian"] <= 0] = MAGENTA
     parts = [coloured(cuts[name], GREYS) for name in ("fixed", "start", "warped")]
     parts += [coloured((cuts[name] - fixed + 1) / 2, DIFFERENCES) for name in ("start", "warped")]
     laid = [_laid(part, shape) for part in parts]
     under = _laid(coloured(fixed / 2, GREYS), (FINER * shape[0], FINER * shape[1]))
-    return [*laid, _with_grid(under, lines), _laid(jacobian, shape)]
+    jacobian = _laid(coloured(expansion(cuts["jacobian"]), EXPANSIONS), shape)
+    return [*laid, _with_grid(under, lines), _with_folds(jacobian, cuts["jacobian"])]
 
 
 def _laid(cut: Picture, shape: tuple[int, int]) -> Image.Image:
@@ -158,6 +170,17 @@ def _with_grid(under: Image.Image, lines: list[NDArray[np.float64]]) -> Image.Im
     return under.reduce(FINER)
 
 
+def _with_folds(jacobian: Image.Image, determinant: Volume) -> Image.Image:
+    """Every folded voxel, in two pixels at least, however many voxels a pixel stands for."""
+    begin, end = ((np.argwhere(determinant <= 0) + side) * jacobian.size / determinant.shape for side in (0, 1))
+    draw = ImageDraw.Draw(jacobian)
+    # The picture begins where both axes end; Pillow's rectangles hold their last pixels.
+    first, last = np.floor(jacobian.size - end), np.ceil(jacobian.size - begin) - 1
+    for corner, other in zip(first, np.maximum(first + 1, last), strict=True):
+        draw.rectangle((*corner, *other), MAGENTA)
+    return jacobian
+
+
 def _lines(result: Result, plane: Plane, index: int) -> list[NDArray[np.float64]]:
     """Where the deformation reads the moving image from a plane, in voxels along the plane's two axes."""
     grid = result.frame.fixed
@@ -171,14 +194,14 @@ def _name(cut: Image.Image, plane: Plane) -> None:
     draw = ImageDraw.Draw(cut)
     for (x, y, anchor), letter in zip(SIDES, plane.sides, strict=True):
         place = x * cut.width, y * cut.height
-        draw.text(place, letter, "white", font(12), anchor=anchor, stroke_width=1, stroke_fill="black")
+        draw.text(place, letter, "white", font(TEXT), anchor=anchor, stroke_width=1, stroke_fill="black")
 
 
 def _write_upwards(canvas: Image.Image, text: str, place: tuple[int, int]) -> None:
     """Write a text that runs from bottom to top, its middle at a place."""
-    wide, high = 100, 20
+    wide, high = _length(text), TEXT + 8
     written = Image.new("RGB", (wide, high), "white")
-    ImageDraw.Draw(written).text((wide / 2, high / 2), text, "black", font(13), anchor="mm")
+    ImageDraw.Draw(written).text((wide / 2, high / 2), text, "black", font(TEXT), anchor="mm")
     canvas.paste(written.rotate(90, expand=True), (place[0] - high // 2, place[1] - wide // 2))
 
 
@@ -191,5 +214,5 @@ def _draw_bar(canvas: Image.Image, x: int, y: int) -> None:
     canvas.paste(Image.fromarray(strip), (x, y))
     for value in (low, 1.0, high):
         place = y + (high - value) / (high - low) * BAR_HEIGHT
-        draw.text((x + BAR_WIDTH + 4, place), f"{value:g}", "black", font(12), anchor="lm")
+        draw.text((x + BAR_WIDTH + 4, place), f"{value:g}", "black", font(TEXT), anchor="lm")
     _write_upwards(canvas, "det J", (x + BAR_WIDTH + 40, y + BAR_HEIGHT // 2))

@@ -65,7 +65,7 @@ def box_sum(volume: Tensor, window: int, *, transposed: bool = False) -> Tensor:
 def _box_sum_axis(volume: Tensor, axis: int, window: int, before: int) -> Tensor:
     size = volume.shape[axis]
     after = window - 1 - before
-    if max(before, after) == 1:  # each neighbour is added by itself, in half the time of doubling with a border
+    if max(before, after) == 1 and size:  # each neighbour by itself, in half the time of doubling with a border
         own = volume.clone()
         if before:
             own.narrow(axis, 1, size - 1).add_(volume.narrow(axis, 0, size - 1))

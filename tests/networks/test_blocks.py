@@ -1,13 +1,16 @@
 """What the methods share: the score of a level's displacement, the convolution to a displacement, joined volumes."""
 
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iregzoo.fields import resize, warp
-from iregzoo.iteration import IterStop
+from iregzoo.iteration import FixedIterations, IterStop
 from iregzoo.networks import _blocks
-from iregzoo.networks._blocks import DisplacementConv, join, scorer
+from iregzoo.networks._blocks import DisplacementConv, Encoder, conv_block, flow_conv, join, register_pyramid, scorer
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 
@@ -78,3 +81,29 @@ def test_joined_volumes_are_their_channels_in_the_order_of_the_first(
     assert torch.equal(joined, torch.cat(parts, dim=1))
     if channels[0] > 1:
         assert joined.is_contiguous(memory_format=first)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@torch.no_grad()
+def test_moving_features_are_let_go_once_they_are_warped_for_the_last_time(passes: int) -> None:
+    """Also those of the levels that are done; what a later pass warps again is held."""
+    encoder, made = Encoder([conv_block(1, 4), conv_block(4, 6)]), []
+    convs = [flow_conv(8), flow_conv(12)]
+    alive: list[int] = []
+
+    def encode(image: Tensor) -> list[Tensor]:
+        features: list[Tensor] = encoder(image)
+        made.append([weakref.ref(level) for level in features])
+        return features
+
+    def watching(conv: nn.Module) -> Callable[[Tensor], Tensor]:
+        def estimate(joined: Tensor) -> Tensor:
+            alive.append(sum(level() is not None for level in made[0]))
+            flow: Tensor = conv(joined)
+            return flow
+
+        return estimate
+
+    moving, fixed = torch.rand(2, 1, 1, 8, 8, 8, generator=torch.manual_seed(0))
+    register_pyramid(encode, [watching(conv) for conv in convs], moving, fixed, FixedIterations(passes))  # type: ignore[arg-type]
+    assert alive == {1: [1, 0], 2: [2, 2, 1, 1]}[passes]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from iregzoo.networks import ADRegNet, IIRPNet, IPEARNet, PANNet, SMGICNet, _convolution
 from iregzoo.networks._convolution import Conv3d, ConvChain, conv_leaky, convolve
+from iregzoo.networks.canonical import CanonicalNet
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 
@@ -49,9 +50,15 @@ def test_a_chain_is_its_layers_one_by_one(
     assert calls == {"_operation": 2 * available(), "_followed": available()}
 
 
-def test_what_is_added_is_added_before_the_activation(calls: dict[str, int]) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("of_plus", LAYOUTS)
+def test_what_is_added_is_added_before_the_activation(
+    calls: dict[str, int], layout: torch.memory_format, of_plus: torch.memory_format
+) -> None:
+    """In both orders of memory: channels last, as networks are loaded, it is one operation, and else two."""
     conv, x = case(padding=1)
-    plus = torch.randn(2, 5, 9, 8, 7)
+    conv, x = conv.to(memory_format=layout), x.to(memory_format=layout)
+    plus = torch.randn(2, 5, 9, 8, 7).to(memory_format=of_plus)
     expected = F.leaky_relu(conv(x) + plus, 0.2)
     torch.testing.assert_close(conv_leaky(conv, 0.2, x, plus), expected)
     before = x.clone(), plus.clone()
@@ -98,12 +105,16 @@ def test_a_convolution_has_its_gradients(calls: dict[str, int]) -> None:
 
 
 @pytest.mark.skipif("not available()", reason="this PyTorch has no oneDNN")
-@pytest.mark.parametrize("network", [ADRegNet, IIRPNet, IPEARNet, PANNet, SMGICNet])
-def test_no_layer_of_a_network_is_left_to_the_slow_loop(network: type[nn.Module]) -> None:
-    """Which PyTorch takes for small volumes; a batch of one on a small grid has such layers in every method."""
+@pytest.mark.parametrize("network", [ADRegNet, IIRPNet, IPEARNet, PANNet, SMGICNet, CanonicalNet])
+def test_no_convolution_of_a_network_is_left_to_the_slow_loop(network: type[nn.Module]) -> None:
+    """Which PyTorch takes for small volumes; a batch of one on a small grid has such layers in every method.
+
+    Transposed convolutions, of which AD-RegNet and SM-GICNet have some, are all PyTorch's own.
+    """
     image = torch.rand(1, 2, 32, 32, 32)
+    pair = (image[:, :1],) if network is CanonicalNet else (image[:, :1], image[:, 1:])
     with torch.no_grad(), torch.profiler.profile() as profile:
-        network().eval()(image[:, :1], image[:, 1:])
+        network().eval()(*pair)
     ran = {event.key for event in profile.key_averages()}
     assert "mkldnn::_convolution_pointwise" in ran
     assert "aten::slow_conv3d" not in ran
@@ -118,8 +129,10 @@ def test_gradients_are_those_of_the_three() -> None:
     )
 
 
-def test_autocast_computes_in_its_precision_no_less_exactly() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_autocast_computes_in_its_precision_no_less_exactly(layout: torch.memory_format) -> None:
     conv, x = case(padding=1)
+    conv, x = conv.to(memory_format=layout), x.to(memory_format=layout)
     with torch.no_grad():
         exact = conv_leaky(conv, 0.1, x, x)
         with torch.autocast("cpu", torch.bfloat16):

@@ -151,8 +151,8 @@ def register_pyramid(
     scores: list[Tensor] = []
     for estimator in reversed(estimators):
         displacement = resize(displacement, features[-1][1].shape[2:])  # the coarsest level has its grid already
-        join = _joiner(features.pop(), again=controller.max_iterations > 1)
-        propose = partial(_refined, estimator, join)
+        look = _looker(features.pop(), again=controller.max_iterations > 1)
+        propose = partial(_refined, estimator, look)
         # Resized to the next grid, the displacement scores what it scored; only its interpolation differs a little.
         level = refine(displacement, propose, similarity, controller, coarsest=not pyramid, reached=reached)
         displacement, reached = level.displacement, level.reached
@@ -195,7 +195,7 @@ def _features(encoder: nn.Module, moving: Tensor, fixed: Tensor) -> list[tuple[T
     return list(zip(encoder(moving), encoder(fixed), strict=True))
 
 
-def _joiner(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tensor]:
+def _looker(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tensor]:
     """Makes of a displacement what an estimator sees: the warped moving and the fixed features, (B, 2C, *shape).
 
     Args:
@@ -219,16 +219,16 @@ def _joiner(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tenso
     widen = again and moving.device.type == "cpu" and moving.dtype != torch.float64
     held = [moving.float() if widen else moving]
 
-    def join(displacement: Tensor) -> Tensor:
+    def look(displacement: Tensor) -> Tensor:
         warp(held[0] if again else held.pop(), displacement, out=joined[:, :channels])
         return joined
 
-    return join
+    return look
 
 
-def _refined(estimator: Callable[[Tensor], Tensor], join: Callable[[Tensor], Tensor], displacement: Tensor) -> Tensor:
+def _refined(estimator: Callable[[Tensor], Tensor], look: Callable[[Tensor], Tensor], displacement: Tensor) -> Tensor:
     """One pass of an estimator: its residual for the features warped so far, composed with the displacement."""
-    residual = estimator(join(displacement))
+    residual = estimator(look(displacement))
     return compose(displacement, residual.to(displacement.dtype), padding="zeros")
 
 

@@ -1,9 +1,10 @@
 """Convolutions at inference on a CPU: oneDNN's, also of small volumes, and with what follows as one operation.
 
-PyTorch gives a float32 convolution to oneDNN where channels × depth × height are more than 20,480, or the batch is more
-than one pair; others go to a loop of its own, which needs ten times as long: the coarse levels of every pyramid, and
-all layers of few channels. And where a convolution, what is added to it and its LeakyReLU are three operations, each
-takes the volume from memory and gives it back, which takes longer than the convolution of few channels.
+PyTorch gives a float32 convolution to oneDNN where channels × depth × height are more than 20,480, or the batch is
+more than one pair; others go to a loop of its own, which mostly needs ten times as long (of a few voxels of hundreds
+of channels, half as long): the coarse levels of every pyramid, and all layers of few channels. And where a
+convolution, what is added to it and its LeakyReLU are three operations, each takes the volume from memory and gives
+it back, which takes longer than the convolution of few channels.
 
 The operation is oneDNN's, by the name under which ``torch.compile`` calls it. It is no public one of PyTorch's, and it
 has no gradient, so whoever lacks it, or wants one, has PyTorch's own; so do layers with hooks, or a forward of their

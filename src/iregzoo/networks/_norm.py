@@ -18,11 +18,14 @@ EPSILON = 1e-5
 class InstanceNorm(nn.Module):
     """Each channel of each image to mean 0 and variance 1, (B, C, *shape) to the same.
 
-    torch's refuses a grid of one voxel, which a small image has at the coarsest level; the formula makes it 0.
+    torch's refuses a grid of one voxel, which a small image has at the coarsest level; the formula makes it 0, and so
+    does layer norm. Of other grids it gives the same as torch's, but under autocast on a GPU in float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[2:], eps=EPSILON)
+        if x.shape[2:].numel() == 1 or len(x) == 0:
+            return F.layer_norm(x, x.shape[2:], eps=EPSILON)
+        return F.instance_norm(x, eps=EPSILON)
 
 
 def may_overwrite(x: Tensor) -> bool:

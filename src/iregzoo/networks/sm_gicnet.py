@@ -158,7 +158,7 @@ class ImageStem(nn.Module):
         difference = (warped - fixed).abs()
         largest = difference.amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)  # of equal images
         weights = 0.5 * difference / largest + 0.5
-        features: Tensor = self.layers(join(warped * weights, fixed * weights, field))
+        features: Tensor = self.layers(torch.cat((warped * weights, fixed * weights, field), dim=1))
         return features
 
 
