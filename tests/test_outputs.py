@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -154,6 +156,82 @@ def test_overwrite_leaves_no_folder_empty_of_what_is_stale(tmp_path: Path) -> No
     with whole_folder(tmp_path, overwrite=True, owned=owned) as folder:
         (folder / "new.txt").write_text("new")
     assert contents(tmp_path) == {"kept/mine.txt": "old", "new.txt": "new"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_link_is_followed_also_to_another_disk(tmp_path: Path, there: bool, filled: bool) -> None:
+    shared = Path("/dev/shm")
+    home = shared if shared.is_dir() and shared.stat().st_dev != tmp_path.stat().st_dev else tmp_path
+    with TemporaryDirectory(dir=home) as elsewhere:
+        target = Path(elsewhere) / "results"
+        if there or filled:
+            target.mkdir()
+        if filled:
+            fill(target, text="old", overwrite=True)
+            (target / "notes.txt").write_text("mine")
+        (tmp_path / "link").symlink_to(target)
+        fill(tmp_path / "link", ("warped.txt", "report.txt"), overwrite=filled)
+        kept = {"notes.txt": "mine"} if filled else {}
+        assert contents(target) == {"warped.txt": "new", "report.txt": "new", **kept}
+        assert (tmp_path / "link").is_symlink()
+        assert [path.name for path in Path(elsewhere).iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_results_come_from_the_folder_itself_where_it_is_there(tmp_path: Path, there: bool) -> None:
+    """For it may be the root of a disk, and its parent another's; what was killed there is no result."""
+    target = tmp_path / "results"
+    if there:
+        (target / ".results.abcdefgh").mkdir(parents=True)
+    with whole_folder(target, overwrite=False, owned=OWNED) as place:
+        assert place.parent == (target if there else tmp_path)
+        (place / "report.txt").write_text("new")
+    remove_leftovers(tmp_path, {"results"})
+    assert contents(target) == {"report.txt": "new"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_results_that_another_run_wrote_meanwhile_are_kept_unless_told(tmp_path: Path, overwrite: bool) -> None:
+    for target in (tmp_path / "new", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        told = nullcontext() if overwrite else pytest.raises(InputError, match=r"another run has written labels\.txt")
+        with told, whole_folder(target, overwrite=overwrite, owned=OWNED) as place:
+            fill(target, text="sooner")
+            (place / "report.txt").write_text("later")
+        assert contents(target) == ({"report.txt": "later"} if overwrite else dict.fromkeys(sorted(OWNED), "sooner"))
+
+
+def test_a_file_that_another_run_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "points.csv"
+
+    def write() -> None:
+        with whole_file(target, overwrite=False) as path:
+            path.write_text("later")
+            target.write_text("sooner")
+
+    with pytest.raises(InputError, match=r"points\.csv: is there already"):
+        write()
+    assert contents(tmp_path) == {"points.csv": "sooner"}
+
+
+def test_a_folder_may_lie_in_another_that_is_filled_too(tmp_path: Path) -> None:
+    with (
+        whole_folder(tmp_path / "results", overwrite=False, owned=OWNED) as outer,
+        whole_folder(tmp_path / "results" / "fields", overwrite=False, owned=("a.txt",)) as inner,
+    ):
+        (outer / "report.txt").write_text("new")
+        (inner / "a.txt").write_text("new")
+    assert contents(tmp_path) == {"results/fields/a.txt": "new", "results/report.txt": "new"}
+
+
+def test_overwrite_that_is_neither_true_nor_false_is_refused_at_once(tmp_path: Path) -> None:
+    for whole in (partial(whole_folder, owned=OWNED), whole_file):
+        with (
+            pytest.raises(InputError, match="overwrite 'maybe': give true or false"),
+            whole(tmp_path / "new", overwrite="maybe"),
+        ):
+            raise AssertionError("the work has begun")
 
 
 def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -20,8 +20,11 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
 
     Whatever ends the block early (an error, Ctrl-C) leaves ``target`` as it was. Other files in it are never touched.
 
+    The place is hidden in ``target`` where that is there already, and else beside it: so the results need not cross to
+    another disk, of which ``target`` may be the root, and its parent need not be writable.
+
     Args:
-        target: the folder to fill; made if need be.
+        target: the folder to fill, or a link to one; made if need be.
         overwrite: allow a folder that holds something already.
         owned: every name that such results may have, with slashes below folders; with ``overwrite``, those of an
             earlier run that this one did not write are removed, with folders that this leaves empty, then the others
@@ -29,9 +32,10 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         option: what to choose another of, for the messages.
 
     Raises:
-        InputError: where ``target`` is a file, cannot be written, or is not empty.
+        InputError: where ``target`` is a file, cannot be written, or is not empty, also where another run has filled it
+            by the end of the block.
     """
-    target = target.absolute()
+    target, overwrite = target.resolve(), flag(overwrite, "overwrite")
     with (
         _staging(
             target, option, lambda: check_target(target, overwrite=overwrite, owned=owned, option=option)
@@ -39,7 +43,7 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         _told_of(place, target),
     ):
         yield place
-        _publish(place, target, owned)
+        _publish(place, target, owned, overwrite=overwrite, option=option)
 
 
 @contextmanager
@@ -56,18 +60,19 @@ def whole_file(target: Path, *, overwrite: bool, option: str = "--output") -> It
     Raises:
         InputError: where ``target`` is a folder, cannot be written, or is there already.
     """
-    target = target.absolute()
+    target, overwrite = target.resolve(), flag(overwrite, "overwrite")
     with (
         _staging(target, option, lambda: _check_file(target, overwrite=overwrite, option=option)) as place,
         _told_of(place, target.parent),
     ):
         yield place / target.name
+        _check_file(target, overwrite=overwrite, option=option)  # another run may have been sooner
         (place / target.name).replace(target)
 
 
 @contextmanager
 def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[Path]:
-    """A hidden folder beside a target that passed its check; it goes with the block, as do parents that were made.
+    """A hidden folder in or beside a target that passed its check; it goes with the block, as do parents it made.
 
     These stay where the target is there in the end.
     """
@@ -76,7 +81,8 @@ def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[P
         check()
         missing = _missing_parents(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        home = target if target.is_dir() else target.parent
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=home))
     except OSError as error:
         _remove(missing)
         raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
@@ -118,7 +124,7 @@ def check_target(
     if target.is_dir():
         if not os.access(target, os.W_OK | os.X_OK):
             raise InputError(f"{target}: is not writable; choose another {option}")
-        if any(target.iterdir()) and not flag(overwrite, "overwrite"):
+        if not flag(overwrite, "overwrite") and any(not _is_staging(path, {target.name}) for path in target.iterdir()):
             raise InputError(f"{target}: is not empty; choose another {option} or add --overwrite")
     for name in owned:
         if (target / name).is_dir():
@@ -128,7 +134,7 @@ def check_target(
 def _check_file(target: Path, *, overwrite: bool, option: str) -> None:
     if target.is_dir():
         raise InputError(f"{target}: is a folder, not a file; choose another {option}")
-    if target.exists() and not flag(overwrite, "overwrite"):
+    if target.exists() and not overwrite:
         raise InputError(f"{target}: is there already; choose another {option} or add --overwrite")
 
 
@@ -143,9 +149,15 @@ def _remove(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
-    if target.is_dir() and any(target.iterdir()):
+def _publish(staging: Path, target: Path, owned: Collection[str], *, overwrite: bool, option: str) -> None:
+    if target.is_dir():
         written = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
+        others = [name for name in {*owned, *written} if not overwrite and (target / name).exists()]
+        if others:
+            raise InputError(
+                f"{target}: another run has written {min(others)} there meanwhile; choose another {option} or add "
+                "--overwrite"
+            )
         place = {name: number for number, name in enumerate(owned)}
         for name in place.keys() - written:
             (target / name).unlink(missing_ok=True)
@@ -157,8 +169,6 @@ def _publish(staging: Path, target: Path, owned: Collection[str]) -> None:
     umask = os.umask(0)
     os.umask(umask)
     staging.chmod(0o777 & ~umask)
-    if target.is_dir():
-        target.rmdir()
     staging.rename(target)
 
 
@@ -167,7 +177,13 @@ def remove_leftovers(parent: Path, names: Collection[str]) -> None:
 
     Only for who knows that nobody is filling one of them.
     """
-    for path in parent.iterdir():
-        staging = STAGING.fullmatch(path.name)
-        if staging and staging[1] in names and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+    for folder in (parent, *(parent / name for name in names if (parent / name).is_dir())):
+        for path in folder.iterdir():
+            if _is_staging(path, names):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_staging(path: Path, names: Collection[str]) -> bool:
+    """Whether a folder is where results for one of some targets are, or were, on their way."""
+    staging = STAGING.fullmatch(path.name)
+    return staging is not None and staging[1] in names and path.is_dir()
