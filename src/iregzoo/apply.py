@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 import torch
 
@@ -11,7 +10,7 @@ from iregzoo.errors import InputError
 from iregzoo.space.files import affine_transform, write_volume
 from iregzoo.space.grid import Grid
 from iregzoo.space.points import read_point_list, voxel_places
-from iregzoo.space.scan import Scan, check_finite, looks_like_labels, read_volume
+from iregzoo.space.scan import Scan, as_float32, check_finite, looks_like_labels, read_volume
 from iregzoo.space.transforms import Chain, Moved, inverse_matrix, move, move_back
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -102,7 +101,7 @@ def apply_to_image(
     grid = Grid.of(read_volume(reference)[0])
     array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
     check_finite(array, path)
-    scan = Scan(torch.from_numpy(array.astype(np.float32))[None, None], Grid.of(image), path)
+    scan = Scan(torch.from_numpy(as_float32(array, path))[None, None], Grid.of(image), path)
     nearest = looks_like_labels(scan) if interpolation == "auto" else interpolation == "nearest"
     transform, moved = _inverse_on(chain, grid) if inverse else (chain.composite, None)
     write_volume(output, _resample(image, grid, transform, nearest=nearest, outside=0.0 if nearest else scan.outside))

@@ -3,3 +3,16 @@
 
 class InputError(ValueError):
     """Something about the input or the output place is wrong; the message says what and how to mend it."""
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a file whose bytes are no UTF-8 text: handed over to ITK, it would end the process.
+
+    Raises:
+        InputError: saying what it is.
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise InputError(f"{shown}: its name is not UTF-8 text; rename it") from None

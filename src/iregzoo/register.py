@@ -16,7 +16,7 @@ from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame, make_frame, network_input, warp_scan
 from iregzoo.space.grid import Grid, canonical_axes
 from iregzoo.space.scan import Scan, Window, looks_like_labels, read_labels, read_scan
-from iregzoo.space.start import affine_start
+from iregzoo.space.start import STARTS, affine_start
 from iregzoo.zoo import Method, WeightsCard
 
 CONTROLLERS: dict[str, type[TCI] | type[IterStop] | type[FixedIterations]] = {
@@ -214,9 +214,10 @@ def register(
         )
         image = network_input(frame, scans.fixed, scans.moving, method.card.window)
         if not image[:, 0].any():
+            others = " or ".join(other for other in STARTS[1:] if other != init)
             raise InputError(
-                f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {init}); "
-                "bring them together with --init center, rigid or affine"
+                f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {init}); bring them "
+                f"together with --init {others}, or mend the affines of their headers"
             )
     with timed("network", seconds, progress):
         device = next(method.network.parameters()).device

@@ -1,7 +1,7 @@
 """Reading scans of every format, each check of the input, and intensities."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,6 +83,53 @@ def test_dicom_folder_gives_its_voxels_and_their_places(tmp_path: Path) -> None:
     assert scan.outside == array.min()
 
 
+SERIES = make_grid((6, 5, 12), (0.8, 0.9, 2.5), degrees=(5, -7, 11), centre=(10, -20, 300))
+
+
+def series(folder: Path, slices: Sequence[int] = range(12), shift_mm: float = 0.0) -> Path:
+    """Slices of a volume in a folder, which may be chosen more than once or be shifted sideways one by one."""
+    array = np.arange(6 * 5 * 12).reshape(6, 5, 12)
+    write_series(folder, array, SERIES)
+    files = sorted(folder.iterdir(), key=lambda path: sitk.ReadImage(str(path)).GetOrigin()[2])
+    for number, path in enumerate(files):
+        cut = sitk.ReadImage(str(path))
+        cut.SetOrigin(cut.TransformContinuousIndexToPhysicalPoint((number * shift_mm / 0.8, 0.0, 0.0)))
+        path.unlink()
+        for copy in range(list(slices).count(number)):
+            cut.SetMetaData("0020|0032", "\\".join(f"{v:.9g}" for v in cut.GetOrigin()))
+            cut.SetMetaData("0008|0018", f"1.2.826.0.1.3680043.2.1125.5.{number}.{copy}")
+            writer = sitk.ImageFileWriter()
+            writer.KeepOriginalImageUIDOn()
+            writer.SetFileName(str(folder / f"slice{number:02d}{'abc'[copy]}.dcm"))
+            writer.Execute(cut)
+    return folder
+
+
+def test_a_whole_series_is_read_however_its_files_are_called(tmp_path: Path) -> None:
+    scan = read_scan(series(tmp_path / "series", shift_mm=0.01))  # what rounded places come to
+    assert scan.grid.shape == (6, 5, 12)
+    np.testing.assert_allclose(scan.grid.spacing, (0.8, 0.9, 2.5), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("slices", "shift_mm", "words"),
+    [
+        ([0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11], 0, "2.5 mm apart, but slice03a.dcm and slice05a.dcm are 5 mm; export"),
+        ([*range(12), 4], 0, "slice04a.dcm and slice04b.dcm are slices of one place; give a folder with one volume"),
+        ([*range(12), *range(12)], 0, "slice00a.dcm and slice00b.dcm are slices of one place"),
+        (range(12), 0.5, "shifted by 5.5 mm from the first to the last .a tilted gantry.; resample"),
+    ],
+    ids=["gap", "twice", "two volumes", "tilted"],
+)
+def test_a_series_that_itk_would_lay_out_wrongly_is_refused(
+    tmp_path: Path, slices: Sequence[int], shift_mm: float, words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        read_scan(series(tmp_path / "series", slices, shift_mm))
+    assert str(tmp_path / "series") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_single_volume_in_a_4d_file_is_read(tmp_path: Path) -> None:
     image = noise_image((7, 8, 9))
     path = nifti(tmp_path / "scan.nii.gz", image[0, 0].numpy()[..., None], np.diag([1.0, 2, 3, 1]))
@@ -149,6 +196,14 @@ def infinite(folder: Path) -> Path:
     return with_value(-np.inf, folder)
 
 
+def too_large(folder: Path) -> Path:
+    return nifti(folder / "scan.nii", np.linspace(0, 1e300, 60).reshape(3, 4, 5), np.eye(4))
+
+
+def too_alike(folder: Path) -> Path:
+    return nifti(folder / "scan.nii", 1e9 + np.linspace(0, 1, 60).reshape(3, 4, 5), np.eye(4))
+
+
 def constant(folder: Path) -> Path:
     return nifti(folder / "scan.nii.gz", np.full((5, 6, 7), 4.5))
 
@@ -202,6 +257,8 @@ GUARDS: dict[Callable[[Path], Path], str] = {
     not_a_number_in_nrrd: "2 voxels are NaN or infinite; replace them",
     infinite: "2 voxels are NaN or infinite; replace them",
     constant: "every voxel is 4.5; an image without contrast",
+    too_large: r"the value 1e\+300, more than single precision takes \(3.4e\+38\); divide",
+    too_alike: r"around 1e\+09, differ by less than single precision tells; subtract",
     without_affine: "sform and qform codes are 0.*set_sform",
     singular_affine: "affine is singular.*set a valid",
     sheared_affine: "its affine is sheared.*resample it to a grid",
@@ -217,6 +274,11 @@ def test_bad_scan_is_refused_with_the_reason_in_one_line(tmp_path: Path, make: C
         read_scan(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_no_text_is_refused_before_itk_sees_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"bad\\xff.nii.gz: its name is not UTF-8 text; rename it"):
+        read_scan(tmp_path / "bad\udcff.nii.gz")
 
 
 @contextmanager

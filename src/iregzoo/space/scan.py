@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iregzoo.errors import InputError
+from iregzoo.errors import InputError, check_name
 from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
 from iregzoo.space.separable import axis_order, resample_axes
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 PERCENTILES = (0.5, 99.5)
+SAME_PLACE_MM = 1e-3  # between two slices: the same one again, or another volume's
+UNEVEN = 0.1  # of the usual distance between slices: one that differs by more is no rounding
 NO_BLUR = 0.25  # voxels: a narrower Gaussian changes nothing
 Window = Sequence[float]  # the intensities that become 0 and 1
 
@@ -60,8 +62,14 @@ def read_scan(path: str | Path) -> Scan:
 
 def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
     """The scan of an image's voxels (X, Y, Z), with the checks of ``read_scan`` on their values."""
-    array = array.astype(np.float32)
     check_finite(array, path)
+    varied = array.min() != array.max()
+    array = as_float32(array, path)
+    if array.min() == array.max() and varied:
+        raise InputError(
+            f"{path}: its voxels, around {array.flat[0]:g}, differ by less than single precision tells; subtract a "
+            "constant from the image"
+        )
     if array.min() == array.max():
         raise InputError(f"{path}: every voxel is {array.flat[0]:g}; an image without contrast cannot be registered")
     return Scan(_tensor(array), grid, path)
@@ -128,6 +136,7 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
     if not str(path).strip():
         raise InputError("a path is empty; give a file or a DICOM folder")
     path = Path(path)
+    check_name(str(path.absolute()))
     _check_there(path)
     if path.is_file() and path.name.lower().endswith(NIFTI):
         _check_nifti(path)
@@ -177,6 +186,22 @@ def itk_reason(error: RuntimeError) -> str:
     return lines[-1].split("): ")[-1][:160] if lines else "unknown reason"
 
 
+def as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    """Finite values in the precision in which everything is computed.
+
+    Raises:
+        InputError: where they are too large for it.
+    """
+    most = np.finfo(np.float32).max
+    least, largest = array.min(), array.max()
+    if least < -most or largest > most:
+        raise InputError(
+            f"{path}: holds the value {max(least, largest, key=abs):g}, more than single precision takes ({most:.1e}); "
+            "divide the image by a constant"
+        )
+    return array.astype(np.float32)
+
+
 def check_finite(array: NDArray[Any], path: Path) -> None:
     """Refuse NaN and infinite voxels.
 
@@ -217,8 +242,45 @@ def _read_dicom(folder: Path) -> sitk.Image:
         found = "no DICOM series" if not series else f"{len(series)} DICOM series"
         raise InputError(f"{folder}: holds {found}; give a folder with exactly one")
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    reader.SetFileNames(_in_order(reader.GetGDCMSeriesFileNames(str(folder), series[0]), folder))
     return reader.Execute()
+
+
+def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
+    """The files of a series from the first slice to the last.
+
+    Raises:
+        InputError: for what ITK would lay out evenly although it is not: a slice that is missing, there twice, shifted.
+    """
+    if len(files) < 3:
+        return files
+    reader, corners = sitk.ImageFileReader(), []
+    for file in files:
+        reader.SetFileName(file)
+        reader.ReadImageInformation()
+        corners.append(reader.GetOrigin())
+    normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
+    order = np.argsort(np.array(corners) @ normal, kind="stable")
+    places, files = np.array(corners)[order], [files[number] for number in order]
+    along = places @ normal
+    steps = np.diff(along)
+    usual, twice = float(np.median(steps)), steps.min() < SAME_PLACE_MM
+    worst = int(steps.argmin() if twice else np.abs(steps - usual).argmax())
+    names = " and ".join(Path(file).name for file in files[worst : worst + 2])
+    if twice:
+        raise InputError(f"{folder}: {names} are slices of one place; give a folder with one volume alone")
+    if abs(steps[worst] - usual) > UNEVEN * usual:
+        raise InputError(
+            f"{folder}: its slices are {usual:.3g} mm apart, but {names} are {steps[worst]:.3g} mm; export the series "
+            "again, whole and as one volume"
+        )
+    shift = float(np.linalg.norm(places - places[0] - np.outer(along - along[0], normal), axis=1).max())
+    if shift > max(reader.GetSpacing()[:2]):
+        raise InputError(
+            f"{folder}: its slices are shifted by {shift:.3g} mm from the first to the last (a tilted gantry); "
+            "resample it to a volume without tilt"
+        )
+    return files
 
 
 def scale(data: Tensor, limits: tuple[float, float]) -> Tensor:
