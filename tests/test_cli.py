@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from iregzoo import __version__
 from shell import run
 
 SHAPE = (24, 28, 24)
@@ -181,6 +182,28 @@ def test_names_that_look_like_something_else_stay_names(
     assert (tmp_path / name / "warped.nii.gz").is_file()
 
 
+@pytest.mark.parametrize(("value", "files"), [("false", 6), ("TRUE", 9)])
+def test_false_is_false(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], value: str, files: int
+) -> None:
+    arguments = ["register", *pair, "--output", str(tmp_path / "out"), "--inverse", value]
+    assert run(monkeypatch, *arguments, "--max-iterations", "1") == 0
+    assert len(list((tmp_path / "out").iterdir())) == files
+
+
+def test_a_first_letter_stands_for_the_one_option_it_may(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str]
+) -> None:
+    arguments = ["register", *pair, "--output", str(tmp_path / "out"), "-b", "pan", "-d=cpu"]
+    assert run(monkeypatch, *arguments) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["bundle"] == "pan"
+
+
+def test_it_says_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"iregzoo {__version__}\n"
+
+
 def test_places_may_be_given_without_their_names(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str]
 ) -> None:
@@ -226,6 +249,15 @@ def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
     [
         (["register", "--fixed", "a.nii.gz"], "register needs --moving, --output; see iregzoo register --help"),
         (["register", "a.nii.gz", "--moving", "b.nii.gz"], "register needs --output; see"),
+        (["register", "--refine", "2", "-d", "cpu"], "register needs --fixed, --moving, --output; see"),
+        (["register", "-f", "a.nii.gz"], "-f is no option; write it out: --fixed or --fixed-labels"),
+        (["register", "-x", "a.nii.gz"], "-x is no option; write it out"),
+        (["register", "-dcpu"], "-dcpu is no option; write it out: --device"),
+        (["register", "--inverse", "maybe"], "--inverse 'maybe': give true or false"),
+        (["batch", "--overwrite=1"], "--overwrite '1': give true or false"),
+        (["regster", "--fixed", "a.nii.gz"], "regster is no command; there are register, apply,"),
+        (["register", "bad\udcff.nii.gz"], "bad\\xff.nii.gz: its name is not UTF-8 text; rename it"),
+        (["register", "--output", "bad\udcff"], "bad\\xff: its name is not UTF-8 text; rename it"),
         (["label-app"], "label-app needs --folder; see"),
         (["label-app", ""], "an argument of label-app is empty"),
         (["label-app", "app", "--bundles="], "--bundles is empty"),

@@ -11,13 +11,15 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import get_args
 
+from iregzoo import __version__
 from iregzoo.commands.batch import batch
 from iregzoo.commands.label import label_app
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
 from iregzoo.commands.transforms import apply
 from iregzoo.commands.zoo import download, import_checkpoint, list_bundles, pack, verify
-from iregzoo.errors import InputError
+from iregzoo.errors import InputError, check_name
+from iregzoo.flags import flag
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "register": register,
@@ -41,26 +43,38 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     1e5 as a number: unknown options are refused first, and what a command takes as text is quoted.
 
     Raises:
-        InputError: naming an option that the command does not have or that lacks its value, an argument that is empty,
-            and those that are missing.
+        InputError: naming an unknown command, an option that the command does not have or that lacks its value, one
+            that is neither true nor false, an argument that is empty, and those that are missing.
     """
-    command = COMMANDS.get(arguments[0]) if arguments else None
-    if command is None:
+    if not arguments or arguments[0].startswith("-"):
         return list(arguments)
-    parameters = signature(command).parameters
+    if arguments[0] not in COMMANDS:
+        raise InputError(f"{arguments[0]} is no command; there are {', '.join(COMMANDS)}")
+    parameters = signature(COMMANDS[arguments[0]]).parameters
     prepared, rest = [arguments[0]], list(arguments[1:])
     while rest:
         argument = rest.pop(0)
         if argument in ("--", "--help", "-h"):  # what follows is Fire's own
             return [*prepared, argument, *rest]
+        check_name(argument)
         if not argument:
             raise InputError(f"an argument of {arguments[0]} is empty; give it a value or leave it out")
-        if argument.startswith("--"):
-            prepared.append(_option(argument, rest, arguments[0], parameters))
-        else:
-            prepared.append(argument if argument.startswith("-") else repr(argument))
+        if argument.startswith("-") and argument[1:2].isalpha():
+            argument = _whole(argument, parameters)
+        prepared.append(
+            _option(argument, rest, arguments[0], parameters) if argument.startswith("--") else repr(argument)
+        )
     _check_missing(prepared, parameters)
     return prepared
+
+
+def _whole(argument: str, parameters: Mapping[str, Parameter]) -> str:
+    """An option that was given by its first letter, as Fire's help offers it, by its whole name."""
+    letter, rest = argument[1], argument[2:]
+    meant = [f"--{name.replace('_', '-')}" for name in parameters if name.startswith(letter)]
+    if len(meant) != 1 or (rest and not rest.startswith("=")):
+        raise InputError(f"{argument} is no option; write it out" + (f": {' or '.join(meant)}" if meant else ""))
+    return meant[0] + rest
 
 
 def _option(argument: str, rest: list[str], command: str, parameters: Mapping[str, Parameter]) -> str:
@@ -73,20 +87,21 @@ def _option(argument: str, rest: list[str], command: str, parameters: Mapping[st
     annotation = parameters[name].annotation
     if "=" not in argument and rest and not rest[0].startswith("--"):
         value = rest.pop(0)
+        check_name(value)
     elif "=" not in argument:
         if annotation is not bool:
             raise InputError(f"{option} has no value; give one after it")
         value = "True"
     if not value:
         raise InputError(f"{option} is empty; give it a value or leave it out")
+    if annotation is bool:
+        value = str(flag(value, option))
     text = annotation is str or str in get_args(annotation)
     return f"--{name}={value!r}" if text else f"--{name}={value}"
 
 
 def _check_missing(prepared: Sequence[str], parameters: Mapping[str, Parameter]) -> None:
     """Refuse a command that lacks arguments; Fire would print its usage, in many lines."""
-    if any(argument.startswith("-") and not argument.startswith("--") for argument in prepared):
-        return  # a letter of Fire's own, which may stand for any of them
     named = {argument[2:].partition("=")[0] for argument in prepared if argument.startswith("--")}
     without_name = sum(not argument.startswith("--") for argument in prepared[1:])
     needed = [name for name, it in parameters.items() if it.default is Parameter.empty and name not in named]
@@ -118,6 +133,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # an arrow must not fail where only ASCII can be shown
+    if sys.argv[1:] == ["--version"]:
+        return print(f"iregzoo {__version__}")
     try:
         fire.Fire(COMMANDS, prepare(sys.argv[1:]), name="iregzoo")
     except InputError as error:
