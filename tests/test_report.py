@@ -15,7 +15,7 @@ from iregzoo.planes import PLANES
 from iregzoo.quality import compare, figures
 from iregzoo.register import Result, Scans, finish
 from iregzoo.registration import Registration
-from iregzoo.report import COLUMNS, GAP, GOLD, GREYS, LEFT, MAGENTA, SIDE, TOP, coloured, font, picture
+from iregzoo.report import COLUMNS, GAP, GOLD, GREYS, LEFT, MAGENTA, SIDE, TOP, _name, coloured, font, picture
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Grid
 from iregzoo.space.scan import Scan
@@ -158,10 +158,10 @@ def test_a_fold_of_one_voxel_is_seen_where_voxels_are_smaller_than_pixels(tmp_pa
         assert marked.sum() <= 9 * len(x)
 
 
-def ink(band: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+def ink(band: NDArray[np.uint8], gap: int = GAP) -> list[NDArray[np.uint8]]:
     """What is written in a band, (length, …): runs with a gap of white between them."""
     written = np.flatnonzero((band < 255).reshape(len(band), -1).any(1))
-    ends = np.flatnonzero(np.diff(written) > GAP)
+    ends = np.flatnonzero(np.diff(written) > gap)
     parts = zip(np.append(written[0], written[ends + 1]), np.append(written[ends], written[-1]) + 1, strict=True)
     return [band[first:last] for first, last in parts]
 
@@ -179,6 +179,43 @@ def test_titles_and_names_are_whole_whatever_the_scans_proportions(
         assert len(found) == len(expected) == count
         assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
     assert (whole[: TOP - 20, -GAP:] == 255).all()
+
+
+def test_the_lines_of_the_grid_are_as_far_apart_along_every_axis(tmp_path: Path) -> None:
+    """In mm, however thick the slices are."""
+    grid = make_grid((80, 80, 20), (0.5, 0.5, 2.0), signs=(-1, -1, 1))
+    whole = drawn(tmp_path / "p.png", grid, torch.arange(80.0 * 80 * 20).view(1, 1, 80, 80, 20))
+    counts = []
+    for row in range(3):
+        drawn_lines = tile(whole, row, "deformed grid")
+        gold = drawn_lines[..., 0] - drawn_lines[..., 2]
+        for axis in range(2):
+            profile = gold.mean(axis)
+            lines = profile > (profile.max() + np.median(profile)) / 2.5
+            counts.append(int((np.diff(lines.astype(int)) == 1).sum()) + int(lines[0]))
+    assert counts == [20] * 6
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [((190, 190), "RLAP"), ((190, 30), "RL"), ((25, 25), "RL"), ((20, 190), "AP"), ((190, 4), "")]
+)
+def test_letters_that_have_no_room_are_left_out(size: tuple[int, int], shown: str) -> None:
+    """So that those that are there can be read."""
+    cut = Image.new("RGB", size)
+    _name(cut, PLANES[0])
+    white = np.asarray(cut).min(-1) > 200
+    wide, high = size[0] // 3, size[1] // 3
+    where = {"R": np.s_[high:-high, :wide], "L": np.s_[high:-high, -wide:], "A": np.s_[:high, wide:-wide]}
+    where["P"] = np.s_[-high:, wide:-wide]
+    assert "".join(letter for letter, place in where.items() if white[place].any()) == shown
+
+
+def test_a_name_of_many_lines_is_written_in_one(tmp_path: Path) -> None:
+    grid = CUBES["plain"]
+    scan = Scan(ball(grid, np.zeros(3)), grid, Path("new\nline.nii.gz"))
+    still = Registration(torch.zeros(1, 3, *grid.shape))
+    whole = written(tmp_path / "p.png", finish(Scans(scan, scan), Frame(grid, grid, grid, np.eye(4)), "none", still))
+    assert len(ink(whole[: TOP - 20, :400], gap=1)) == 3
 
 
 def test_a_long_name_is_whole(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from iregzoo.space.grid import Grid, Matrix, canonical_axes, inverse
 
 Volume = NDArray[np.float32]
 JACOBIAN_LIMITS = (0.0, 2.5)  # det J at the ends of the colours
-GRID_LINES = 22  # of a deformed grid, along its longest axis
+GRID_LINES = 22  # of a deformed grid, along the longest axis of the field of view
 
 
 @dataclass(frozen=True)

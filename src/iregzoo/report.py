@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from io import BytesIO
-from itertools import accumulate
+from itertools import accumulate, compress
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,9 @@ def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path
 
 def headline(result: Result, figures: Mapping[str, Any]) -> list[str]:
     """What was registered, how it is shown, and the figures that matter, a line each."""
+    names = [result.scans.moving.path.name, result.scans.fixed.path.name]
     return [
-        f"{result.scans.moving.path.name}  →  {result.scans.fixed.path.name}",
+        "  →  ".join("".join(letter if letter.isprintable() else "�" for letter in name) for name in names),
         f"affine start: {result.init}; radiological convention, letters name the patient's sides",
         "   ·   ".join(key_figures(figures)),
     ]
@@ -162,10 +163,12 @@ def _with_grid(under: Image.Image, lines: list[NDArray[np.float64]]) -> Image.Im
     """Lines of the fixed grid at the places where the deformation reads the moving image."""
     places = np.stack(lines, axis=-1)
     voxels = np.array(places.shape[:2])
-    pixels = (voxels - 0.5 - places) * (np.array(under.size) / voxels)
-    step = max(1, int(voxels.max()) // GRID_LINES)
+    scale = np.array(under.size) / voxels
+    pixels = (voxels - 0.5 - places) * scale
+    # As many mm apart along every axis of all planes, however large the voxels are along it.
+    along, up = np.maximum(1, np.round(FINER * SIDE / GRID_LINES / scale)).astype(int)
     draw = ImageDraw.Draw(under)
-    for line in (*pixels[::step], *pixels[:, ::step].swapaxes(0, 1)):
+    for line in (*pixels[::along], *pixels[:, ::up].swapaxes(0, 1)):
         draw.line(line.ravel().tolist(), GOLD, width=2)
     return under.reduce(FINER)
 
@@ -190,9 +193,11 @@ def _lines(result: Result, plane: Plane, index: int) -> list[NDArray[np.float64]
 
 
 def _name(cut: Image.Image, plane: Plane) -> None:
-    """Write the patient's sides on a picture."""
+    """Write the patient's sides on a picture, those for which it has room."""
     draw = ImageDraw.Draw(cut)
-    for (x, y, anchor), letter in zip(SIDES, plane.sides, strict=True):
+    sides, ends = cut.width >= 2 * TEXT and cut.height >= TEXT, cut.width >= TEXT and cut.height >= 3 * TEXT
+    fits = (sides, sides, ends, ends)
+    for (x, y, anchor), letter in compress(zip(SIDES, plane.sides, strict=True), fits):
         place = x * cut.width, y * cut.height
         draw.text(place, letter, "white", font(TEXT), anchor=anchor, stroke_width=1, stroke_fill="black")
 
