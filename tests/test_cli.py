@@ -199,6 +199,28 @@ def test_a_first_letter_stands_for_the_one_option_it_may(
     assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["bundle"] == "pan"
 
 
+@pytest.mark.parametrize("asking", [["--help"], ["-h"], ["--", "--help"], ["--overwrite", "--help"]])
+def test_help_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, asking: list[str]
+) -> None:
+    monkeypatch.setenv("PAGER", "cat")
+    assert run(monkeypatch, "demo", str(tmp_path / "out"), *asking) == 0
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_hangup_that_nohup_ignores_stays_ignored(ignored: bool) -> None:
+    code = (
+        "import os, signal, sys; from iregzoo import cli\n"
+        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
+        "cli.COMMANDS['list'] = lambda: os.kill(os.getpid(), signal.SIGHUP) or print('went on')\n"
+        "sys.argv = ['iregzoo', 'list']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, "went on" in done.stdout) == ((0, True) if ignored else (2, False))
+
+
 def test_it_says_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"iregzoo {__version__}\n"
@@ -258,6 +280,8 @@ def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
         (["regster", "--fixed", "a.nii.gz"], "regster is no command; there are register, apply,"),
         (["register", "bad\udcff.nii.gz"], "bad\\xff.nii.gz: its name is not UTF-8 text; rename it"),
         (["register", "--output", "bad\udcff"], "bad\\xff: its name is not UTF-8 text; rename it"),
+        (["list", "foo"], "--json 'foo': give true or false"),
+        (["list", "true", "extra"], "'extra' is an argument too many; see iregzoo list --help"),
         (["label-app"], "label-app needs --folder; see"),
         (["label-app", ""], "an argument of label-app is empty"),
         (["label-app", "app", "--bundles="], "--bundles is empty"),

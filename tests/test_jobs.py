@@ -158,6 +158,15 @@ def test_folders_and_tables_of_others_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
 
 
+def test_a_folder_made_before_in_which_a_run_was_killed_is_filled(cohort: Path, tmp_path: Path) -> None:
+    folder = jobs_of(cohort, tmp_path)[0].folder
+    (folder / f".{folder.name}.abcdefgh").mkdir(parents=True)
+    assert done_of(cohort, tmp_path) == set()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        done_of(cohort, tmp_path)
+
+
 def test_summary_of_pairs_that_the_table_lacks_is_kept(
     cohort: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,7 +185,7 @@ def test_results_come_from_the_folder_itself_where_it_is_there(tmp_path: Path, t
     if there:
         (target / ".results.abcdefgh").mkdir(parents=True)
     with whole_folder(target, overwrite=False, owned=OWNED) as place:
-        assert place.parent == (target if there else tmp_path)
+        assert place.parents[1] == (target if there else tmp_path)
         (place / "report.txt").write_text("new")
     remove_leftovers(tmp_path, {"results"})
     assert contents(target) == {"report.txt": "new"}
@@ -200,6 +200,55 @@ def test_results_that_another_run_wrote_meanwhile_are_kept_unless_told(tmp_path:
             fill(target, text="sooner")
             (place / "report.txt").write_text("later")
         assert contents(target) == ({"report.txt": "later"} if overwrite else dict.fromkeys(sorted(OWNED), "sooner"))
+
+
+@pytest.mark.parametrize("moved", range(3))
+def test_a_stop_between_two_files_leaves_an_empty_folder_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    replace, left = Path.replace, [moved]
+
+    def stopped(source: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no group there")
+def test_a_folder_belongs_to_the_group_of_a_shared_one(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2775)
+    fill(tmp_path / "results")
+    (tmp_path / "other").mkdir()
+    assert (tmp_path / "results").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match="loop: is a link that leads back to itself; choose another --output"):
+        fill(tmp_path / "loop")
+
+
+def test_a_place_whose_name_is_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "\udcff").mkdir()
+    monkeypatch.chdir(tmp_path / "\udcff")
+    with pytest.raises(InputError, match=r"\\xff/results: its name is not UTF-8 text"):
+        fill(Path("results"))
+
+
+def test_a_file_in_the_place_of_a_folder_below_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "ipear").write_text("mine")
+    with (
+        pytest.raises(InputError, match=r"ipear: is a file, where a folder would go"),
+        whole_folder(tmp_path, overwrite=True, owned=("a", "ipear/d")),
+    ):
+        raise AssertionError("the work has begun")
+    assert contents(tmp_path) == {"ipear": "mine"}
 
 
 def test_a_file_that_another_run_wrote_meanwhile_is_kept(tmp_path: Path) -> None:

@@ -51,19 +51,27 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     if arguments[0] not in COMMANDS:
         raise InputError(f"{arguments[0]} is no command; there are {', '.join(COMMANDS)}")
     parameters = signature(COMMANDS[arguments[0]]).parameters
-    prepared, rest = [arguments[0]], list(arguments[1:])
+    prepared, places, rest = [arguments[0]], list[str](), list(arguments[1:])
     while rest:
         argument = rest.pop(0)
-        if argument in ("--", "--help", "-h"):  # what follows is Fire's own
-            return [*prepared, argument, *rest]
+        if argument in ("--help", "-h") or (argument == "--" and rest[:1] in (["--help"], ["-h"])):
+            return [arguments[0], "--", "--help"]  # alone: Fire would run a command that is complete
+        if argument == "--":  # what follows is Fire's own
+            return [*prepared, *map(repr, places), argument, *rest]
         check_name(argument)
         if not argument:
             raise InputError(f"an argument of {arguments[0]} is empty; give it a value or leave it out")
         if argument.startswith("-") and argument[1:2].isalpha():
             argument = _whole(argument, parameters)
-        prepared.append(
-            _option(argument, rest, arguments[0], parameters) if argument.startswith("--") else repr(argument)
-        )
+        if argument.startswith("--"):
+            prepared.append(_option(argument, rest, arguments[0], parameters))
+        else:
+            places.append(argument)
+    named = {option[2:].partition("=")[0] for option in prepared[1:]}
+    free = [name for name in parameters if name not in named]
+    if len(places) > len(free):
+        raise InputError(f"{places[len(free)]!r} is an argument too many; see iregzoo {arguments[0]} --help")
+    prepared += [_typed(name, place, parameters) for name, place in zip(free, places, strict=False)]
     _check_missing(prepared, parameters)
     return prepared
 
@@ -94,18 +102,22 @@ def _option(argument: str, rest: list[str], command: str, parameters: Mapping[st
         value = "True"
     if not value:
         raise InputError(f"{option} is empty; give it a value or leave it out")
+    return _typed(name, value, parameters)
+
+
+def _typed(name: str, value: str, parameters: Mapping[str, Parameter]) -> str:
+    """An option for Fire, its value quoted where it is text."""
+    annotation = parameters[name].annotation
     if annotation is bool:
-        value = str(flag(value, option))
+        value = str(flag(value, f"--{name.replace('_', '-')}"))
     text = annotation is str or str in get_args(annotation)
     return f"--{name}={value!r}" if text else f"--{name}={value}"
 
 
 def _check_missing(prepared: Sequence[str], parameters: Mapping[str, Parameter]) -> None:
     """Refuse a command that lacks arguments; Fire would print its usage, in many lines."""
-    named = {argument[2:].partition("=")[0] for argument in prepared if argument.startswith("--")}
-    without_name = sum(not argument.startswith("--") for argument in prepared[1:])
-    needed = [name for name, it in parameters.items() if it.default is Parameter.empty and name not in named]
-    if missing := needed[without_name:]:
+    given = {option[2:].partition("=")[0] for option in prepared[1:]}
+    if missing := [name for name, it in parameters.items() if it.default is Parameter.empty and name not in given]:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise InputError(f"{prepared[0]} needs {options}; see iregzoo {prepared[0]} --help")
 
@@ -129,7 +141,8 @@ def main() -> None:
 
     atexit.register(_end_quickly)
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a scheduler's way of Ctrl-C
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # an arrow must not fail where only ASCII can be shown

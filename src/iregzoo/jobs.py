@@ -15,6 +15,7 @@ from typing import Any
 from iregzoo.cases import Case, folder_names, read_cases
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
+from iregzoo.outputs import held
 from iregzoo.register import choose_controller, gradient_steps
 from iregzoo.results import FILES, provenance
 from iregzoo.space.start import STARTS
@@ -222,7 +223,7 @@ def _read_report(folder: Path) -> Report | None:
 def _difference(job: Job, report: Report | None) -> str:
     """What keeps a folder from being this job's, in words; nothing where it is, or is to be made."""
     if report is None:
-        foreign = job.folder.is_dir() and {path.name for path in job.folder.iterdir()} - set(FILES)
+        foreign = job.folder.is_dir() and held(job.folder) - set(FILES)
         return "holds other files" if foreign else ""
     if "batch" not in report:
         return "was not made by a batch"

@@ -6,9 +6,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from iregzoo.errors import InputError
+from iregzoo.errors import InputError, check_name
 from iregzoo.flags import flag
 
 STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as mkdtemp names them below
@@ -35,13 +36,10 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         InputError: where ``target`` is a file, cannot be written, or is not empty, also where another run has filled it
             by the end of the block.
     """
-    target, overwrite = target.resolve(), flag(overwrite, "overwrite")
-    with (
-        _staging(
-            target, option, lambda: check_target(target, overwrite=overwrite, owned=owned, option=option)
-        ) as place,
-        _told_of(place, target),
-    ):
+    target, overwrite = _resolved(target, option), flag(overwrite, "overwrite")
+    check = partial(check_target, target, overwrite=overwrite, owned=owned, option=option)
+    with _staging(target, option, check) as place, _told_of(place, target):
+        place.mkdir()
         yield place
         _publish(place, target, owned, overwrite=overwrite, option=option)
 
@@ -60,19 +58,28 @@ def whole_file(target: Path, *, overwrite: bool, option: str = "--output") -> It
     Raises:
         InputError: where ``target`` is a folder, cannot be written, or is there already.
     """
-    target, overwrite = target.resolve(), flag(overwrite, "overwrite")
-    with (
-        _staging(target, option, lambda: _check_file(target, overwrite=overwrite, option=option)) as place,
-        _told_of(place, target.parent),
-    ):
-        yield place / target.name
-        _check_file(target, overwrite=overwrite, option=option)  # another run may have been sooner
-        (place / target.name).replace(target)
+    target, overwrite = _resolved(target, option), flag(overwrite, "overwrite")
+    check = partial(_check_file, target, overwrite=overwrite, option=option)
+    with _staging(target, option, check) as place, _told_of(place, target):
+        yield place
+        check()  # another run may have been sooner
+        place.replace(target)
+
+
+def _resolved(target: Path, option: str) -> Path:
+    """Where a target is in truth, its links followed."""
+    real = Path(os.path.realpath(target))
+    check_name(str(real))
+    if real.is_symlink():
+        raise InputError(f"{target}: is a link that leads back to itself; choose another {option}")
+    return real
 
 
 @contextmanager
 def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[Path]:
-    """A hidden folder in or beside a target that passed its check; it goes with the block, as do parents it made.
+    """A place of the target's name in a hidden folder in or beside a target that passed its check.
+
+    The folder goes with the block, as do parents that were made.
 
     These stay where the target is there in the end.
     """
@@ -87,7 +94,7 @@ def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[P
         _remove(missing)
         raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
     try:
-        yield staging
+        yield staging / target.name
         missing = []
     except OSError as error:
         raise InputError(
@@ -99,13 +106,13 @@ def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[P
 
 
 @contextmanager
-def _told_of(staging: Path, folder: Path) -> Iterator[None]:
-    """Errors speak of the folder that a user gave, and not of the hidden one."""
+def _told_of(place: Path, target: Path) -> Iterator[None]:
+    """Errors speak of the target that a user gave, and not of the hidden place."""
     try:
         yield
     except InputError as error:
-        if str(staging) in str(error):
-            raise InputError(str(error).replace(str(staging), str(folder))) from None
+        if str(place) in str(error):
+            raise InputError(str(error).replace(str(place), str(target))) from None
         raise
 
 
@@ -124,11 +131,19 @@ def check_target(
     if target.is_dir():
         if not os.access(target, os.W_OK | os.X_OK):
             raise InputError(f"{target}: is not writable; choose another {option}")
-        if not flag(overwrite, "overwrite") and any(not _is_staging(path, {target.name}) for path in target.iterdir()):
+        if not flag(overwrite, "overwrite") and held(target):
             raise InputError(f"{target}: is not empty; choose another {option} or add --overwrite")
     for name in owned:
         if (target / name).is_dir():
             raise InputError(f"{target / name}: is a folder, where a file would go; move it or choose another {option}")
+        for folder in (target / name).parents:
+            if target in folder.parents and folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder}: is a file, where a folder would go; move it or choose another {option}")
+
+
+def held(folder: Path) -> set[str]:
+    """The names of what a folder holds, but for results for it that were on their way when a process was killed."""
+    return {path.name for path in folder.iterdir() if not _is_staging(path, {folder.name})}
 
 
 def _check_file(target: Path, *, overwrite: bool, option: str) -> None:
@@ -159,17 +174,26 @@ def _publish(staging: Path, target: Path, owned: Collection[str], *, overwrite: 
                 "--overwrite"
             )
         place = {name: number for number, name in enumerate(owned)}
+        alone = not held(target)
         for name in place.keys() - written:
-            (target / name).unlink(missing_ok=True)
-            _remove([folder for folder in (target / name).parents if target in folder.parents])
-        for name in sorted(written, key=lambda name: place.get(name, -1)):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (staging / name).replace(target / name)
+            _withdraw(target, name)
+        try:
+            for name in sorted(written, key=lambda name: place.get(name, -1)):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                (staging / name).replace(target / name)
+        except BaseException:
+            if alone:  # there was nothing, so none of it stays
+                for name in written:
+                    _withdraw(target, name)
+            raise
         return
-    umask = os.umask(0)
-    os.umask(umask)
-    staging.chmod(0o777 & ~umask)
     staging.rename(target)
+
+
+def _withdraw(target: Path, name: str) -> None:
+    """Remove a file, and folders that this leaves empty."""
+    (target / name).unlink(missing_ok=True)
+    _remove([folder for folder in (target / name).parents if target in folder.parents])
 
 
 def remove_leftovers(parent: Path, names: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """Reading scans of every format, each check of the input, and intensities."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +30,10 @@ def scan_of(data: Tensor, grid: Grid) -> Scan:
     return Scan(data, grid, Path("scan.nii.gz"))
 
 
-def write_series(folder: Path, array: np.ndarray, grid: Grid, uid: str = "1.2.826.0.1.3680043.2.1125.1") -> None:
-    """One CT series, a file a slice, written as scanners do: the files' order says nothing."""
+def write_series(
+    folder: Path, array: np.ndarray, grid: Grid, uid: str = "1.2.826.0.1.3680043.2.1125.1", digits: int = 6
+) -> None:
+    """One CT series, a file a slice, written as scanners do: the files' order says nothing, and places are rounded."""
     folder.mkdir(exist_ok=True)
     image = grid.to_sitk(array.astype(np.int16))
     cosines = np.array(image.GetDirection()).reshape(3, 3)
@@ -45,7 +47,7 @@ def write_series(folder: Path, array: np.ndarray, grid: Grid, uid: str = "1.2.82
             "0020|000e": uid,
             "0008|0018": f"{uid}.{number + 1}",
             "0020|0013": str(number + 1),
-            "0020|0032": "\\".join(f"{v:.9g}" for v in image.TransformIndexToPhysicalPoint((0, 0, number))),
+            "0020|0032": "\\".join(f"{v:.{digits}f}" for v in image.TransformIndexToPhysicalPoint((0, 0, number))),
             "0020|0037": "\\".join(f"{v:.9g}" for v in (*cosines[:, 0], *cosines[:, 1])),
             "0018|0050": f"{grid.spacing[2]:.9g}",
         }
@@ -86,8 +88,13 @@ def test_dicom_folder_gives_its_voxels_and_their_places(tmp_path: Path) -> None:
 SERIES = make_grid((6, 5, 12), (0.8, 0.9, 2.5), degrees=(5, -7, 11), centre=(10, -20, 300))
 
 
-def series(folder: Path, slices: Sequence[int] = range(12), shift_mm: float = 0.0) -> Path:
-    """Slices of a volume in a folder, which may be chosen more than once or be shifted sideways one by one."""
+def series(
+    folder: Path, slices: Sequence[int] = range(12), shift_mm: float = 0.0, tags: Mapping[str, str] | None = None
+) -> Path:
+    """Slices of a volume in a folder, which may be chosen more than once or be shifted sideways one by one.
+
+    ``tags`` are the last slice's own; an empty one is left out.
+    """
     array = np.arange(6 * 5 * 12).reshape(6, 5, 12)
     write_series(folder, array, SERIES)
     files = sorted(folder.iterdir(), key=lambda path: sitk.ReadImage(str(path)).GetOrigin()[2])
@@ -98,6 +105,8 @@ def series(folder: Path, slices: Sequence[int] = range(12), shift_mm: float = 0.
         for copy in range(list(slices).count(number)):
             cut.SetMetaData("0020|0032", "\\".join(f"{v:.9g}" for v in cut.GetOrigin()))
             cut.SetMetaData("0008|0018", f"1.2.826.0.1.3680043.2.1125.5.{number}.{copy}")
+            for tag, value in (tags or {}).items() if number == max(slices) else ():
+                cut.SetMetaData(tag, value)
             writer = sitk.ImageFileWriter()
             writer.KeepOriginalImageUIDOn()
             writer.SetFileName(str(folder / f"slice{number:02d}{'abc'[copy]}.dcm"))
@@ -117,9 +126,11 @@ def test_a_whole_series_is_read_however_its_files_are_called(tmp_path: Path) -> 
         ([0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11], 0, "2.5 mm apart, but slice03a.dcm and slice05a.dcm are 5 mm; export"),
         ([*range(12), 4], 0, "slice04a.dcm and slice04b.dcm are slices of one place; give a folder with one volume"),
         ([*range(12), *range(12)], 0, "slice00a.dcm and slice00b.dcm are slices of one place"),
+        ([0, 0], 0, "slice00a.dcm and slice00b.dcm are slices of one place"),
         (range(12), 0.5, "shifted by 5.5 mm from the first to the last .a tilted gantry.; resample"),
+        ([0, 1], 2.0, "shifted by 2 mm from the first to the last"),
     ],
-    ids=["gap", "twice", "two volumes", "tilted"],
+    ids=["gap", "twice", "two volumes", "two of one", "tilted", "two tilted"],
 )
 def test_a_series_that_itk_would_lay_out_wrongly_is_refused(
     tmp_path: Path, slices: Sequence[int], shift_mm: float, words: str
@@ -128,6 +139,28 @@ def test_a_series_that_itk_would_lay_out_wrongly_is_refused(
         read_scan(series(tmp_path / "series", slices, shift_mm))
     assert str(tmp_path / "series") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_slice_at_another_angle_is_refused(tmp_path: Path) -> None:
+    flipped = "\\".join(f"{v:.9g}" for v in (*SERIES.affine[:3, 0] / 0.8, *-SERIES.affine[:3, 1] / 0.9))
+    folder = series(tmp_path / "series", tags={"0020|0037": flipped})
+    with pytest.raises(InputError, match=r"slice\d+a.dcm and slice\d+a.dcm lie at different angles; give"):
+        read_scan(folder)
+
+
+@pytest.mark.parametrize("spacing", [0.625, 0.75, 1.25, 2.0])
+def test_places_rounded_by_an_exporter_are_even_enough(tmp_path: Path, spacing: float) -> None:
+    grid = make_grid((6, 5, 30), (1.0, 1.0, spacing))
+    write_series(tmp_path, np.arange(900).reshape(6, 5, 30), grid, digits=1)
+    scan = read_scan(tmp_path)
+    assert scan.grid.spacing[2] == pytest.approx(spacing, abs=0.01)
+
+
+def test_a_dicom_file_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = series(tmp_path / "series")
+    (folder / "slice00a.dcm").rename(folder / "\udcff.dcm")
+    with pytest.raises(InputError, match=r"\\xff.dcm: its name is not UTF-8 text"):
+        read_scan(folder)
 
 
 def test_single_volume_in_a_4d_file_is_read(tmp_path: Path) -> None:
@@ -258,7 +291,7 @@ GUARDS: dict[Callable[[Path], Path], str] = {
     infinite: "2 voxels are NaN or infinite; replace them",
     constant: "every voxel is 4.5; an image without contrast",
     too_large: r"the value 1e\+300, more than single precision takes \(3.4e\+38\); divide",
-    too_alike: r"around 1e\+09, differ by less than single precision tells; subtract",
+    too_alike: r"around 1e\+09, differ by less than single precision tells; subtract or",
     without_affine: "sform and qform codes are 0.*set_sform",
     singular_affine: "affine is singular.*set a valid",
     sheared_affine: "its affine is sheared.*resample it to a grid",

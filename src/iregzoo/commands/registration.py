@@ -1,5 +1,6 @@
 """``iregzoo register`` and ``demo``: one pair of scans."""
 
+import os
 from pathlib import Path
 
 from iregzoo.commands.shared import STAGES, Progress, summary_line
@@ -55,7 +56,7 @@ def register(
     from iregzoo.zoo import load
 
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels)):
-        if Path(path).resolve().parent == Path(output).resolve() and Path(path).name in FILES:
+        if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
             raise InputError(f"{path}: lies where the results would go; choose another --output")
     stages = len(STAGES) + bool(inverse)
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(stages) as bar:

@@ -1,5 +1,6 @@
 """``iregzoo apply``: a transform that exists, on other images and on points."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def apply(
     back = flag(inverse, "inverse")
     check_names(input, reference, output, interpolation)
     for path in filter(None, (*paths, input, reference)):
-        if Path(path).resolve() == Path(output).resolve():
+        if os.path.realpath(path) == os.path.realpath(output):
             raise InputError(f"{path}: is where the result would go; choose another --output")
     with whole_file(Path(output), overwrite=overwrite) as target:
         chain = read_chain(paths)

@@ -16,7 +16,7 @@ import torch
 
 from iregzoo.errors import InputError
 from iregzoo.label.atlas import LabelledImage, write
-from iregzoo.outputs import whole_folder
+from iregzoo.outputs import held, whole_folder
 from iregzoo.register import CONTROLLERS
 from iregzoo.zoo import Method, Weights, bundles, find_weights, load, read_state, sha256
 
@@ -99,7 +99,7 @@ def check_is_app(folder: Path) -> None:
     Raises:
         InputError: for a folder that holds something else.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MODELS).is_dir():
+    if folder.is_dir() and held(folder) and not (folder / MODELS).is_dir():
         raise InputError(f"{folder}: is not empty, and no Label app; choose another folder")
 
 

@@ -19,8 +19,12 @@ from iregzoo.space.separable import axis_order, resample_axes
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 PERCENTILES = (0.5, 99.5)
+# Of the slices of a DICOM series. Places rounded to 0.1 mm are up to an eighth of a slice from those of an even stack;
+# one slice missing among any others puts some half a slice away.
+UNEVEN = 0.2  # of the usual distance between slices: how far from there one may lie
 SAME_PLACE_MM = 1e-3  # between two slices: the same one again, or another volume's
-UNEVEN = 0.1  # of the usual distance between slices: one that differs by more is no rounding
+ANOTHER_ANGLE = 1e-3  # between cosines
+DICOM_PLACE = "0020|0032"
 NO_BLUR = 0.25  # voxels: a narrower Gaussian changes nothing
 Window = Sequence[float]  # the intensities that become 0 and 1
 
@@ -67,8 +71,8 @@ def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
     array = as_float32(array, path)
     if array.min() == array.max() and varied:
         raise InputError(
-            f"{path}: its voxels, around {array.flat[0]:g}, differ by less than single precision tells; subtract a "
-            "constant from the image"
+            f"{path}: its voxels, around {array.flat[0]:g}, differ by less than single precision tells; subtract or "
+            "multiply by a constant"
         )
     if array.min() == array.max():
         raise InputError(f"{path}: every voxel is {array.flat[0]:g}; an image without contrast cannot be registered")
@@ -237,6 +241,8 @@ def _check_nifti(path: Path) -> None:
 
 
 def _read_dicom(folder: Path) -> sitk.Image:
+    for path in folder.iterdir():
+        check_name(str(path))
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = "no DICOM series" if not series else f"{len(series)} DICOM series"
@@ -250,16 +256,24 @@ def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
     """The files of a series from the first slice to the last.
 
     Raises:
-        InputError: for what ITK would lay out evenly although it is not: a slice that is missing, there twice, shifted.
+        InputError: for what ITK would lay out evenly although it is not: slices without a place or at different angles,
+            and one that is missing, there twice, or shifted.
     """
-    if len(files) < 3:
+    if len(files) < 2:
         return files
-    reader, corners = sitk.ImageFileReader(), []
+    reader, corners, turns = sitk.ImageFileReader(), [], []
     for file in files:
         reader.SetFileName(file)
         reader.ReadImageInformation()
+        if not reader.HasMetaDataKey(DICOM_PLACE):
+            raise InputError(f"{folder}: {Path(file).name} does not say where its slice lies; export the series again")
         corners.append(reader.GetOrigin())
-    normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
+        turns.append(reader.GetDirection())
+    turned = np.abs(np.array(turns) - turns[0]).max(axis=1)
+    if turned.max() > ANOTHER_ANGLE:
+        names = f"{Path(files[0]).name} and {Path(files[turned.argmax()]).name}"
+        raise InputError(f"{folder}: {names} lie at different angles; give a folder with one volume alone")
+    normal = np.array(turns[0]).reshape(3, 3)[:, 2]
     order = np.argsort(np.array(corners) @ normal, kind="stable")
     places, files = np.array(corners)[order], [files[number] for number in order]
     along = places @ normal
@@ -269,7 +283,7 @@ def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
     names = " and ".join(Path(file).name for file in files[worst : worst + 2])
     if twice:
         raise InputError(f"{folder}: {names} are slices of one place; give a folder with one volume alone")
-    if abs(steps[worst] - usual) > UNEVEN * usual:
+    if np.abs(along - np.linspace(along[0], along[-1], len(along))).max() > UNEVEN * usual:
         raise InputError(
             f"{folder}: its slices are {usual:.3g} mm apart, but {names} are {steps[worst]:.3g} mm; export the series "
             "again, whole and as one volume"
