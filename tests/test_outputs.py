@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -264,13 +264,13 @@ def test_a_file_that_another_run_wrote_meanwhile_is_kept(tmp_path: Path) -> None
     assert contents(tmp_path) == {"points.csv": "sooner"}
 
 
-def test_a_folder_may_lie_in_another_that_is_filled_too(tmp_path: Path) -> None:
-    with (
-        whole_folder(tmp_path / "results", overwrite=False, owned=OWNED) as outer,
-        whole_folder(tmp_path / "results" / "fields", overwrite=False, owned=("a.txt",)) as inner,
-    ):
-        (outer / "report.txt").write_text("new")
-        (inner / "a.txt").write_text("new")
+@pytest.mark.parametrize("inner_first", [False, True])
+def test_a_folder_may_lie_in_another_that_is_filled_too(tmp_path: Path, inner_first: bool) -> None:
+    whole = [(tmp_path / "results", OWNED, "report.txt"), (tmp_path / "results" / "fields", ("a.txt",), "a.txt")]
+    with ExitStack() as stack:
+        for target, owned, name in reversed(whole) if inner_first else whole:
+            place = stack.enter_context(whole_folder(target, overwrite=False, owned=owned))
+            (place / name).write_text("new")
     assert contents(tmp_path) == {"results/fields/a.txt": "new", "results/report.txt": "new"}
 
 

@@ -142,8 +142,8 @@ def check_target(
 
 
 def held(folder: Path) -> set[str]:
-    """The names of what a folder holds, but for results for it that were on their way when a process was killed."""
-    return {path.name for path in folder.iterdir() if not _is_staging(path, {folder.name})}
+    """The names of what a folder holds, but for results that are on their way, or were when a process was killed."""
+    return {path.name for path in folder.iterdir() if not (STAGING.fullmatch(path.name) and path.is_dir())}
 
 
 def _check_file(target: Path, *, overwrite: bool, option: str) -> None:
@@ -203,11 +203,6 @@ def remove_leftovers(parent: Path, names: Collection[str]) -> None:
     """
     for folder in (parent, *(parent / name for name in names if (parent / name).is_dir())):
         for path in folder.iterdir():
-            if _is_staging(path, names):
+            staging = STAGING.fullmatch(path.name)
+            if staging and staging[1] in names and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_staging(path: Path, names: Collection[str]) -> bool:
-    """Whether a folder is where results for one of some targets are, or were, on their way."""
-    staging = STAGING.fullmatch(path.name)
-    return staging is not None and staging[1] in names and path.is_dir()
