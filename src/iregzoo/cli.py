@@ -52,13 +52,14 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         raise InputError(f"{arguments[0]} is no command; there are {', '.join(COMMANDS)}")
     parameters = signature(COMMANDS[arguments[0]]).parameters
     prepared, places, rest = [arguments[0]], list[str](), list(arguments[1:])
+    for argument in rest:
+        check_name(argument)
     while rest:
         argument = rest.pop(0)
         if argument in ("--help", "-h") or (argument == "--" and rest[:1] in (["--help"], ["-h"])):
             return [arguments[0], "--", "--help"]  # alone: Fire would run a command that is complete
         if argument == "--":  # what follows is Fire's own
             return [*prepared, *map(repr, places), argument, *rest]
-        check_name(argument)
         if not argument:
             raise InputError(f"an argument of {arguments[0]} is empty; give it a value or leave it out")
         if argument.startswith("-") and argument[1:2].isalpha():
@@ -71,9 +72,11 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     free = [name for name in parameters if name not in named]
     if len(places) > len(free):
         raise InputError(f"{places[len(free)]!r} is an argument too many; see iregzoo {arguments[0]} --help")
-    prepared += [_typed(name, place, parameters) for name, place in zip(free, places, strict=False)]
-    _check_missing(prepared, parameters)
-    return prepared
+    needed = [name for name in free[len(places) :] if parameters[name].default is Parameter.empty]
+    if needed:  # Fire would print its usage, in many lines
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in needed)
+        raise InputError(f"{arguments[0]} needs {options}; see iregzoo {arguments[0]} --help")
+    return prepared + [_typed(name, place, parameters) for name, place in zip(free, places, strict=False)]
 
 
 def _whole(argument: str, parameters: Mapping[str, Parameter]) -> str:
@@ -95,7 +98,6 @@ def _option(argument: str, rest: list[str], command: str, parameters: Mapping[st
     annotation = parameters[name].annotation
     if "=" not in argument and rest and not rest[0].startswith("--"):
         value = rest.pop(0)
-        check_name(value)
     elif "=" not in argument:
         if annotation is not bool:
             raise InputError(f"{option} has no value; give one after it")
@@ -112,14 +114,6 @@ def _typed(name: str, value: str, parameters: Mapping[str, Parameter]) -> str:
         value = str(flag(value, f"--{name.replace('_', '-')}"))
     text = annotation is str or str in get_args(annotation)
     return f"--{name}={value!r}" if text else f"--{name}={value}"
-
-
-def _check_missing(prepared: Sequence[str], parameters: Mapping[str, Parameter]) -> None:
-    """Refuse a command that lacks arguments; Fire would print its usage, in many lines."""
-    given = {option[2:].partition("=")[0] for option in prepared[1:]}
-    if missing := [name for name, it in parameters.items() if it.default is Parameter.empty and name not in given]:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise InputError(f"{prepared[0]} needs {options}; see iregzoo {prepared[0]} --help")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -129,8 +129,8 @@ def _length(text: str) -> int:
 
 def coloured(values: NDArray[np.floating[Any]], colours: tuple[Colour, ...]) -> Picture:
     """Values from 0 to 1 in colours, which stand at even steps between: (…, 3). No number is as 0."""
-    steps = np.linspace(0, 1, len(colours))
-    channels = [np.interp(np.nan_to_num(values), steps, channel) for channel in zip(*colours, strict=True)]
+    steps, values = np.linspace(0, 1, len(colours)), np.nan_to_num(values)
+    channels = [np.interp(values, steps, channel) for channel in zip(*colours, strict=True)]
     found: Picture = np.stack(channels, axis=-1).round().astype(np.uint8)
     return found
 

@@ -183,6 +183,9 @@ def untrained(bundle: Bundle) -> PairNetwork:
 def complete(network: PairNetwork, card: WeightsCard, precision: str = "auto") -> PairNetwork:
     """The network with what these weights also need, in a precision (``auto`` is the card's): the same one, changed.
 
+    It is for inference, and its parameters want no gradient: where they do, PyTorch rounds some layers otherwise, and
+    MONAI would not give bit for bit what ``load`` does.
+
     Raises:
         InputError: for an unknown precision.
     """
@@ -191,7 +194,7 @@ def complete(network: PairNetwork, card: WeightsCard, precision: str = "auto") -
         network.network.controller = build(card.controller)
     wanted = as_precision(precision)
     network.precision = card.precision if wanted == "auto" else wanted
-    return network
+    return network.requires_grad_(False)
 
 
 def load(name: str, weights: str | None = None, device: str | torch.device = "cpu", precision: str = "auto") -> Method:
@@ -210,7 +213,7 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
     found = find_weights(bundle, weights)
     network = complete(untrained(bundle), found.card, precision)
     load_strictly(network, read_state(found.path), found.path)
-    network.eval().requires_grad_(False)
+    network.eval()
     # Channels last is the faster layout of 3-D convolutions on the CPU; torch's stubs do not know the argument.
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return Method(bundle, found.name, found.card, found.sha256, network.to(device))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
@@ -93,7 +94,7 @@ def series(
 ) -> Path:
     """Slices of a volume in a folder, which may be chosen more than once or be shifted sideways one by one.
 
-    ``tags`` are the last slice's own; an empty one is left out.
+    ``tags`` are the last slice's own.
     """
     array = np.arange(6 * 5 * 12).reshape(6, 5, 12)
     write_series(folder, array, SERIES)
@@ -146,6 +147,16 @@ def test_a_slice_at_another_angle_is_refused(tmp_path: Path) -> None:
     folder = series(tmp_path / "series", tags={"0020|0037": flipped})
     with pytest.raises(InputError, match=r"slice\d+a.dcm and slice\d+a.dcm lie at different angles; give"):
         read_scan(folder)
+
+
+def test_slices_without_a_place_are_refused(tmp_path: Path) -> None:
+    """Which ITK would lay one millimetre apart."""
+    for path in series(tmp_path / "series").iterdir():
+        slice_ = pydicom.dcmread(path)
+        del slice_.ImagePositionPatient
+        slice_.save_as(path)
+    with pytest.raises(InputError, match=r"slice\d+a.dcm does not say where its slice lies; export the series again"):
+        read_scan(tmp_path / "series")
 
 
 @pytest.mark.parametrize("spacing", [0.625, 0.75, 1.25, 2.0])

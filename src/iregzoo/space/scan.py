@@ -67,16 +67,15 @@ def read_scan(path: str | Path) -> Scan:
 def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
     """The scan of an image's voxels (X, Y, Z), with the checks of ``read_scan`` on their values."""
     check_finite(array, path)
-    varied = array.min() != array.max()
-    array = as_float32(array, path)
-    if array.min() == array.max() and varied:
+    single = as_float32(array, path)
+    if single.min() == single.max() and array.min() != array.max():
         raise InputError(
-            f"{path}: its voxels, around {array.flat[0]:g}, differ by less than single precision tells; subtract or "
+            f"{path}: its voxels, around {single.flat[0]:g}, differ by less than single precision tells; subtract or "
             "multiply by a constant"
         )
-    if array.min() == array.max():
-        raise InputError(f"{path}: every voxel is {array.flat[0]:g}; an image without contrast cannot be registered")
-    return Scan(_tensor(array), grid, path)
+    if single.min() == single.max():
+        raise InputError(f"{path}: every voxel is {single.flat[0]:g}; an image without contrast cannot be registered")
+    return Scan(_tensor(single), grid, path)
 
 
 def read_labels(path: str | Path, scan: Scan) -> Scan:

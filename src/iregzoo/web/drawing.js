@@ -134,7 +134,7 @@ function drawFolds(pane) {
 function drawGrid(pane) {
   const { context, scene, plane, at } = pane, { along, up, across } = plane;
   const sizes = scene.field.shape, apart = Math.max(...scene.extent) / scene.grid_lines;  // mm
-  const every = (axis) => Math.max(1, Math.round(apart * sizes[axis] / scene.extent[axis]));
+  const every = sizes.map((size, axis) => Math.max(1, Math.round(apart * size / scene.extent[axis])));
   const sample = [0, 0, 0];
   sample[across] = nearestSample(scene, across, at[across]);
   const point = (i, j) => {
@@ -144,10 +144,10 @@ function drawGrid(pane) {
     return onCanvas(pane, part(along), part(up));
   };
   stroke(pane, COLOURS.grid, 1, () => {
-    for (let i = 0; i < sizes[along]; i += every(along)) {
+    for (let i = 0; i < sizes[along]; i += every[along]) {
       for (let j = 1; j < sizes[up]; j++) line(context, ...point(i, j - 1), ...point(i, j));
     }
-    for (let j = 0; j < sizes[up]; j += every(up)) {
+    for (let j = 0; j < sizes[up]; j += every[up]) {
       for (let i = 1; i < sizes[along]; i++) line(context, ...point(i - 1, j), ...point(i, j));
     }
   });
