@@ -1,5 +1,6 @@
 """The command line: every guard ends with one line and exit code 2, and nothing half-written."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iregzoo import __version__
+from iregzoo import __version__, cli
 from shell import run
 
 SHAPE = (24, 28, 24)
@@ -317,6 +318,21 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, interrupt: signal.Si
     assert error.strip().splitlines()[-1].startswith("iregzoo: interrupted")
     assert "Traceback" not in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.nii.gz", "2.nii.gz"]
+
+
+def test_an_interrupt_of_an_import_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "swallowing.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGTERM)\nexcept BaseException:\n    pass\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.signal(signal.SIGTERM, cli._interrupt)
+    try:
+        assert importlib.import_module("swallowing").whole
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(60)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.modules.pop("swallowing", None)
 
 
 def test_list_names_bundles_and_weights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from io import TextIOWrapper
+from threading import Timer
 from types import FrameType
 from typing import get_args
 
@@ -117,6 +118,13 @@ def _typed(name: str, value: str, parameters: Mapping[str, Parameter]) -> str:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Stop, after an import that is under way: libraries swallow what stops theirs, or fail later for half a module."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            again = Timer(0.1, signal.raise_signal, [number])
+            again.daemon = True
+            return again.start()
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 
@@ -134,7 +142,8 @@ def main() -> None:
     import fire
 
     atexit.register(_end_quickly)
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a scheduler's way of Ctrl-C
+    # Beside Ctrl-C a scheduler's ways of it.
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
@@ -150,6 +159,5 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         said = str(stop) or "nothing was written"
         print(f"iregzoo: interrupted; {said}, run the command again", file=sys.stderr, flush=True)
-        # Not sys.exit: where the interrupt met code that was being exec'd (as dataclasses are, at import), Python
-        # remembers it as unhandled, although it is handled here, and would end with a signal instead of 2.
+        # Not sys.exit: a second signal would meet Python's last steps, which print what was interrupted.
         os._exit(2)
