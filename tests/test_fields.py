@@ -250,6 +250,29 @@ def test_threads_that_share_a_volume_change_no_gradient(threads: Callable[[int],
     close(gradients[1], gradients[0], 1e-12)
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    ("batch", "channels", "count", "groups"), [(1, 6, 4, 3), (2, 6, 4, 2), (1, 1, 4, 1), (5, 6, 4, 1)]
+)
+def test_threads_that_share_channels_change_no_gradient(
+    threads: Callable[[int], None], memory: torch.memory_format, batch: int, channels: int, count: int, groups: int
+) -> None:
+    random = torch.manual_seed(9)
+    image = torch.rand(batch, channels, 23, 40, 41, generator=random, dtype=torch.float64).to(memory_format=memory)
+    u = (torch.rand(batch, 3, 23, 40, 41, generator=random, dtype=torch.float64) - 0.5) * 9
+    weights = torch.rand(image.shape, generator=random, dtype=torch.float64)
+    made = []
+    for number in (1, count):
+        threads(number)
+        volume, field = image.clone().requires_grad_(), u.clone().requires_grad_()
+        assert fields._channel_groups(volume, field) == (groups if number > 1 else 1)
+        warped = warp(volume, field)
+        made.append((warped, *torch.autograd.grad((weights * warped).sum(), (volume, field))))
+    assert torch.equal(made[1][0], made[0][0])
+    assert torch.equal(made[1][1], made[0][1])
+    close(made[1][2], made[0][2], 1e-12)
+
+
 # --- compose, integrate, invert
 
 

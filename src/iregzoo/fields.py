@@ -91,16 +91,36 @@ def _sample_places(
 
     if _in_slabs(image, places):
         return _sample_slabs(image, places, relative, dtype, read, out)
-    grid = _normalised(places, image.shape[2:], relative)
-    sampled = read(image.to(dtype), grid.movedim(1, -1)).to(image.dtype)
+    volumes, grid = image.to(dtype), _normalised(places, image.shape[2:], relative).movedim(1, -1)
+    groups = _channel_groups(image, places)
+    if groups > 1:
+        volumes = volumes.reshape(len(volumes) * groups, -1, *volumes.shape[2:])
+        grid = grid[:, None].expand(-1, groups, *grid.shape[1:]).flatten(0, 1)
+    sampled = read(volumes, grid).to(image.dtype)
+    if groups > 1:
+        sampled = sampled.view(len(image), -1, *sampled.shape[2:])
     return sampled if out is None else out.copy_(sampled)
+
+
+def _channel_groups(image: Tensor, places: Tensor) -> int:
+    """In how many parts an image whose gradient is wanted is read.
+
+    On a CPU, PyTorch gives each volume of a batch one thread. So an image's channels become a batch, all read at the
+    same places.
+    """
+    if not (type(image) is type(places) is Tensor and image.device.type == "cpu"):
+        return 1
+    if not (torch.is_grad_enabled() and image.requires_grad) or math.prod(places.shape) < _SHARED:
+        return 1
+    wanted = min(torch.get_num_threads() // len(image), image.shape[1])
+    return next((groups for groups in range(wanted, 1, -1) if image.shape[1] % groups == 0), 1)
 
 
 def _in_slabs(image: Tensor, places: Tensor) -> bool:
     """Whether a volume is read slab by slab.
 
     On a CPU, PyTorch gives each volume of a batch one thread. So a volume's slabs become a batch, all reading the one
-    image; its gradient would be a sum of copies, so where that is wanted it keeps the plain way.
+    image; its gradient would be a sum of copies, so where that is wanted its channels are shared out instead.
     """
     return (
         type(image) is type(places) is Tensor
