@@ -203,16 +203,19 @@ def _looker(features: Sequence[Tensor], again: bool) -> Callable[[Tensor], Tenso
         again: whether it will be asked more than once; if not, the moving features are let go once they are warped.
     """
     moving, fixed = features
-    if torch.is_grad_enabled():
-        return lambda displacement: torch.cat((warp(moving, displacement), fixed), dim=1)
-    # Every pass writes into the same memory, the only features that are left; an estimator keeps nothing of it.
     channels = moving.shape[1]
     channels_last = fixed.is_contiguous(memory_format=torch.channels_last_3d)
+    order = torch.channels_last_3d if channels_last else torch.contiguous_format
+    if torch.is_grad_enabled():
+        return lambda displacement: torch.cat(
+            (warp(moving, displacement).contiguous(memory_format=order), fixed), dim=1
+        )
+    # Every pass writes into the same memory, the only features that are left; an estimator keeps nothing of it.
     joined = torch.empty(
         (len(fixed), 2 * channels, *fixed.shape[2:]),
         dtype=fixed.dtype,
         device=fixed.device,
-        memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format,
+        memory_format=order,
     )
     joined[:, channels:] = fixed
     # In float32 for later passes, as which every warp would read them.
