@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from iregzoo import __version__, cli
 from shell import run
@@ -255,6 +256,29 @@ def test_scans_that_do_not_overlap_are_refused(
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), shifted), far)
     arguments = ["register", *pair[:2], "--moving", str(far), "--output", str(tmp_path / "out"), "--init", "none"]
     assert_refused(monkeypatch, capsys, arguments, "far.nii.gz", "init none", "--init center")
+
+
+def test_a_start_may_be_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    """The file says where a place of the fixed scan is in the moving one, LPS, as ITK, ANTs and Slicer write it."""
+    image = nib.load(pair[1])
+    elsewhere = image.affine.copy()
+    elsewhere[:3, 3] += (30.0, -20.0, 10.0)  # RAS
+    moving, start = tmp_path / "elsewhere.nii.gz", tmp_path / "start.tfm"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), elsewhere), moving)
+    sitk.WriteTransform(sitk.TranslationTransform(3, (-30.0, 20.0, 10.0)), str(start))
+    arguments = ["register", *pair[:2], "--moving", str(moving), "--init", str(start)]
+    assert run(monkeypatch, *arguments, "--output", str(tmp_path / "out")) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert report["init"] == "given"
+    assert report["ncc_start"] > 0.999 > 0.9 > report["ncc_before"]
+    sitk.WriteTransform(sitk.DisplacementFieldTransform(sitk.Image([4, 4, 4], sitk.sitkVectorFloat64)), str(start))
+    for given, words in ((str(start), "holds more than a rigid or affine"), (f"{start}.h5", "no such file")):
+        refused = [*arguments[:-1], given, "--output", str(tmp_path / "no")]
+        assert_refused(monkeypatch, capsys, refused, given, words)
+    refused = [*arguments[:-1], "Affine", "--output", str(tmp_path / "no")]
+    assert_refused(monkeypatch, capsys, refused, "init 'Affine'", "none, center, rigid, affine or a transform's file")
 
 
 def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:

@@ -323,6 +323,15 @@ def test_init_auto_is_what_the_weights_card_says() -> None:
     np.testing.assert_allclose(result.frame.start[:3, 3], (50, 0, 0), atol=1e-9)
 
 
+def test_a_matrix_may_be_the_start() -> None:
+    scans = pair()
+    result = register(scans, method(), init=MOVED)
+    assert result.init == "given"
+    assert np.array_equal(result.frame.start, MOVED)
+    unmoved = register(scans, method(), init=np.eye(4))
+    assert torch.equal(unmoved.displacement, register(scans, method(), init="none").displacement)
+
+
 def test_damaged_weights_are_named() -> None:
     damaged = IIRPNet(channels=(4, 8), widths=(8, 8), controller=FixedIterations())
     with torch.no_grad():

@@ -18,7 +18,15 @@ from iregzoo import __version__
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
 from iregzoo.precision import resolve
-from iregzoo.register import Scans, choose_controller, conclude, gradient_steps, read_scans
+from iregzoo.register import (
+    Scans,
+    choose_controller,
+    choose_start,
+    conclude,
+    gradient_steps,
+    named_start,
+    read_scans,
+)
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, write
 from iregzoo.space.frame import Frame, make_frame, network_input
@@ -52,12 +60,12 @@ class LoadPair(Transform):
     Args:
         card: what the weights need.
         stride: of the network.
-        init: affine start; ``auto`` is the card's.
+        init: affine start, or a file with one, see ``choose_start``; ``auto`` is the card's.
     """
 
     def __init__(self, card: WeightsCard, stride: int, init: str = "auto") -> None:
         self.card, self.stride = card, stride
-        self.init = card.init if init == "auto" else init
+        self.init, self.begin = named_start(choose_start(init), card)
 
     def frame(self, scans: Scans, start: Any) -> Frame:
         """The geometry of a pair with a given affine start."""
@@ -74,7 +82,7 @@ class LoadPair(Transform):
 
     def __call__(self, data: Sample) -> dict[str, Any]:
         scans = _scans(data)
-        start = affine_start(scans.fixed, scans.moving, self.init)
+        start = affine_start(scans.fixed, scans.moving, self.begin)
         image = network_input(self.frame(scans, start), scans.fixed, scans.moving, self.card.window)[0]
         return {**data, "image": image, "start": torch.from_numpy(start)}
 

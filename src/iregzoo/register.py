@@ -14,9 +14,10 @@ from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
 from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame, make_frame, network_input, warp_scan
-from iregzoo.space.grid import Grid, canonical_axes
+from iregzoo.space.grid import Grid, Matrix, canonical_axes
 from iregzoo.space.scan import Scan, Window, looks_like_labels, read_labels, read_scan
-from iregzoo.space.start import STARTS, affine_start
+from iregzoo.space.start import GIVEN, STARTS, affine_start
+from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
 from iregzoo.zoo import Method, WeightsCard
 
 CONTROLLERS: dict[str, type[TCI] | type[IterStop] | type[FixedIterations]] = {
@@ -111,6 +112,28 @@ def read_scans(
     )
 
 
+def choose_start(init: str) -> str | Matrix:
+    """The start that ``--init`` means: the name that it is, or the affine of a file with a linear transform.
+
+    Raises:
+        InputError: for what is neither, and as ``read_linear`` does.
+    """
+    if init in ("auto", *STARTS):
+        return init
+    if not init.lower().endswith(TRANSFORM_FILES):
+        files = ", ".join(TRANSFORM_FILES)
+        raise InputError(f"init {init!r} is unknown; choose auto, {', '.join(STARTS)} or a transform's file ({files})")
+    return read_linear(init)
+
+
+def named_start(init: str | Matrix, card: WeightsCard) -> tuple[str, str | Matrix]:
+    """What a report calls a start, and the start: ``auto`` is the card's."""
+    if not isinstance(init, str):
+        return GIVEN, init
+    name = card.init if init == "auto" else init
+    return name, name
+
+
 def choose_controller(name: str, max_iterations: int | None, own: Controller | None) -> Controller | None:
     """The controller that ``--controller`` and ``--max-iterations`` mean, for a network with its ``own``.
 
@@ -180,7 +203,7 @@ def register(
     scans: Scans,
     method: Method,
     *,
-    init: str = "auto",
+    init: str | Matrix = "auto",
     controller: Controller | None = None,
     refine: int | None = None,
     progress: Progress = lambda stage: None,
@@ -190,7 +213,7 @@ def register(
     Args:
         scans: the pair.
         method: from ``zoo.load``.
-        init: affine start; ``auto`` is what the weights' card says.
+        init: affine start, see ``affine_start``; ``auto`` is what the weights' card says.
         controller: of the iterations; the network's own if None.
         refine: gradient steps that finish the pair after the network, see ``refinement``; the card's if None.
         progress: told the name of each stage as it begins.
@@ -200,9 +223,9 @@ def register(
     """
     steps = gradient_steps(refine, method.card)
     seconds: dict[str, float] = {}
-    init = method.card.init if init == "auto" else init
+    name, begin = named_start(init, method.card)
     with timed("start", seconds, progress):
-        start = affine_start(scans.fixed, scans.moving, init)
+        start = affine_start(scans.fixed, scans.moving, begin)
         frame = make_frame(
             scans.fixed,
             scans.moving,
@@ -214,15 +237,15 @@ def register(
         )
         image = network_input(frame, scans.fixed, scans.moving, method.card.window)
         if not image[:, 0].any():
-            others = " or ".join(other for other in STARTS[1:] if other != init)
+            others = ", ".join(other for other in STARTS[1:] if other != name)
             raise InputError(
-                f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {init}); bring them "
-                f"together with --init {others}, or mend the affines of their headers"
+                f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); bring them "
+                f"together with --init {others} or a transform's file, or mend the affines of their headers"
             )
     with timed("network", seconds, progress):
         device = next(method.network.parameters()).device
         registration = method.network.register(image.to(device), controller)
-    return conclude(scans, frame, init, registration, steps, method.card, seconds=seconds, progress=progress)
+    return conclude(scans, frame, name, registration, steps, method.card, seconds=seconds, progress=progress)
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from iregzoo import register, results, zoo
 from iregzoo.errors import InputError
+from iregzoo.space.transforms import read_linear
 
 from .conftest import Pair, some_weights
 
@@ -193,6 +194,14 @@ def test_start_is_the_one_asked_for(pair: Pair, tmp_path: Path) -> None:
     found = run("iirp", pair, tmp_path / "monai", init="none")
     assert report(found)["init"] == "none"
     assert_same(found, own("iirp", pair, tmp_path / "own", init="none"))
+
+
+def test_start_may_be_a_file(pair: Pair, tmp_path: Path) -> None:
+    start = tmp_path / "start.tfm"
+    sitk.WriteTransform(sitk.Euler3DTransform((1.0, 2.0, 3.0), 0.1, 0.0, -0.1, (2.0, -1.0, 0.0)), str(start))
+    found = run("iirp", pair, tmp_path / "monai", init=str(start))
+    assert report(found)["init"] == "given"
+    assert_same(found, own("iirp", pair, tmp_path / "own", init=read_linear(start)))
 
 
 def refusal(caught: pytest.ExceptionInfo[BaseException]) -> str:

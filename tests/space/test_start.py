@@ -144,6 +144,20 @@ def test_unknown_start_is_refused(name: str) -> None:
         affine_start(fixed_scan(), fixed_scan(), name)
 
 
+def test_a_matrix_is_taken_as_it_is() -> None:
+    assert np.array_equal(affine_start(fixed_scan(), moving_scan(AWAY), AWAY), AWAY)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [np.eye(3), np.diag([1.0, 0.0, 1.0, 1.0]), np.diag([1.0, np.nan, 1.0, 1.0]), np.diag([1.0, 1.0, 1.0, 2.0])],
+    ids=["small", "singular", "nan", "projective"],
+)
+def test_a_matrix_that_is_no_affine_is_refused(matrix: Matrix) -> None:
+    with pytest.raises(InputError, match=r"init: the matrix \[\[1.0, 0.0.* is no affine \(4, 4\) that has an inverse"):
+        affine_start(fixed_scan(), fixed_scan(), matrix)
+
+
 @pytest.mark.parametrize("start", ["none", "center", "rigid", "affine"])
 def test_scans_larger_than_people_are_refused(start: str) -> None:
     grid = make_grid((64, 50, 64), (100.0, 100.0, 100.0))

@@ -13,7 +13,7 @@ from geometry import GRIDS, Array, apply_world, field_transform, make_grid, move
 from iregzoo.errors import InputError
 from iregzoo.space.files import write_displacement, write_transform, write_voxel_displacement
 from iregzoo.space.grid import Grid
-from iregzoo.space.transforms import Chain, flatten, itk_move, move, move_back, read_chain
+from iregzoo.space.transforms import Chain, flatten, itk_move, move, move_back, read_chain, read_linear
 
 EACH_GRID = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 AFFINE = np.array([[1.05, 0.1, 0, 5], [-0.1, 0.95, 0.05, -3], [0.02, 0, 1.1, 2], [0, 0, 0, 1.0]])
@@ -73,6 +73,25 @@ def test_files_of_itk_are_read(tmp_path: Path, name: str) -> None:
     chain = read_chain([stored(rigid(), tmp_path / name)])
     points = places(GRIDS["plain"])
     np.testing.assert_allclose(move(chain, points).points, move_all(rigid(), points.numpy()), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["a.tfm", "a.txt", "a.h5", "a.mat"])
+def test_the_affine_of_a_file_moves_points_as_its_transform(tmp_path: Path, name: str) -> None:
+    points = places(GRIDS["plain"]).numpy()
+    affine = sitk.AffineTransform(AFFINE[:3, :3].ravel().tolist(), (2.0, -1.0, 3.0), (9.0, 8.0, -7.0))
+    both = sitk.CompositeTransform([sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), rigid()])
+    for transform in (rigid(), affine, *([] if name == "a.mat" else [both])):  # a .mat holds one transform
+        found = read_linear(stored(transform, tmp_path / name))
+        np.testing.assert_allclose(apply_world(found, points), move_all(transform, points), atol=1e-9)
+
+
+def test_a_file_that_holds_no_affine_with_an_inverse_is_refused(tmp_path: Path) -> None:
+    grid = GRIDS["plain"]
+    write_transform(tmp_path / "bends.h5", waves(grid), grid, AFFINE)
+    stored(sitk.ScaleTransform(3, (1.0, 0.0, 1.0)), tmp_path / "flattens.tfm")
+    for name, words in (("bends.h5", "holds more than a rigid or affine"), ("flattens.tfm", "that has an inverse")):
+        with pytest.raises(InputError, match=f"{name}: .*{words}"):
+            read_linear(tmp_path / name)
 
 
 @pytest.mark.parametrize("ending", ["nii", "nii.gz", "nrrd", "mha"])

@@ -40,7 +40,8 @@ def register(
         moving_labels: label map on the moving scan's grid.
         device: auto, cpu, cuda or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
-        init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
+        init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine; or a file
+            with a linear transform, as 3D Slicer and ANTs write (.h5, .tfm, .mat, .txt), which is taken as it is.
         controller: of the iterations: auto (what the weights are best with), tci, iterstop or fixed.
         max_iterations: the most iterations a level of the method's pyramid, 100 at most.
         refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network, 1000 at
@@ -50,11 +51,12 @@ def register(
     """
     from iregzoo.devices import choose_device
     from iregzoo.outputs import whole_folder
-    from iregzoo.register import choose_controller, read_scans
+    from iregzoo.register import choose_controller, choose_start, read_scans
     from iregzoo.register import register as register_scans
     from iregzoo.results import FILES, provenance, write
     from iregzoo.zoo import load
 
+    start = choose_start(init)
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels)):
         if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
             raise InputError(f"{path}: lies where the results would go; choose another --output")
@@ -65,7 +67,7 @@ def register(
         bar("weights")
         method = load(bundle, weights, choose_device(device), precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)
-        result = register_scans(scans, method, init=init, controller=steering, refine=refine, progress=bar)
+        result = register_scans(scans, method, init=start, controller=steering, refine=refine, progress=bar)
         report = write(result, folder, provenance(method), inverse=inverse, progress=bar)
     print(summary_line(report))
     for doubt in report["warnings"]:

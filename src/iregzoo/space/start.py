@@ -13,6 +13,8 @@ from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.scan import Scan, normalise, resample_to
 
 STARTS = ("none", "center", "rigid", "affine")
+GIVEN = "given"  # the name of a start that is a matrix
+SINGULAR = 1e12  # condition number of a matrix that has no inverse worth the name
 COARSE_MM, FINE_MM = 5.0, 2.5
 TRIED = 3  # the most places from which to search
 # Parts of the fixed image's diagonal: 25 and 5 mm of a head. Nearer to each other than the first, places lead a search
@@ -23,25 +25,41 @@ MOST_MM3 = 2.0**31  # that a field of view measures: twice a whole person's in C
 TILT = np.deg2rad(25.0)
 
 
-def affine_start(fixed: Scan, moving: Scan, start: str) -> Matrix:
+def affine_start(fixed: Scan, moving: Scan, start: str | Matrix) -> Matrix:
     """Affine (4, 4), LPS mm, from a place in the fixed image to the one in the moving image.
 
     ``none`` trusts the headers; ``center`` puts the middle of one field of view on the middle of the other; ``rigid``
     and ``affine`` maximise Mattes' mutual information (of any two contrasts), from the best of several starting places
-    and tilts, so that images that barely overlap are found, too.
+    and tilts, so that images that barely overlap are found, too. A matrix is what is given back.
 
     Raises:
-        InputError: for another name, and a field of view of more than ``MOST_MM3``.
+        InputError: for another name, a matrix that is no affine with an inverse, and a field of view of more than
+            ``MOST_MM3``.
     """
-    if start not in STARTS:
+    if isinstance(start, str) and start not in STARTS:
         raise InputError(f"init {start!r} is unknown; choose auto, {', '.join(STARTS)}")
     for scan in (fixed, moving):
         _check_extent(scan)
+    if not isinstance(start, str):
+        check_affine(start, "init")
+        return start
     if start == "none":
         return np.eye(4)
     if start == "center":
         return _shift(moving.grid.centre - fixed.grid.centre)
     return _search(fixed, moving, affine=start == "affine")
+
+
+def check_affine(matrix: Matrix, source: str) -> None:
+    """Check that a matrix is an affine (4, 4) that can be undone.
+
+    Raises:
+        InputError: where it is not, naming where it is from.
+    """
+    affine = np.shape(matrix) == (4, 4) and np.isfinite(matrix).all() and np.array_equal(matrix[3], (0, 0, 0, 1))
+    if not affine or np.linalg.cond(matrix[:3, :3]) > SINGULAR:
+        shown = np.round(matrix, 6).tolist()
+        raise InputError(f"{source}: the matrix {shown} is no affine (4, 4) that has an inverse; make it again")
 
 
 def _check_extent(scan: Scan) -> None:

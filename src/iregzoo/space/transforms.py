@@ -20,10 +20,9 @@ from iregzoo.silence import silence
 from iregzoo.space.grid import Grid, Matrix, inverse
 from iregzoo.space.points import STEP, TOLERANCE_MM, map_points, move_points, move_points_back, reached
 from iregzoo.space.scan import itk_reason, read_volume
-from iregzoo.space.start import matrix_of
+from iregzoo.space.start import SINGULAR, check_affine, matrix_of
 
 TRANSFORM_FILES = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
-SINGULAR = 1e12  # condition number of a matrix that has no inverse worth the name
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,20 @@ def read_chain(paths: Sequence[str | Path]) -> Chain:
         InputError: missing or unreadable, not 3-D, or not finite.
     """
     return Chain(tuple(part for path in paths for part in _read(Path(path))))
+
+
+def read_linear(path: str | Path) -> Matrix:
+    """The affine (4, 4), LPS mm, that a file says.
+
+    Raises:
+        InputError: as ``read_chain`` does, and for a transform that deforms or has no inverse.
+    """
+    chain = read_chain([path])
+    if not chain.linear:
+        raise InputError(f"{path}: holds more than a rigid or affine transform; give that alone")
+    matrix = matrix_of(chain.composite)
+    check_affine(matrix, str(path))
+    return matrix
 
 
 def _read(path: Path) -> list[sitk.Transform]:
