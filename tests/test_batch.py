@@ -1,5 +1,6 @@
 """A cohort: what a batch writes, whatever stops it, is what an undisturbed one would have written."""
 
+import csv
 import json
 import multiprocessing
 import shutil
@@ -19,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
+import SimpleITK as sitk
 
 from cohort import (
     SHAPE,
@@ -72,6 +74,20 @@ def test_each_pair_gets_the_files_of_register(
     assert '"batch":' in found.pop("report.html")  # it holds the report
     assert '"batch":' not in expected.pop("report.html")
     assert found == expected
+
+
+def test_a_pair_that_gets_a_start_of_its_own_is_done_anew(cohort: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(undisturbed, tmp_path / "output")
+    sitk.WriteTransform(sitk.TranslationTransform(3, (2.0, -1.0, 0.0)), str(cohort / "start.tfm"))
+    with (cohort / "pairs.csv").open(encoding="utf-8") as stream:
+        rows = [{**line, "init": "start.tfm" * (line["name"] == "second")} for line in csv.DictReader(stream)]
+    before = {name: (output / name / "report.json").stat().st_mtime_ns for name in NAMES}
+    assert batch(write_pairs(cohort / "starts.csv", rows), output, "--inverse") == 0
+    assert [name for name in NAMES if (output / name / "report.json").stat().st_mtime_ns != before[name]] == ["second"]
+    report = json.loads((output / "second" / "report.json").read_text("utf-8"))
+    assert report["init"] == "given"
+    assert [line[3] for line in report["affine_lps_mm"][:3]] == [2.0, -1.0, 0.0]
+    assert {path.name for path in output.iterdir()} == {*NAMES, "summary.csv"}
 
 
 def test_summary_has_the_figures_of_each_report_in_the_order_of_the_table(undisturbed: Path) -> None:

@@ -84,6 +84,17 @@ def test_the_table_holds_the_figures_of_each_pair_and_controller(folder: Path, m
     assert "| iirp | fixed |" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
+def test_a_pair_may_have_a_start_of_its_own(folder: Path, method: Method, tmp_path: Path) -> None:
+    sitk.WriteTransform(sitk.TranslationTransform(3, (0.0, 0.0, 0.0)), str(folder / "nowhere.tfm"))
+    found = []
+    for name, init in (("nowhere.tfm", "affine"), ("", "none")):
+        table = write_table(folder / "starts.csv", [row(init=name)])
+        evaluate(read_cases(table), [method], tmp_path, init=init)
+        (line,) = csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8"))
+        found.append({**line, "seconds": ""})
+    assert found[0] == found[1]
+
+
 def test_ssim_of_the_table_is_that_of_the_written_scans(folder: Path, method: Method, tmp_path: Path) -> None:
     """From the files alone, and with MONAI's SSIM."""
     from monai.metrics.regression import SSIMMetric

@@ -19,6 +19,7 @@ from iregzoo.jobs import COLUMNS, FIGURES, SUMMARY, Job, Report, origin_of
 from iregzoo.outputs import check_target, remove_leftovers, whole_file, whole_folder
 from iregzoo.register import choose_controller, read_scans, register
 from iregzoo.results import FILES, provenance, write
+from iregzoo.space.transforms import read_linear
 from iregzoo.tables import cell
 from iregzoo.zoo import Method, load
 
@@ -81,10 +82,11 @@ def _register(job: Job) -> Report:
     for name, here in origin_of(method).items():
         if here != settings.origin[name]:
             raise InputError(f"a worker has {name} {here}, the batch {settings.origin[name]}; install the same on all")
+    init = read_linear(case.init) if case.init else settings.init
     scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
     controller = choose_controller(settings.controller, settings.max_iterations, method.network.controller)
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
-        result = register(scans, method, init=settings.init, controller=controller, refine=settings.refine)
+        result = register(scans, method, init=init, controller=controller, refine=settings.refine)
         made_by = {**provenance(method), "batch": job.request}
         return write(result, folder, made_by, inverse=settings.inverse)
 

@@ -5,7 +5,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from iregzoo.errors import InputError
@@ -17,7 +17,7 @@ MOST_BYTES = 200  # of such a name: systems take 255, and what is being written 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of a table of pairs."""
+    """One line of a table of pairs; ``init`` is a file with the pair's own affine start."""
 
     fixed: str
     moving: str
@@ -25,6 +25,7 @@ class Case:
     moving_labels: str = ""
     fixed_points: str = ""
     moving_points: str = ""
+    init: str = ""
     name: str = ""
 
     @property
@@ -37,7 +38,7 @@ COLUMNS = tuple(column.name for column in fields(Case))
 
 def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
     """The pairs of a CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
-    moving_points, name. A relative path is looked for beside the CSV file, then in the working folder.
+    moving_points, init, name. A relative path is looked for beside the CSV file, then in the working folder.
 
     Args:
         path: of the table.
@@ -133,5 +134,6 @@ def _after_files(case: Case) -> str:
 
 
 def _digest(case: Case) -> str:
-    paths = [str(Path(path).absolute()) for path in astuple(case) if path]
+    pair = replace(case, init="")  # it may get another start later, and stays the pair that it is
+    paths = [str(Path(path).absolute()) for path in astuple(pair) if path]
     return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:8]

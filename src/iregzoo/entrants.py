@@ -8,6 +8,7 @@ from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.peers import Peer, register_with
 from iregzoo.register import Result, Scans, choose_controller, register
+from iregzoo.space.grid import Matrix
 from iregzoo.zoo import Method
 
 Timed = tuple[Result, float]
@@ -21,13 +22,14 @@ class Entrant:
         bundle: the bundle's or the peer's name.
         controller: as ``--controller`` has it; empty for a peer.
         parameters: trained ones of the network; 0 for a peer.
-        run: a pair to its result and the seconds that it took.
+        run: a pair, and the affine start that came with it if any, to its result and the seconds that it took. Peers
+            make their own start.
     """
 
     bundle: str
     controller: str
     parameters: int
-    run: Callable[[Scans], Timed]
+    run: Callable[[Scans, Matrix | None], Timed]
 
 
 def line_up(
@@ -56,9 +58,9 @@ def line_up(
 
 
 def _method(method: Method, name: str, controller: Controller | None, init: str, refine: int | None) -> Entrant:
-    def run(scans: Scans) -> Timed:
+    def run(scans: Scans, start: Matrix | None) -> Timed:
         begin = time.perf_counter()
-        result = register(scans, method, init=init, controller=controller, refine=refine)
+        result = register(scans, method, init=init if start is None else start, controller=controller, refine=refine)
         return result, time.perf_counter() - begin
 
     # All of them: loading a method for inference has frozen what is trainable in training.
@@ -67,4 +69,4 @@ def _method(method: Method, name: str, controller: Controller | None, init: str,
 
 
 def _peer(peer: Peer) -> Entrant:
-    return Entrant(peer.name, "", 0, lambda scans: register_with(peer, scans))
+    return Entrant(peer.name, "", 0, lambda scans, start: register_with(peer, scans))

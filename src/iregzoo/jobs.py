@@ -21,7 +21,7 @@ from iregzoo.results import FILES, provenance
 from iregzoo.space.start import STARTS
 from iregzoo.zoo import Method, load
 
-INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels")
+INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "init")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
 OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files

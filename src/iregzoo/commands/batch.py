@@ -32,8 +32,9 @@ def batch(
     also gets summary.csv: a row for each pair with its status, the reason where it failed, and its figures.
 
     Args:
-        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, name (of the pair's
-            folder; MOVING_to_FIXED after its files if empty); relative paths are looked for beside it.
+        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, init (a file with the
+            pair's own linear start), name (of the pair's folder; MOVING_to_FIXED after its files if empty); relative
+            paths are looked for beside it.
         output: folder for the pairs' folders and the summary.
         bundle: the method; see iregzoo list.
         weights: a name from iregzoo list, or a weights file; the bundle's first if not given.

@@ -43,7 +43,8 @@ def evaluate(
 
     Args:
         pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
-            moving_points; relative paths are looked for beside it.
+            moving_points, init (a file with the pair's own linear start, for the methods); relative paths are looked
+            for beside it.
         bundle: one or more methods, separated by commas.
         output: folder for the results, new or empty.
         weights: a name from iregzoo list, or a weights file; each bundle's first if not given.
