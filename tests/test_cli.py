@@ -274,6 +274,8 @@ def test_a_start_may_be_a_file(
     assert report["init"] == "given"
     assert report["ncc_start"] > 0.999 > 0.9 > report["ncc_before"]
     sitk.WriteTransform(sitk.DisplacementFieldTransform(sitk.Image([4, 4, 4], sitk.sitkVectorFloat64)), str(start))
+    among = [*arguments[:-1], str(tmp_path / "out" / "transform.h5"), "--output", str(tmp_path / "out"), "--overwrite"]
+    assert_refused(monkeypatch, capsys, among, "transform.h5", "another --output")
     for given, words in ((str(start), "holds more than a rigid or affine"), (f"{start}.h5", "no such file")):
         refused = [*arguments[:-1], given, "--output", str(tmp_path / "no")]
         assert_refused(monkeypatch, capsys, refused, given, words)
@@ -346,14 +348,18 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, interrupt: signal.Si
 
 def test_an_interrupt_of_an_import_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "swallowing.py").write_text(
-        "import signal\ntry:\n    signal.raise_signal(signal.SIGTERM)\nexcept BaseException:\n    pass\nwhole = True\n"
+        "import signal\ntry:\n    for _ in range(3):\n        signal.raise_signal(signal.SIGTERM)\n"
+        "except BaseException:\n    pass\nwhole = True\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     before = signal.signal(signal.SIGTERM, cli._interrupt)
+    begin = time.monotonic()
     try:
         assert importlib.import_module("swallowing").whole
         with pytest.raises(KeyboardInterrupt):
             time.sleep(60)
+        assert time.monotonic() - begin < 30
+        time.sleep(0.3)  # nor does it come twice
     finally:
         signal.signal(signal.SIGTERM, before)
         sys.modules.pop("swallowing", None)

@@ -252,7 +252,7 @@ def test_threads_that_share_a_volume_change_no_gradient(threads: Callable[[int],
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize(
-    ("batch", "channels", "count", "groups"), [(1, 6, 4, 3), (2, 6, 4, 2), (1, 1, 4, 1), (5, 6, 4, 1)]
+    ("batch", "channels", "count", "groups"), [(1, 12, 4, 3), (2, 12, 4, 2), (1, 7, 4, 1), (5, 12, 4, 1)]
 )
 def test_threads_that_share_channels_change_no_gradient(
     threads: Callable[[int], None], memory: torch.memory_format, batch: int, channels: int, count: int, groups: int

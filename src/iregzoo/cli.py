@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from io import TextIOWrapper
-from threading import Timer
+from threading import Timer, main_thread
 from types import FrameType
 from typing import get_args
 
@@ -117,15 +117,29 @@ def _typed(name: str, value: str, parameters: Mapping[str, Parameter]) -> str:
     return f"--{name}={value!r}" if text else f"--{name}={value}"
 
 
+_again: Timer | None = None  # which brings an interrupt back
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Stop, after an import that is under way: libraries swallow what stops theirs, or fail later for half a module."""
+    global _again
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            again = Timer(0.1, signal.raise_signal, [number])
-            again.daemon = True
-            return again.start()
+            if _again is None or not _again.is_alive():
+                _again = Timer(0.1, _interrupt_main, [number])
+                _again.daemon = True
+                _again.start()
+            return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _interrupt_main(number: int) -> None:
+    """Send the main thread a signal, which wakes it where it waits."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _end_quickly() -> None:

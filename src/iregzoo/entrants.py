@@ -8,7 +8,7 @@ from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.peers import Peer, register_with
 from iregzoo.register import Result, Scans, choose_controller, register
-from iregzoo.space.grid import Matrix
+from iregzoo.space.transforms import read_linear
 from iregzoo.zoo import Method
 
 Timed = tuple[Result, float]
@@ -22,14 +22,14 @@ class Entrant:
         bundle: the bundle's or the peer's name.
         controller: as ``--controller`` has it; empty for a peer.
         parameters: trained ones of the network; 0 for a peer.
-        run: a pair, and the affine start that came with it if any, to its result and the seconds that it took. Peers
-            make their own start.
+        run: a pair, and the file with its own affine start or nothing, to its result and the seconds that it took.
+            Peers make their own start.
     """
 
     bundle: str
     controller: str
     parameters: int
-    run: Callable[[Scans, Matrix | None], Timed]
+    run: Callable[[Scans, str], Timed]
 
 
 def line_up(
@@ -58,9 +58,10 @@ def line_up(
 
 
 def _method(method: Method, name: str, controller: Controller | None, init: str, refine: int | None) -> Entrant:
-    def run(scans: Scans, start: Matrix | None) -> Timed:
+    def run(scans: Scans, file: str) -> Timed:
+        start = read_linear(file) if file else init
         begin = time.perf_counter()
-        result = register(scans, method, init=init if start is None else start, controller=controller, refine=refine)
+        result = register(scans, method, init=start, controller=controller, refine=refine)
         return result, time.perf_counter() - begin
 
     # All of them: loading a method for inference has frozen what is trainable in training.
@@ -69,4 +70,4 @@ def _method(method: Method, name: str, controller: Controller | None, init: str,
 
 
 def _peer(peer: Peer) -> Entrant:
-    return Entrant(peer.name, "", 0, lambda scans, start: register_with(peer, scans))
+    return Entrant(peer.name, "", 0, lambda scans, file: register_with(peer, scans))

@@ -23,7 +23,6 @@ from iregzoo.peers import describe, find_peers
 from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
 from iregzoo.register import Result, gradient_steps, read_scans
-from iregzoo.space.transforms import read_linear
 from iregzoo.tables import by_method, comparisons, markdown, summarise, title, write_table
 from iregzoo.zoo import Method
 
@@ -125,7 +124,7 @@ def _measure_all(
 
 def _measure(case: Case, entrant: Entrant) -> tuple[Row, Result, Comparison]:
     scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
-    result, seconds = entrant.run(scans, read_linear(case.init) if case.init else None)
+    result, seconds = entrant.run(scans, case.init)
     images = compare(result)
     row = {"bundle": entrant.bundle, "controller": entrant.controller, **measure(case, result, images)}
     return {**row, "seconds": round(seconds, 3)}, result, images

@@ -106,14 +106,14 @@ def _channel_groups(image: Tensor, places: Tensor) -> int:
     """In how many parts an image whose gradient is wanted is read.
 
     On a CPU, PyTorch gives each volume of a batch one thread. So an image's channels become a batch, all read at the
-    same places.
+    same places; of four channels or more each, for every part has a gradient of the places, of three.
     """
-    if not (type(image) is type(places) is Tensor and image.device.type == "cpu"):
+    if not (type(image) is type(places) is Tensor and image.device.type == "cpu" and len(image) == len(places)):
         return 1
     if not (torch.is_grad_enabled() and image.requires_grad) or math.prod(places.shape) < _SHARED:
         return 1
-    wanted = min(torch.get_num_threads() // len(image), image.shape[1])
-    return next((groups for groups in range(wanted, 1, -1) if image.shape[1] % groups == 0), 1)
+    most = min(torch.get_num_threads() // len(image), image.shape[1] // 4)
+    return next((groups for groups in range(most, 1, -1) if image.shape[1] % groups == 0), 1)
 
 
 def _in_slabs(image: Tensor, places: Tensor) -> bool:

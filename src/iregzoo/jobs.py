@@ -99,7 +99,10 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise InputError(f"threads {threads!r}: give a whole number, at least 1")
     if settings.init not in ("auto", *STARTS):
-        raise InputError(f"init {settings.init!r} is unknown; choose auto, {', '.join(STARTS)}")
+        raise InputError(
+            f"init {settings.init!r} is unknown; choose auto, {', '.join(STARTS)}, or name a file for each pair in the "
+            "table's column init"
+        )
     if here:
         choose_device(settings.device)
     method = load(settings.bundle, settings.weights, precision=settings.precision)

@@ -112,12 +112,13 @@ def read_scans(
     )
 
 
-def choose_start(init: str) -> str | Matrix:
+def choose_start(init: str | Path) -> str | Matrix:
     """The start that ``--init`` means: the name that it is, or the affine of a file with a linear transform.
 
     Raises:
         InputError: for what is neither, and as ``read_linear`` does.
     """
+    init = str(init)
     if init in ("auto", *STARTS):
         return init
     if not init.lower().endswith(TRANSFORM_FILES):

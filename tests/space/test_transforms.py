@@ -85,6 +85,26 @@ def test_the_affine_of_a_file_moves_points_as_its_transform(tmp_path: Path, name
         np.testing.assert_allclose(apply_world(found, points), move_all(transform, points), atol=1e-9)
 
 
+def test_a_matrix_of_a_kind_that_simpleitk_does_not_know_is_read(tmp_path: Path) -> None:
+    """As convert3d and ITK-SNAP write it."""
+    path = tmp_path / "snap.txt"
+    path.write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: MatrixOffsetTransformBase_double_3_3\n"
+        "Parameters: 1 0.5 0 0 1 0 0 0 2 4 5 6\nFixedParameters: 0 0 0\n"
+    )
+    np.testing.assert_array_equal(read_linear(path), [[1, 0.5, 0, 4], [0, 1, 0, 5], [0, 0, 2, 6], [0, 0, 0, 1]])
+    points = places(GRIDS["plain"])
+    np.testing.assert_allclose(move_back(read_chain([path]), move(read_chain([path]), points).points).points, points)
+
+
+def test_transforms_side_by_side_are_refused(tmp_path: Path) -> None:
+    texts = [stored(rigid(), tmp_path / f"{number}.tfm").read_text().split("\n", 1) for number in range(2)]
+    path = tmp_path / "two.tfm"
+    path.write_text(texts[0][0] + "\n" + texts[0][1] + texts[1][1].replace("#Transform 0", "#Transform 1"))
+    with pytest.raises(InputError, match=r"two.tfm: holds 2 transforms side by side"):
+        read_chain([path])
+
+
 def test_a_file_that_holds_no_affine_with_an_inverse_is_refused(tmp_path: Path) -> None:
     grid = GRIDS["plain"]
     write_transform(tmp_path / "bends.h5", waves(grid), grid, AFFINE)

@@ -56,10 +56,10 @@ def register(
     from iregzoo.results import FILES, provenance, write
     from iregzoo.zoo import load
 
-    start = choose_start(init)
-    for path in filter(None, (fixed, moving, fixed_labels, moving_labels)):
+    for path in filter(None, (fixed, moving, fixed_labels, moving_labels, init)):
         if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
             raise InputError(f"{path}: lies where the results would go; choose another --output")
+    start = choose_start(init)
     stages = len(STAGES) + bool(inverse)
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(stages) as bar:
         bar("read")

@@ -41,8 +41,9 @@ def affine_start(fixed: Scan, moving: Scan, start: str | Matrix) -> Matrix:
     for scan in (fixed, moving):
         _check_extent(scan)
     if not isinstance(start, str):
-        check_affine(start, "init")
-        return start
+        matrix = np.array(start, dtype=np.float64)
+        check_affine(matrix, "init")
+        return matrix
     if start == "none":
         return np.eye(4)
     if start == "center":

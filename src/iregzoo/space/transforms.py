@@ -17,12 +17,13 @@ from torch import Tensor
 from iregzoo.errors import InputError
 from iregzoo.inversion import PIECE, doubtful, invert_at
 from iregzoo.silence import silence
+from iregzoo.space.files import affine_transform
 from iregzoo.space.grid import Grid, Matrix, inverse
 from iregzoo.space.points import STEP, TOLERANCE_MM, map_points, move_points, move_points_back, reached
 from iregzoo.space.scan import itk_reason, read_volume
 from iregzoo.space.start import SINGULAR, check_affine, matrix_of
 
-TRANSFORM_FILES = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
+TRANSFORM_FILES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _read(path: Path) -> list[sitk.Transform]:
     elif not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     else:
+        _check_alone(path)
         try:
             with silence():
                 transform = sitk.ReadTransform(str(path))
@@ -118,13 +120,26 @@ def _read(path: Path) -> list[sitk.Transform]:
     return parts
 
 
+def _check_alone(path: Path) -> None:
+    """Refuse a text file with several transforms side by side, of which SimpleITK would take the first."""
+    with path.open("rb") as stream:
+        kinds = [line for line in stream if line.startswith(b"Transform:")]
+    if len(kinds) > 1 and b"Composite" not in kinds[0]:
+        raise InputError(f"{path}: holds {len(kinds)} transforms side by side; write each into a file of its own")
+
+
 def flatten(transform: sitk.Transform) -> Iterator[sitk.Transform]:
     """The parts of a transform, none of them composite, in the order in which a point passes them."""
     transform = transform.Downcast()
     if not isinstance(transform, sitk.CompositeTransform):
         yield transform
         return
-    for index in reversed(range(transform.GetNumberOfTransforms())):
+    count = transform.GetNumberOfTransforms()
+    if count == 1 and transform.IsLinear() and isinstance(transform.GetNthTransform(0), sitk.CompositeTransform):
+        # So SimpleITK has a matrix of a kind that it does not know, as convert3d writes it: as a composite of itself.
+        yield affine_transform(matrix_of(transform))
+        return
+    for index in reversed(range(count)):
         yield from flatten(transform.GetNthTransform(index))
 
 
