@@ -23,7 +23,8 @@ from iregzoo.space.points import STEP, TOLERANCE_MM, map_points, move_points, mo
 from iregzoo.space.scan import itk_reason, read_volume
 from iregzoo.space.start import SINGULAR, check_affine, matrix_of
 
-TRANSFORM_FILES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
+TEXTS = (".tfm", ".txt")
+TRANSFORM_FILES = (".h5", ".hdf5", ".mat", *TEXTS)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,6 @@ def _read(path: Path) -> list[sitk.Transform]:
     elif not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     else:
-        _check_alone(path)
         try:
             with silence():
                 transform = sitk.ReadTransform(str(path))
@@ -109,6 +109,8 @@ def _read(path: Path) -> list[sitk.Transform]:
             unknown = "Could not create" in str(error)  # of which ITK says much, and that the suffix were wrong
             reason = "" if unknown else f" ({itk_reason(error)})"
             raise InputError(f"{path}: is no transform that ITK reads{reason}; write it again") from None
+        if path.suffix.lower() in TEXTS:
+            _check_alone(path)
     if transform.GetDimension() != 3:
         raise InputError(f"{path}: is a transform of {transform.GetDimension()}-D images; give one of 3-D images")
     parts = list(flatten(transform))
