@@ -39,6 +39,7 @@ from iregzoo import cli
 from iregzoo.results import FILES
 
 NAMES = ["first", "second", "head3_to_head2", "head4_to_head3"]
+ALL = ("--inverse", "--jacobian")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +53,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def undisturbed(cohort: Path) -> Path:
-    assert batch(cohort / "pairs.csv", cohort / "undisturbed", "--inverse") == 0
+    assert batch(cohort / "pairs.csv", cohort / "undisturbed", *ALL) == 0
     return cohort / "undisturbed"
 
 
@@ -64,7 +65,7 @@ def test_each_pair_gets_the_files_of_register(
 ) -> None:
     assert {path.name for path in undisturbed.iterdir()} == {*NAMES, "summary.csv"}
     pair = [f"--{column.replace('_', '-')}={cohort / file}" for column, file in row("head0", "head1").items()]
-    options = ["--output", str(tmp_path / "one"), "--bundle", "tiny", "--inverse"]
+    options = ["--output", str(tmp_path / "one"), "--bundle", "tiny", *ALL]
     monkeypatch.setattr(sys, "argv", ["iregzoo", "register", *pair, *options])
     cli.main()
     expected, found = tree(tmp_path / "one"), tree(undisturbed / "first")
@@ -82,7 +83,7 @@ def test_a_pair_that_gets_a_start_of_its_own_is_done_anew(cohort: Path, undistur
     with (cohort / "pairs.csv").open(encoding="utf-8") as stream:
         rows = [{**line, "init": "start.tfm" * (line["name"] == "second")} for line in csv.DictReader(stream)]
     before = {name: (output / name / "report.json").stat().st_mtime_ns for name in NAMES}
-    assert batch(write_pairs(cohort / "starts.csv", rows), output, "--inverse") == 0
+    assert batch(write_pairs(cohort / "starts.csv", rows), output, *ALL) == 0
     assert [name for name in NAMES if (output / name / "report.json").stat().st_mtime_ns != before[name]] == ["second"]
     report = json.loads((output / "second" / "report.json").read_text("utf-8"))
     assert report["init"] == "given"
@@ -110,7 +111,7 @@ def test_summary_has_the_figures_of_each_report_in_the_order_of_the_table(undist
 def running(table: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
     """A batch in a process, and a group of processes, of its own."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command(table, output, "--inverse")],
+        [sys.executable, "-m", *command(table, output, *ALL)],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -139,7 +140,7 @@ def test_a_run_that_was_stopped_or_killed_goes_on_and_ends_as_if_undisturbed(
             alive = process.poll() is None
             workers = psutil.Process(process.pid).children() if alive else []
             if alive and blow == signal.SIGINT:
-                assert "another batch is writing there" in refusal(capsys, table, output, "--inverse")
+                assert "another batch is writing there" in refusal(capsys, table, output, *ALL)
                 killpg(process.pid, blow)  # as a terminal does
             process.send_signal(blow)
             error = process.communicate(timeout=300)[1].strip()
@@ -150,7 +151,7 @@ def test_a_run_that_was_stopped_or_killed_goes_on_and_ends_as_if_undisturbed(
             assert error == f"iregzoo: interrupted; {done} of {len(NAMES)} pairs are done, run the command again"
             assert at_work(output) == 0
     assert hits >= 2
-    assert batch(table, output, "--inverse") == 0
+    assert batch(table, output, *ALL) == 0
     assert tree(output) == tree(undisturbed)
 
 
@@ -166,7 +167,7 @@ def test_two_workers_of_which_one_is_killed_write_what_one_does(
 
     killer = Thread(target=kill_one)
     killer.start()
-    assert batch(cohort / "pairs.csv", output, "--inverse", "--workers", "2") == 0
+    assert batch(cohort / "pairs.csv", output, *ALL, "--workers", "2") == 0
     killer.join()
     assert killed[0].exitcode == -signal.SIGKILL
     assert tree(output) == tree(undisturbed)
@@ -210,7 +211,7 @@ def test_a_cluster_of_which_one_worker_is_killed_writes_what_one_process_does(
 
         killer = Thread(target=kill_one)
         killer.start()
-        assert batch(cohort / "pairs.csv", output, "--inverse", "--scheduler", address) == 0
+        assert batch(cohort / "pairs.csv", output, *ALL, "--scheduler", address) == 0
         killer.join()
         assert workers[0].wait() == -signal.SIGKILL
     assert tree(output) == tree(undisturbed)

@@ -60,7 +60,7 @@ def test_register_writes_every_file(
     labels = str(write_labels(tmp_path / "labels.nii.gz"))
     output = tmp_path / "new" / "result"
     arguments = ["register", *pair, "--output", str(output), "--fixed-labels", labels, "--moving-labels", labels]
-    assert run(monkeypatch, *arguments, "--inverse") == 0
+    assert run(monkeypatch, *arguments, "--inverse", "--jacobian") == 0
     assert {path.name for path in output.iterdir()} == {
         "warped.nii.gz",
         "warped_labels.nii.gz",
@@ -70,6 +70,8 @@ def test_register_writes_every_file(
         "inverse_warped_labels.nii.gz",
         "inverse_displacement.nii.gz",
         "inverse_transform.h5",
+        "jacobian.nii.gz",
+        "inverse_jacobian.nii.gz",
         "report.json",
         "report.png",
         "report.html",
@@ -303,6 +305,7 @@ def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
         (["register", "-x", "a.nii.gz"], "-x is no option; write it out"),
         (["register", "-dcpu"], "-dcpu is no option; write it out: --device"),
         (["register", "--inverse", "maybe"], "--inverse 'maybe': give true or false"),
+        (["register", "--jacobian", "maybe"], "--jacobian 'maybe': give true or false"),
         (["batch", "--overwrite=1"], "--overwrite '1': give true or false"),
         (["regster", "--fixed", "a.nii.gz"], "regster is no command; there are register, apply,"),
         (["register", "bad\udcff.nii.gz"], "bad\\xff.nii.gz: its name is not UTF-8 text; rename it"),

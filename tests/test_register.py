@@ -73,7 +73,7 @@ class Run:
         return sitk.DisplacementFieldTransform(sitk.Cast(self.image(name), sitk.sitkVectorFloat64))
 
 
-def run(folder: Path, fixed: Grid, moving: Grid, init: str, *, spacing: float = 1.0, inverse: bool = False) -> Run:
+def run(folder: Path, fixed: Grid, moving: Grid, init: str, *, spacing: float = 1.0, **options: bool) -> Run:
     """Write a pair, register it and write the results, by files alone."""
     store(folder, "fixed", fixed)
     store(folder, "moving", moving, np.linalg.inv(MOVED))
@@ -81,7 +81,7 @@ def run(folder: Path, fixed: Grid, moving: Grid, init: str, *, spacing: float = 
     chosen = method(spacing)
     result = register(scans, chosen, init=init)
     (folder / "out").mkdir()
-    report = write(result, folder / "out", provenance(chosen), inverse=inverse)
+    report = write(result, folder / "out", provenance(chosen), **options)
     return Run(scans, result, report, folder / "out")
 
 
@@ -157,6 +157,31 @@ def test_inverse_files_go_the_other_way(tmp_path: Path, fixed: str, moving: str,
     assert done.report["inverse_error_mean_mm"] < 0.1
 
 
+@pytest.mark.parametrize(
+    ("fixed", "moving", "init"), [("oblique", "everything", "affine"), ("flipped", "anisotropic", "none")]
+)
+def test_jacobian_files_tell_the_change_of_volume_that_itk_finds(
+    tmp_path: Path, fixed: str, moving: str, init: str
+) -> None:
+    done = run(tmp_path, around(GRIDS[fixed]), around(GRIDS[moving], (2, -1, 2)), init, inverse=True, jacobian=True)
+    changes = {}
+    for way in ("", "inverse_"):
+        image, transform = done.image(f"{way}jacobian.nii.gz"), done.transform(f"{way}transform.h5")
+        grid = Grid.of(image)
+        index = np.stack([np.random.default_rng(3).integers(2, size - 2, 100) for size in grid.shape], axis=1)
+        sides = [
+            move_all(transform, apply_world(grid.affine, index + step))
+            - move_all(transform, apply_world(grid.affine, index - step))
+            for step in np.eye(3)
+        ]
+        change = np.linalg.det(np.stack(sides, axis=2) / 2) / np.linalg.det(grid.affine[:3, :3])
+        affine = float(np.linalg.det(np.array(done.report["affine_lps_mm"])[:3, :3])) ** (-1 if way else 1)
+        changes[way] = from_image(image)[0, 0].numpy()[tuple(index.T)]
+        np.testing.assert_allclose(changes[way] * affine, change, rtol=1e-3, atol=1e-3)
+        assert change.std() > 0.02
+    assert float(changes[""].min()) > 0
+
+
 STORED = {
     "permuted": {"axes": (2, 0, 1), "signs": (1, 1, 1)},
     "flipped": {"axes": (0, 1, 2), "signs": (-1, 1, -1)},
@@ -226,7 +251,7 @@ REPORTED = {
 
 
 def test_folder_holds_every_file_and_the_report_every_figure(tmp_path: Path) -> None:
-    done = run(tmp_path, GRIDS["plain"], GRIDS["plain"], "affine", inverse=True)
+    done = run(tmp_path, GRIDS["plain"], GRIDS["plain"], "affine", inverse=True, jacobian=True)
     assert {path.name for path in done.folder.iterdir()} == set(FILES)
     assert (done.folder / "report.png").read_bytes().startswith(b"\x89PNG")
 

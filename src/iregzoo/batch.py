@@ -88,7 +88,7 @@ def _register(job: Job) -> Report:
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
         result = register(scans, method, init=init, controller=controller, refine=settings.refine)
         made_by = {**provenance(method), "batch": job.request}
-        return write(result, folder, made_by, inverse=settings.inverse)
+        return write(result, folder, made_by, inverse=settings.inverse, jacobian=settings.jacobian)
 
 
 @lru_cache(maxsize=1)

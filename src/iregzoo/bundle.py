@@ -113,6 +113,7 @@ class SaveRegistration(Transform):
         output_dir: the folder, empty or new.
         provenance: what made the result, for the report.
         inverse: also write the other way.
+        jacobian: also write the Jacobian determinant, see ``results.write``.
         overwrite: allow a folder that holds something already.
         refine: gradient steps after the network; the card's if None.
     """
@@ -125,11 +126,13 @@ class SaveRegistration(Transform):
         inverse: bool = False,
         overwrite: bool = False,
         refine: int | None = None,
+        jacobian: bool = False,
     ) -> None:
         self.steps = gradient_steps(refine, load.card)
         self.load, self.output_dir = load, Path(output_dir)
         self.provenance = {"iregzoo": __version__, **provenance}
-        self.inverse, self.overwrite = flag(inverse, "inverse"), flag(overwrite, "overwrite")
+        self.inverse, self.jacobian = flag(inverse, "inverse"), flag(jacobian, "jacobian")
+        self.overwrite = flag(overwrite, "overwrite")
 
     def __call__(self, data: Sample) -> dict[str, Any]:
         scans = _scans(data)
@@ -139,5 +142,5 @@ class SaveRegistration(Transform):
         registration = Registration(predicted[None])
         result = conclude(scans, frame, self.load.init, registration, self.steps, self.load.card)
         with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
-            write(result, folder, self.provenance, inverse=self.inverse)
+            write(result, folder, self.provenance, inverse=self.inverse, jacobian=self.jacobian)
         return dict(data)

@@ -23,7 +23,7 @@ from iregzoo.zoo import Method, load
 
 INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "init")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
-OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse")
+OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse", "jacobian")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
 SUMMARY = "summary.csv"
 FIGURES = (
@@ -59,6 +59,7 @@ class Settings:
     max_iterations: int | None = None
     refine: int | None = None
     inverse: bool = False
+    jacobian: bool = False
     threads: int = 1
     origin: Mapping[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iregzoo import __version__
+from iregzoo.fields import jacobian_determinant
 from iregzoo.page import write_page
 from iregzoo.precision import resolve
 from iregzoo.quality import compare, figures
@@ -29,10 +31,12 @@ FILES = (
     "warped_labels.nii.gz",
     "displacement.nii.gz",
     "transform.h5",
+    "jacobian.nii.gz",
     "inverse_warped.nii.gz",
     "inverse_warped_labels.nii.gz",
     "inverse_displacement.nii.gz",
     "inverse_transform.h5",
+    "inverse_jacobian.nii.gz",
     "report.png",
     "report.html",
     "report.json",  # last: it tells what the others are
@@ -47,6 +51,7 @@ def write(
     provenance: Mapping[str, Any],
     *,
     inverse: bool = False,
+    jacobian: bool = False,
     progress: Progress = lambda stage: None,
 ) -> dict[str, Any]:
     """Write every file of a result into a folder, and give back what ``report.json`` holds.
@@ -56,6 +61,7 @@ def write(
         folder: an existing folder.
         provenance: what made the result; stands at the top of the report.
         inverse: also write the other way, fixed to moving.
+        jacobian: also write the Jacobian determinant of each way's deformation, without the affine.
         progress: told the name of each stage as it begins.
     """
     seconds = dict(result.seconds)
@@ -66,14 +72,19 @@ def write(
         if inverse:
             with timed("inverse", seconds, progress):
                 writing.result()
-                extra = _write_inverse(result, folder)
+                extra = _write_inverse(result, folder, jacobian=jacobian)
         with timed("report", seconds, progress):
             images = compare(result)
+            files = [writing]
+            if jacobian:
+                grid, determinant = result.frame.fixed, images.determinant[None]
+                files.append(writer.submit(write_image, folder / "jacobian.nii.gz", determinant, grid))
             found = figures(result, images) | extra
             picture(result, images, found, folder / "report.png")
             shown = views(result, images)
         with timed("write", seconds, progress):
-            writing.result()
+            for writing in files:
+                writing.result()
     scans = {"fixed": str(result.scans.fixed.path), "moving": str(result.scans.moving.path)}
     report = {**provenance, **scans, **describe(result), **found, "seconds": seconds}
     write_page(report, shown, folder / "report.html")
@@ -124,19 +135,23 @@ def _write_forward(result: Result, folder: Path) -> None:
     write_transform(folder / "transform.h5", result.deformation, grid, result.frame.start)
 
 
-def _write_inverse(result: Result, folder: Path) -> dict[str, Any]:
+def _write_inverse(result: Result, folder: Path, *, jacobian: bool) -> dict[str, Any]:
     """The other way: the fixed scan on the moving grid, and how well there and back again leads."""
     scans, frame, own = result.scans, result.frame, result.registration.inverse
     finer = halved(frame.moving)
     grid = finer if np.prod(finer.shape) <= FINE_VOXELS else frame.moving
     undone = frame.undo(result.deformation, grid, None if own is None else own.cpu())
-    backward = frame.total_back(undone[:, :, 1::2, 1::2, 1::2] if grid is finer else undone)
+    here = undone[:, :, 1::2, 1::2, 1::2] if grid is finer else undone  # at the moving scan's voxels
+    backward = frame.total_back(here)
     write_displacement(folder / "inverse_displacement.nii.gz", backward, frame.moving)
     write_transform(folder / "inverse_transform.h5", undone, grid, inverse_matrix(frame.start))
     write_image(folder / "inverse_warped.nii.gz", warp_scan(scans.fixed, backward, frame.moving), frame.moving)
     if scans.fixed_labels is not None:
         labels = warp_scan(scans.fixed_labels, backward, frame.moving, mode="nearest")
         write_image(folder / "inverse_warped_labels.nii.gz", labels, frame.moving)
+    if jacobian:
+        determinant = jacobian_determinant(replace(frame, fixed=frame.moving).in_voxels(here).float())
+        write_image(folder / "inverse_jacobian.nii.gz", determinant[None], frame.moving)
     begun = "" if own is None else ", begun from the method's own"
     return {"inverse": f"point by point{begun}", **_there_and_back(result, undone, grid)}
 

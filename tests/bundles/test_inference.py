@@ -48,6 +48,7 @@ def own(
     weights: str | None = None,
     labels: bool = False,
     inverse: bool = False,
+    jacobian: bool = False,
     **options: Any,
 ) -> Path:
     """The same by the package's own functions."""
@@ -56,7 +57,7 @@ def own(
     scans = register.read_scans(
         pair.fixed, pair.moving, pair.fixed_labels if labels else None, pair.moving_labels if labels else None
     )
-    results.write(register.register(scans, method, **options), output, {}, inverse=inverse)
+    results.write(register.register(scans, method, **options), output, {}, inverse=inverse, jacobian=jacobian)
     return output
 
 
@@ -164,10 +165,11 @@ def test_labels_are_warped_and_compared(pair: Pair, tmp_path: Path) -> None:
     assert report(found)["dice"] == pytest.approx(report(expected)["dice"], abs=1e-3)
 
 
-def test_inverse_is_written_where_asked(pair: Pair, tmp_path: Path) -> None:
-    found = run("iirp", pair, tmp_path / "monai", inverse=True)
+def test_inverse_and_jacobian_are_written_where_asked(pair: Pair, tmp_path: Path) -> None:
+    found = run("iirp", pair, tmp_path / "monai", inverse=True, jacobian=True)
     assert {"inverse_warped.nii.gz", "inverse_displacement.nii.gz", "inverse_transform.h5"} <= written(found)
-    assert_same(found, own("iirp", pair, tmp_path / "own", inverse=True))
+    assert {"jacobian.nii.gz", "inverse_jacobian.nii.gz"} <= written(found)
+    assert_same(found, own("iirp", pair, tmp_path / "own", inverse=True, jacobian=True))
 
 
 @EACH_BUNDLE

@@ -20,6 +20,7 @@ def batch(
     max_iterations: int | None = None,
     refine: int | None = None,
     inverse: bool = False,
+    jacobian: bool = False,
     workers: int = 1,
     threads: int = 1,
     scheduler: str | None = None,
@@ -45,6 +46,7 @@ def batch(
         max_iterations: the most iterations a level of the method's pyramid, 100 at most.
         refine: gradient steps after the network, as for register; what the weights' card says if not given.
         inverse: also write the way from fixed to moving.
+        jacobian: also write jacobian.nii.gz, as iregzoo register does.
         workers: processes that register pairs side by side; each needs the memory of iregzoo register.
         threads: of each process. The last digits of a result depend on them, but not on the number of workers.
         scheduler: address of a Dask cluster whose workers do it instead, such as tcp://host:8786; they must have
@@ -62,7 +64,17 @@ def batch(
     if scheduler and workers != 1:
         raise InputError(f"workers {workers}: a cluster has its own; leave out --workers or --scheduler")
     settings = Settings(
-        bundle, weights, device, precision, init, controller, max_iterations, refine, inverse=inverse, threads=threads
+        bundle,
+        weights,
+        device,
+        precision,
+        init,
+        controller,
+        max_iterations,
+        refine,
+        inverse=inverse,
+        jacobian=jacobian,
+        threads=threads,
     )
     target = Path(output)
     jobs = read_jobs(Path(pairs), checked(settings, here=not scheduler), target)

@@ -22,6 +22,7 @@ def register(
     max_iterations: int | None = None,
     refine: int | None = None,
     inverse: bool = False,
+    jacobian: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Register a moving scan to a fixed one and write the results into a folder.
@@ -47,6 +48,8 @@ def register(
         refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network, 1000 at
             most; 0 for none. If not given, what suits the weights: 48 for brains, none for the hippocampus.
         inverse: also write the way from fixed to moving.
+        jacobian: also write jacobian.nii.gz, the deformation's Jacobian determinant without the affine start: above 1
+            where what lies there takes more room in the moving scan than in the fixed one.
         overwrite: replace the results of an earlier run in the folder.
     """
     from iregzoo.devices import choose_device
@@ -68,7 +71,7 @@ def register(
         method = load(bundle, weights, choose_device(device), precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)
         result = register_scans(scans, method, init=start, controller=steering, refine=refine, progress=bar)
-        report = write(result, folder, provenance(method), inverse=inverse, progress=bar)
+        report = write(result, folder, provenance(method), inverse=inverse, jacobian=jacobian, progress=bar)
     print(summary_line(report))
     for doubt in report["warnings"]:
         print(f"warning: {doubt}")
