@@ -23,7 +23,7 @@ from iregzoo.registration import PairNetwork
 from iregzoo.results import FILES, provenance, write
 from iregzoo.space.grid import Grid, Matrix
 from iregzoo.space.scan import Scan
-from iregzoo.zoo import Bundle, Method, WeightsCard
+from iregzoo.zoo import Bundle, Method, Weights, WeightsCard
 
 SIZE = 0.16  # of the phantom's head, to fit 24×32×28 mm
 MOVED = np.eye(4)
@@ -42,8 +42,8 @@ def method(spacing: float = 1.0) -> Method:
             for parameter in network.estimators[level][-1].parameters():
                 parameter.mul_(factor)
     network.eval().requires_grad_(False)
-    card = WeightsCard(file="", init="none", spacing=(spacing,) * 3)
-    return Method(Bundle(Path("random"), {"version": "0"}), "random", card, "", PairNetwork(network))
+    weights = Weights("random", WeightsCard(file="", init="none", spacing=(spacing,) * 3), Path("random.pt"), "")
+    return Method(Bundle(Path("random"), {"version": "0"}), weights, PairNetwork(network))
 
 
 def labels_on(grid: Grid, to_head: Matrix | None = None) -> torch.Tensor:

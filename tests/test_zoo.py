@@ -114,8 +114,8 @@ def test_weights_of_a_bundle_are_loaded_ready_for_inference() -> None:
     method = zoo.load("iirp")
     name = next(iter(method.bundle.weights))
     path = method.bundle.path / method.card.file
-    assert (method.weights, method.card) == (name, method.bundle.weights[name])
-    assert method.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (method.weights.name, method.card) == (name, method.bundle.weights[name])
+    assert method.weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert not method.network.training
     assert not any(parameter.requires_grad for parameter in method.network.parameters())
     expected = torch.load(path, weights_only=True)
@@ -125,9 +125,9 @@ def test_weights_of_a_bundle_are_loaded_ready_for_inference() -> None:
 def test_own_file_is_loaded_with_a_card_that_promises_nothing(tmp_path: Path) -> None:
     path = save(make_state(1), tmp_path / "own.pt")
     method = zoo.load("iirp", str(path))
-    assert method.weights == "own.pt"
+    assert method.weights.name == "own.pt"
     assert method.card.init == "affine"
-    assert method.sha256 == zoo.sha256(path)
+    assert method.weights.sha256 == zoo.sha256(path)
     expected = make_state(1)
     assert all(torch.equal(tensor, expected[key]) for key, tensor in method.network.state_dict().items())
 
@@ -154,7 +154,7 @@ def test_weights_of_another_sha256_are_refused(home: Path) -> None:
     digest = zoo.sha256(ROOT / "bundles/iirp/models/model.pt")
     metadata["weights"]["hippocampus"]["sha256"] = digest
     folder = install(home, metadata)
-    assert zoo.load("iirp").sha256 == digest
+    assert zoo.load("iirp").weights.sha256 == digest
     save(make_state(), folder / "models/model.pt")
     with pytest.raises(InputError, match=rf"model\.pt: sha256 is .*expected {digest[:12]}.*damaged"):
         zoo.load("iirp")

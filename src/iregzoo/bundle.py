@@ -14,35 +14,34 @@ from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from iregzoo import __version__
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
-from iregzoo.precision import resolve
 from iregzoo.register import (
     Scans,
     choose_controller,
     choose_start,
     conclude,
+    frame_of,
     gradient_steps,
-    named_start,
     read_scans,
+    seen,
+    start_of,
 )
 from iregzoo.registration import PairNetwork, Registration
-from iregzoo.results import FILES, write
-from iregzoo.space.frame import Frame, make_frame, network_input
-from iregzoo.space.start import affine_start
-from iregzoo.zoo import WeightsCard, complete, find_weights, read_bundle
+from iregzoo.results import FILES, provenance, write
+from iregzoo.zoo import Method, WeightsCard, complete, find_weights, read_bundle
 
 __all__ = [
     "LoadPair",
+    "Method",
     "PairInferer",
     "PairNetwork",
     "SaveRegistration",
     "check_target",
     "complete",
     "find_weights",
+    "provenance",
     "read_bundle",
-    "resolve",
 ]
 
 Sample = Mapping[str, Any]
@@ -55,7 +54,8 @@ def _scans(data: Sample) -> Scans:
 class LoadPair(Transform):
     """Two scans, named under ``fixed`` and ``moving``, to the network's input ``image`` (2, D, H, W).
 
-    Label maps may stand under ``fixed_labels`` and ``moving_labels``. Adds ``start``, the affine (4, 4), LPS mm.
+    Label maps may stand under ``fixed_labels`` and ``moving_labels``. Adds the affine start: ``init``, its name, and
+    ``start``, (4, 4), LPS mm.
 
     Args:
         card: what the weights need.
@@ -64,27 +64,13 @@ class LoadPair(Transform):
     """
 
     def __init__(self, card: WeightsCard, stride: int, init: str = "auto") -> None:
-        self.card, self.stride = card, stride
-        self.init, self.begin = named_start(choose_start(init), card)
-
-    def frame(self, scans: Scans, start: Any) -> Frame:
-        """The geometry of a pair with a given affine start."""
-        card = self.card
-        return make_frame(
-            scans.fixed,
-            scans.moving,
-            start,
-            spacing=card.spacing,
-            stride=self.stride,
-            minimum=card.minimum,
-            window=card.window,
-        )
+        self.card, self.stride, self.init = card, stride, choose_start(init)
 
     def __call__(self, data: Sample) -> dict[str, Any]:
         scans = _scans(data)
-        start = affine_start(scans.fixed, scans.moving, self.begin)
-        image = network_input(self.frame(scans, start), scans.fixed, scans.moving, self.card.window)[0]
-        return {**data, "image": image, "start": torch.from_numpy(start)}
+        name, start = start_of(scans, self.init, self.card)
+        image = seen(scans, frame_of(scans, start, self.card, self.stride), name, self.card)[0]
+        return {**data, "image": image, "init": name, "start": torch.from_numpy(start)}
 
 
 class PairInferer(Inferer):
@@ -111,7 +97,7 @@ class SaveRegistration(Transform):
     Args:
         load: the ``LoadPair`` that made the input.
         output_dir: the folder, empty or new.
-        provenance: what made the result, for the report.
+        provenance: what made the result, from ``results.provenance``.
         inverse: also write the other way.
         jacobian: also write the Jacobian determinant, see ``results.write``.
         overwrite: allow a folder that holds something already.
@@ -130,7 +116,7 @@ class SaveRegistration(Transform):
     ) -> None:
         self.steps = gradient_steps(refine, load.card)
         self.load, self.output_dir = load, Path(output_dir)
-        self.provenance = {"iregzoo": __version__, **provenance}
+        self.provenance = provenance
         self.inverse, self.jacobian = flag(inverse, "inverse"), flag(jacobian, "jacobian")
         self.overwrite = flag(overwrite, "overwrite")
 
@@ -138,9 +124,9 @@ class SaveRegistration(Transform):
         scans = _scans(data)
         predicted: Tensor = convert_to_tensor(data["pred"], track_meta=False)
         start: Tensor = convert_to_tensor(data["start"], track_meta=False)
-        frame = self.load.frame(scans, start.cpu().numpy())
+        frame = frame_of(scans, start.cpu().numpy(), self.load.card, self.load.stride)
         registration = Registration(predicted[None])
-        result = conclude(scans, frame, self.load.init, registration, self.steps, self.load.card)
+        result = conclude(scans, frame, data["init"], registration, self.steps, self.load.card)
         with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
             write(result, folder, self.provenance, inverse=self.inverse, jacobian=self.jacobian)
         return dict(data)

@@ -87,7 +87,12 @@ def evaluate(
         "iregzoo": __version__,
         "machine": _machine(methods),
         "methods": [
-            {"bundle": method.bundle.name, "weights": method.weights, "sha256": method.sha256, "refine": count}
+            {
+                "bundle": method.bundle.name,
+                "weights": method.weights.name,
+                "sha256": method.weights.sha256,
+                "refine": count,
+            }
             for method, count in zip(methods, steps, strict=True)
         ],
         "peers": [describe(tool) for tool in tools],
@@ -141,7 +146,7 @@ def _results(
 
 
 def _machine(methods: Sequence[Method]) -> dict[str, Any]:
-    devices = {str(next(method.network.parameters()).device): None for method in methods}
+    devices = {str(method.device): None for method in methods}
     return {
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -127,12 +127,49 @@ def choose_start(init: str | Path) -> str | Matrix:
     return read_linear(init)
 
 
-def named_start(init: str | Matrix, card: WeightsCard) -> tuple[str, str | Matrix]:
-    """What a report calls a start, and the start: ``auto`` is the card's."""
-    if not isinstance(init, str):
-        return GIVEN, init
-    name = card.init if init == "auto" else init
-    return name, name
+def start_of(scans: Scans, init: str | Matrix, card: WeightsCard) -> tuple[str, Matrix]:
+    """What a report calls a pair's affine start, and the affine (4, 4), LPS mm: ``auto`` is the card's.
+
+    Raises:
+        InputError: as ``affine_start`` does.
+    """
+    start = card.init if isinstance(init, str) and init == "auto" else init
+    return start if isinstance(start, str) else GIVEN, affine_start(scans.fixed, scans.moving, start)
+
+
+def frame_of(scans: Scans, start: Matrix, card: WeightsCard, stride: int) -> Frame:
+    """The geometry of a pair with an affine start (4, 4), LPS mm, as weights and a network's stride need it."""
+    return make_frame(
+        scans.fixed,
+        scans.moving,
+        start,
+        spacing=card.spacing,
+        stride=stride,
+        minimum=card.minimum,
+        window=card.window,
+    )
+
+
+def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
+    """What the network sees of a pair: (1, 2, *frame.network.shape), see ``network_input``.
+
+    Args:
+        scans: the pair.
+        frame: its geometry.
+        init: the name of its affine start.
+        card: of the weights.
+
+    Raises:
+        InputError: where the moving scan shows nothing there.
+    """
+    image = network_input(frame, scans.fixed, scans.moving, card.window)
+    if not image[:, 0].any():
+        others = ", ".join(other for other in STARTS[1:] if other != init)
+        raise InputError(
+            f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {init}); bring them "
+            f"together with --init {others} or a transform's file, or mend the affines of their headers"
+        )
+    return image
 
 
 def choose_controller(name: str, max_iterations: int | None, own: Controller | None) -> Controller | None:
@@ -224,28 +261,12 @@ def register(
     """
     steps = gradient_steps(refine, method.card)
     seconds: dict[str, float] = {}
-    name, begin = named_start(init, method.card)
     with timed("start", seconds, progress):
-        start = affine_start(scans.fixed, scans.moving, begin)
-        frame = make_frame(
-            scans.fixed,
-            scans.moving,
-            start,
-            spacing=method.card.spacing,
-            stride=method.network.stride,
-            minimum=method.card.minimum,
-            window=method.card.window,
-        )
-        image = network_input(frame, scans.fixed, scans.moving, method.card.window)
-        if not image[:, 0].any():
-            others = ", ".join(other for other in STARTS[1:] if other != name)
-            raise InputError(
-                f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); bring them "
-                f"together with --init {others} or a transform's file, or mend the affines of their headers"
-            )
+        name, start = start_of(scans, init, method.card)
+        frame = frame_of(scans, start, method.card, method.network.stride)
+        image = seen(scans, frame, name, method.card)
     with timed("network", seconds, progress):
-        device = next(method.network.parameters()).device
-        registration = method.network.register(image.to(device), controller)
+        registration = method.network.register(image.to(method.device), controller)
     return conclude(scans, frame, name, registration, steps, method.card, seconds=seconds, progress=progress)
 
 

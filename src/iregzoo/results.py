@@ -96,15 +96,14 @@ def write(
 
 def provenance(method: Method) -> dict[str, Any]:
     """What made a result: versions, bundle, weights, device and precision."""
-    device = next(method.network.parameters()).device
     return {
         "iregzoo": __version__,
         "bundle": method.bundle.name,
-        "bundle_version": method.bundle.metadata.get("version", ""),
-        "weights": method.weights,
-        "weights_sha256": method.sha256,
-        "device": str(device),
-        "precision": resolve(method.network.precision, device),
+        "bundle_version": method.bundle.version,
+        "weights": method.weights.name,
+        "weights_sha256": method.weights.sha256,
+        "device": str(method.device),
+        "precision": resolve(method.network.precision, method.device),
     }
 
 

@@ -192,12 +192,11 @@ def build_template(group: Group, method: Method, *, rounds: int, batch: int = 2)
 @torch.inference_mode()
 def _register(group: Group, template: Template, method: Method, batch: int) -> Tensor:
     """Displacements (N, 3, *shape) from the template to every scan, in voxels."""
-    device = next(method.network.parameters()).device
     fields = []
     for start in range(0, len(group.images), batch):
         moving = group.images[start : start + batch]
         pair = torch.cat((moving, template.image.expand_as(moving)), dim=1)
-        fields.append(method.network.register(pair.to(device)).displacement.cpu())
+        fields.append(method.network.register(pair.to(method.device)).displacement.cpu())
     return torch.cat(fields)
 
 

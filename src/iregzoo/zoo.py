@@ -93,13 +93,19 @@ class Weights:
 
 @dataclass(frozen=True)
 class Method:
-    """A bundle with weights, ready to register."""
+    """A bundle's network with weights, ready to register."""
 
     bundle: Bundle
-    weights: str
-    card: WeightsCard
-    sha256: str
+    weights: Weights
     network: PairNetwork
+
+    @property
+    def card(self) -> WeightsCard:
+        return self.weights.card
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
 
 def home() -> Path:
@@ -216,7 +222,7 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
     network.eval()
     # Channels last is the faster layout of 3-D convolutions on the CPU; torch's stubs do not know the argument.
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return Method(bundle, found.name, found.card, found.sha256, network.to(device))
+    return Method(bundle, found, network.to(device))
 
 
 def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:

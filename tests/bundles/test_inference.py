@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def own(
     scans = register.read_scans(
         pair.fixed, pair.moving, pair.fixed_labels if labels else None, pair.moving_labels if labels else None
     )
-    results.write(register.register(scans, method, **options), output, {}, inverse=inverse, jacobian=jacobian)
+    result = register.register(scans, method, **options)
+    results.write(result, output, results.provenance(method), inverse=inverse, jacobian=jacobian)
     return output
 
 
@@ -110,9 +112,8 @@ def test_monai_writes_what_register_writes(name: str, pair: Pair, tmp_path: Path
     assert written(found) == FILES
     assert_same(found, expected)
     assert np.abs(voxels(found / "displacement.nii.gz")).max() > 0.1
-    assert report(found)["bundle"] == name
-    assert report(found)["weights"] == Path(weights).name
-    assert report(found)["weights_sha256"] == zoo.find_weights(zoo.find(name), weights).sha256
+    made_by = results.provenance(zoo.load(name, weights))
+    assert {key: report(found)[key] for key in made_by} == made_by
     assert report(found)["affine_lps_mm"] == report(expected)["affine_lps_mm"]
 
 
@@ -213,6 +214,17 @@ def refusal(caught: pytest.ExceptionInfo[BaseException]) -> str:
         error = error.__cause__
     assert error is not None, f"no InputError beneath {caught.value!r}"
     return str(error)
+
+
+def test_scans_that_do_not_meet_are_refused(pair: Pair, tmp_path: Path) -> None:
+    scan = nib.load(pair.moving)
+    far = np.eye(4)
+    far[:3, 3] = 5000
+    nib.save(nib.Nifti1Image(scan.get_fdata(), far @ scan.affine), tmp_path / "far.nii.gz")
+    with pytest.raises(RuntimeError) as caught:
+        run("iirp", replace(pair, moving=tmp_path / "far.nii.gz"), tmp_path / "monai", init="none")
+    assert "far.nii.gz: shows nothing where" in refusal(caught)
+    assert not (tmp_path / "monai").exists()
 
 
 def test_folder_that_holds_something_is_refused_and_kept(pair: Pair, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ class AtlasInferer(Inferer):
         pair: PairNetwork = getattr(network, "module", network)
         # Channels last is the faster layout on the CPU; torch's stubs do not know the argument.
         pair.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        method = Method(asked.bundle, asked.weights.name, asked.weights.card, asked.weights.sha256, pair)
+        method = Method(asked.bundle, asked.weights, pair)
         with answering(BAD_REQUEST):
             result = register(
                 asked.scans,
