@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iregzoo import zoo
 from iregzoo.fields import warp
-from iregzoo.iteration import IterStop
+from iregzoo.iteration import FixedIterations, IterStop
 from iregzoo.losses import one_hot
 from iregzoo.registration import PairNetwork
 from iregzoo.training import CyclicPairs, LoadScan, find_scans
@@ -51,7 +51,7 @@ def mean_dice(val: CyclicPairs, network: PairNetwork | None = None) -> float:
     Methods that iterate do so under IterStop: TCI takes every refinement, and those of weights that are hardly trained
     lead away.
     """
-    iterates = network is not None and network.controller is not None and network.controller.adaptive
+    iterates = network is not None and not isinstance(network.controller, FixedIterations | None)
     controller = IterStop() if iterates else None
     metric = DiceMetric()
     for index in range(len(val)):

@@ -46,13 +46,15 @@ def outcome(controller: Controller, *scripts: Script, coarsest: bool = False) ->
 @pytest.mark.parametrize("count", [1, 2, 7])
 @pytest.mark.parametrize("coarsest", [True, False])
 def test_fixed_iterations_takes_every_refinement_and_scores_none(count: int, coarsest: bool) -> None:
-    def no_score(displacement: Tensor) -> Tensor:
-        raise AssertionError("a fixed number of iterations needs no score")
-
     start = torch.zeros(2, 3, 2, 3, 4)
-    result = refine(start, lambda u: u + 1, no_score, FixedIterations(count), coarsest=coarsest)
+    result = refine(start, lambda u: u + 1, None, FixedIterations(count), coarsest=coarsest)
     assert candidates(result.displacement).tolist() == result.iterations.tolist() == [count, count]
     assert result.scores.shape == (0, 2)
+
+
+def test_adaptive_controllers_need_a_similarity() -> None:
+    with pytest.raises(ValueError, match="TCI steers by scores; give a similarity"):
+        refine(torch.zeros(1, 3, 2, 2, 2), lambda u: u + 1, None, TCI())
 
 
 def test_fixed_iterations_is_one_unless_told() -> None:
@@ -210,7 +212,7 @@ def test_batch_equals_its_singles(controller: Controller, coarsest: bool) -> Non
         seen = len(single.scores)
         assert torch.equal(batch.scores[:seen, i], single.scores[:, 0])
         assert batch.scores[seen:, i].isnan().all()
-    if controller.adaptive and controller.max_iterations > 2:
+    if not isinstance(controller, FixedIterations) and controller.max_iterations > 2:
         assert len({len(single.scores) for single in singles}) > 1
 
 

@@ -8,7 +8,7 @@ it would get alone. Scores stay on their device; the host reads two flags an ite
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -26,11 +26,11 @@ class Verdict(NamedTuple):
     proceed: Tensor
 
 
-class Controller(Protocol):
-    """Steers ``refine``. ``adaptive`` controllers see scores, others only count."""
+class AdaptiveController(Protocol):
+    """Steers ``refine`` by the scores of its candidates."""
 
     @property
-    def adaptive(self) -> bool: ...
+    def max_iterations(self) -> int: ...
     @property
     def compares_start(self) -> bool:
         """Whether the displacement a level starts from is scored, too."""
@@ -41,8 +41,6 @@ class Controller(Protocol):
         """Whether a level returns its best-scoring displacement instead of its last."""
         ...
 
-    @property
-    def max_iterations(self) -> int: ...
     def score(self, warped: Tensor, fixed: Tensor) -> Tensor:
         """Similarity per pair (B,), higher is better."""
         ...
@@ -73,19 +71,12 @@ class FixedIterations:
     """The same number of refinements at every level, every one taken. One is the plain pyramid network."""
 
     max_iterations: int = 1
-    adaptive: bool = False
-    compares_start: bool = False
-    keeps_best: bool = False
 
     def __post_init__(self) -> None:
         _check_iterations("max_iterations", self.max_iterations)
 
-    def score(self, warped: Tensor, fixed: Tensor) -> Tensor:
-        return score(warped, fixed, "ncc")
 
-    def judge(self, scores: Tensor, start: Tensor | None) -> Verdict:
-        yes = torch.ones_like(scores[-1], dtype=torch.bool)
-        return Verdict(yes, yes)
+Controller = FixedIterations | AdaptiveController
 
 
 @dataclass(frozen=True)
@@ -100,9 +91,8 @@ class IterStop:
     threshold: float = 0.005
     max_iterations: int = MAX_ITERATIONS
     metric: Metric = "ncc"
-    adaptive: bool = True
-    compares_start: bool = True
-    keeps_best: bool = False
+    compares_start: ClassVar[bool] = True
+    keeps_best: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_iterations("max_iterations", self.max_iterations)
@@ -143,8 +133,7 @@ class TCI:
     metric: Metric = "ncc"
     order: Order = "stability-first"
     keeps_best: bool = False
-    adaptive: bool = True
-    compares_start: bool = False
+    compares_start: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_iterations("max_iterations", self.max_iterations)
@@ -192,7 +181,7 @@ class Refinement(NamedTuple):
 def refine(
     displacement: Tensor,
     propose: Callable[[Tensor], Tensor],
-    similarity: Callable[[Tensor], Tensor],
+    similarity: Callable[[Tensor], Tensor] | None,
     controller: Controller,
     *,
     coarsest: bool = False,
@@ -203,17 +192,22 @@ def refine(
     Args:
         displacement: (B, N, *shape), where the level starts.
         propose: gives a candidate displacement from the present one, in memory of its own.
-        similarity: scores a displacement of this level, (B,), higher is better.
+        similarity: scores a displacement of this level, (B,), higher is better; fixed iterations need none.
         controller: decides what is taken and when to stop.
         coarsest: the start is no estimate yet, so there is nothing to compare the first candidate with.
         reached: score of the start (B,), where it is known.
+
+    Raises:
+        ValueError: for an adaptive controller without a similarity.
     """
     batch = displacement.shape[0]
-    if not controller.adaptive:
+    if isinstance(controller, FixedIterations):
         for _ in range(controller.max_iterations):
             displacement = propose(displacement)
         counts = torch.full((batch,), controller.max_iterations, dtype=torch.long, device=displacement.device)
         return Refinement(displacement, counts, displacement.new_empty((0, batch)))
+    if similarity is None:
+        raise ValueError(f"{type(controller).__name__} steers by scores; give a similarity")
     start = None
     if controller.compares_start and not coarsest:
         start = similarity(displacement) if reached is None else reached
@@ -224,7 +218,7 @@ def _refine_adaptively(
     displacement: Tensor,
     propose: Callable[[Tensor], Tensor],
     similarity: Callable[[Tensor], Tensor],
-    controller: Controller,
+    controller: AdaptiveController,
     start: Tensor | None,
 ) -> Refinement:
     batch = displacement.shape[0]

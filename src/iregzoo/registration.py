@@ -41,9 +41,10 @@ class RegistrationNetwork(Protocol):
     its iterations unless a call brings its own, None for a method that takes one pass and has nothing to steer.
     """
 
-    stride: int
-    controller: Controller | None
-
+    @property
+    def stride(self) -> int: ...
+    @property
+    def controller(self) -> Controller | None: ...
     def __call__(self, moving: Tensor, fixed: Tensor, controller: Controller | None = None) -> Registration:
         """Register (B, 1, *shape) images in [0, 1]; ``controller`` replaces the network's own for this call."""
         ...

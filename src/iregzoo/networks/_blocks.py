@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iregzoo.fields import compose, identity, resize, sample, warp
-from iregzoo.iteration import Controller, FixedIterations, refine
+from iregzoo.iteration import AdaptiveController, Controller, FixedIterations, refine
 from iregzoo.networks._convolution import Conv3d, ConvChain, conv_leaky, convolve
 from iregzoo.registration import Registration
 
@@ -141,7 +141,7 @@ def register_pyramid(
         controller: steers the iterations of every level by the similarity at full resolution.
     """
     features = _features(encoder, moving, fixed)
-    similarity = scorer(controller, moving, fixed)
+    similarity = None if isinstance(controller, FixedIterations) else scorer(controller, moving, fixed)
     reached: Tensor | None = None
     displacement = moving.new_zeros(
         moving.shape[0], 3, *features[-1][0].shape[2:], dtype=torch.promote_types(moving.dtype, torch.float32)
@@ -162,7 +162,7 @@ def register_pyramid(
     return Registration(displacement, None, tuple(pyramid), tuple(iterations), tuple(scores))
 
 
-def scorer(controller: Controller, moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
+def scorer(controller: AdaptiveController, moving: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
     """Scores a level's displacement (B, 3, *level_shape), (B,), by the images (B, 1, *shape) at full resolution.
 
     The papers compare all voxels. Of images so large that ``SCORED`` remain, every second (third …) voxel along each
