@@ -53,6 +53,13 @@ def test_labels_take_the_smallest_integer_type_that_holds_them(tmp_path: Path, l
     assert torch.equal(from_image(image).long(), data.long())
 
 
+def test_labels_beyond_32_bits_are_refused(tmp_path: Path) -> None:
+    data = torch.full((1, 1, 4, 5, 6), 2**31)
+    with pytest.raises(ValueError, match="labels from 2147483648 to 2147483648; expected at most 32 bits"):
+        write_image(tmp_path / "labels.nii.gz", data, make_grid((4, 5, 6)))
+    assert not list(tmp_path.iterdir())
+
+
 @EACH_GRID
 def test_displacement_moves_points_as_given(tmp_path: Path, grid: Grid) -> None:
     displacement = waves(grid)

@@ -19,15 +19,21 @@ from iregzoo.space.packing import gzip_floats
 
 
 def write_image(path: Path, data: Tensor, grid: Grid) -> None:
-    """Write (1, 1, X, Y, Z): float images as float32, label maps in the smallest integer type that holds them."""
+    """Write (1, 1, X, Y, Z): float images as float32, label maps in the smallest integer type that holds them.
+
+    Raises:
+        ValueError: for labels beyond 32 bits.
+    """
     array = data[0, 0].cpu()
-    if array.is_floating_point():
-        write_volume(path, grid.to_sitk(array.float().numpy()))
-        return
+    dtype = torch.float32 if array.is_floating_point() else _smallest_type(int(array.min()), int(array.max()))
+    write_volume(path, grid.to_sitk(array.to(dtype).numpy()))
+
+
+def _smallest_type(least: int, most: int) -> torch.dtype:
     for dtype in (torch.uint8, torch.int16, torch.int32):
-        if torch.iinfo(dtype).min <= int(array.min()) and int(array.max()) <= torch.iinfo(dtype).max:
-            write_volume(path, grid.to_sitk(array.to(dtype).numpy()))
-            return
+        if torch.iinfo(dtype).min <= least and most <= torch.iinfo(dtype).max:
+            return dtype
+    raise ValueError(f"labels from {least} to {most}; expected at most 32 bits")
 
 
 def write_displacement(path: Path, displacement: Tensor, grid: Grid) -> None:

@@ -1,6 +1,7 @@
 """Reading scans and label maps, with every check that input needs, and their intensities."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,6 @@ ANOTHER_ANGLE = 1e-3  # between cosines
 DICOM_PLACE = "0020|0032"
 NO_BLUR = 0.25  # voxels: a narrower Gaussian changes nothing
 Window = Sequence[float]  # the intensities that become 0 and 1
-
-sitk.ProcessObject.GlobalWarningDisplayOff()  # what matters is said in one line of ours
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,17 @@ def _describe(grid: Grid) -> str:
     )
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """ITK without its warnings, several lines each: what matters is said in one line of ours."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.GlobalWarningDisplayOff()
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
 def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path]:
     """One 3-D volume as ITK reads it, in its own type of voxel, and its path.
 
@@ -144,7 +154,8 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
     if path.is_file() and path.name.lower().endswith(NIFTI):
         _check_nifti(path)
     try:
-        image = _read_dicom(path) if path.is_dir() else sitk.ReadImage(str(path))
+        with _quiet():
+            image = _read_dicom(path) if path.is_dir() else sitk.ReadImage(str(path))
     except RuntimeError as error:
         if "orthonormal direction cosines" in str(error):
             raise InputError(
