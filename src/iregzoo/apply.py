@@ -7,11 +7,11 @@ import SimpleITK as sitk
 import torch
 
 from iregzoo.errors import InputError
-from iregzoo.space.files import affine_transform, write_volume
+from iregzoo.space.files import write_volume
 from iregzoo.space.grid import Grid
 from iregzoo.space.points import read_point_list, voxel_places
 from iregzoo.space.scan import Scan, as_float32, check_finite, looks_like_labels, read_volume
-from iregzoo.space.transforms import Chain, Moved, inverse_matrix, move, move_back
+from iregzoo.space.transforms import Chain, Moved, move
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 POINTS = (".csv", ".json")
@@ -55,20 +55,20 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
         raise InputError(f"{output}: give it a name that ends with {' or '.join(endings)}, as the input wants")
 
 
-def apply_to_points(chain: Chain, source: str | Path, output: Path, *, inverse: bool = False) -> Report:
-    """Take the points of a file through a chain, or back through its inverse, and write a file of the same kind.
+def apply_to_points(chain: Chain, source: str | Path, output: Path) -> Report:
+    """Take the points of a file through a chain, and write a file of the same kind.
 
     Raises:
-        InputError: as ``read_point_list`` and, for the inverse, ``move_back`` do.
+        InputError: as ``read_point_list`` does.
     """
     given = read_point_list(source)
-    moved = move_back(chain, given.points) if inverse else move(chain, given.points)
+    moved = move(chain, given.points)
     output.write_text(given.text(moved.points), "utf-8")
-    report = _inverse_report(moved, "points") if inverse else Report()
+    report = _inverse_report(moved, "points") if chain.undoes else Report()
     outside = int(moved.outside.sum())
     if not outside:
         return report
-    where = "come from outside" if inverse else "lie outside"
+    where = "come from outside" if chain.undoes else "lie outside"
     doubt = f"{outside} of {len(moved.points)} points {where} the displacement's grid, where it displaces nothing"
     return Report(report.inverse, (*report.warnings, doubt))
 
@@ -80,9 +80,8 @@ def apply_to_image(
     output: Path,
     *,
     interpolation: str = "auto",
-    inverse: bool = False,
 ) -> Report:
-    """Resample an image or label map through a chain, or its inverse, on a reference's grid, once, and write it.
+    """Resample an image or label map through a chain, on a reference's grid, once, and write it.
 
     Its type of voxel stays. Outside its field of view lies 0, or its lowest value where that is below 0.
 
@@ -92,10 +91,9 @@ def apply_to_image(
         reference: an image, of which the grid counts.
         output: the file to write.
         interpolation: ``linear``, ``nearest``, or ``auto``, which takes nearest for what looks like a label map.
-        inverse: undo the chain instead: it then leads from the image to the reference.
 
     Raises:
-        InputError: as ``read_volume`` and, for the inverse, ``move_back`` do.
+        InputError: as ``read_volume`` does.
     """
     image, path = read_volume(source)
     grid = Grid.of(read_volume(reference)[0])
@@ -103,17 +101,15 @@ def apply_to_image(
     check_finite(array, path)
     scan = Scan(torch.from_numpy(as_float32(array, path))[None, None], Grid.of(image), path)
     nearest = looks_like_labels(scan) if interpolation == "auto" else interpolation == "nearest"
-    transform, moved = _inverse_on(chain, grid) if inverse else (chain.composite, None)
+    transform, moved = _inverse_on(chain, grid) if chain.undoes else (chain.composite, None)
     write_volume(output, _resample(image, grid, transform, nearest=nearest, outside=0.0 if nearest else scan.outside))
     return Report() if moved is None else _inverse_report(moved, "voxels")
 
 
-def _inverse_on(chain: Chain, grid: Grid) -> tuple[sitk.Transform, Moved | None]:
-    """The inverse of a chain at the voxels of a grid, and how well it went; exact, and None, for matrices alone."""
-    if chain.linear:
-        return affine_transform(inverse_matrix(chain.composite)), None
+def _inverse_on(chain: Chain, grid: Grid) -> tuple[sitk.Transform, Moved]:
+    """A chain that undoes something, at the voxels of a grid, and how well it went."""
     places = voxel_places(grid)
-    moved = move_back(chain, places)
+    moved = move(chain, places)
     vectors = (moved.points - places).reshape(*grid.shape, 3).numpy()
     return sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True)), moved
 

@@ -1,14 +1,13 @@
 """``iregzoo apply``: a transform that exists, on other images and on points."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from iregzoo.errors import InputError
 
 
 def apply(
-    transform: str | Sequence[str],
+    transform: str,
     input: str,
     output: str,
     reference: str | None = None,
@@ -33,7 +32,8 @@ def apply(
 
     Args:
         transform: one or more, separated by commas: transform files that ITK reads (.h5, .tfm, .mat), and displacement
-            fields, 3-D images of vectors in LPS mm.
+            fields, 3-D images of vectors in LPS mm. One that is to be undone has inverse before it, as in
+            A,inverse:B, or stands in ANTs' brackets, [B,1].
         input: an image or label map, or points: a CSV file whose first line is "# CoordinateSystem = LPS" (or RAS) and
             that has columns x, y, z, or a Slicer .mrk.json. All else in a file of points is kept.
         output: the file to write: .nii.gz, .nii, .nrrd or .mha for images, for points what the input is.
@@ -43,26 +43,25 @@ def apply(
         overwrite: replace the output where it is there already.
     """
     from iregzoo.apply import apply_to_image, apply_to_points, check_names, is_points
-    from iregzoo.flags import flag
     from iregzoo.outputs import whole_file
-    from iregzoo.space.transforms import read_chain
+    from iregzoo.space.transforms import link_of, links_of, read_chain
 
-    listed = transform.split(",") if isinstance(transform, str) else transform
-    paths = [part.strip() for part in listed if part.strip()]
-    if not paths:
+    links = links_of(transform)
+    if not links:
         raise InputError("--transform names nothing; give one file, or several separated by commas")
-    back = flag(inverse, "inverse")
     check_names(input, reference, output, interpolation)
-    for path in filter(None, (*paths, input, reference)):
+    for path in filter(None, (*(link_of(link)[0] for link in links), input, reference)):
         if os.path.realpath(path) == os.path.realpath(output):
             raise InputError(f"{path}: is where the result would go; choose another --output")
     with whole_file(Path(output), overwrite=overwrite) as target:
-        chain = read_chain(paths)
+        chain = read_chain(links)
+        if inverse:
+            chain = chain.inverse()
         if is_points(input):
-            report = apply_to_points(chain, input, target, inverse=back)
+            report = apply_to_points(chain, input, target)
         else:
             assert reference is not None  # check_names saw to it
-            report = apply_to_image(chain, input, reference, target, interpolation=interpolation, inverse=back)
+            report = apply_to_image(chain, input, reference, target, interpolation=interpolation)
     if report.inverse:
         print(report.inverse)
     for doubt in report.warnings:

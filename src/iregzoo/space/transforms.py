@@ -4,6 +4,7 @@ A transform takes a point of the scan that a result lies on to the scan that it 
 resampler wants. Places and displacements are LPS mm.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,12 +20,21 @@ from iregzoo.inversion import PIECE, doubtful, invert_at
 from iregzoo.silence import silence
 from iregzoo.space.files import affine_transform
 from iregzoo.space.grid import Grid, Matrix, inverse
-from iregzoo.space.points import STEP, TOLERANCE_MM, map_points, move_points, move_points_back, reached
+from iregzoo.space.points import STEP, TOLERANCE_MM, move_points, move_points_back, reached
 from iregzoo.space.scan import itk_reason, read_volume
 from iregzoo.space.start import SINGULAR, check_affine, matrix_of
 
 TEXTS = (".tfm", ".txt")
 TRANSFORM_FILES = (".h5", ".hdf5", ".mat", *TEXTS)
+LINK = re.compile(r"\[[^\]]*\]|[^,]+")  # of a list
+INVERSE = re.compile(r"inverse:(.+)|\[(.+?)\s*,\s*([01])\]")  # a transform that is to be undone, or not for 0
+
+
+@dataclass(frozen=True)
+class Undone:
+    """The inverse of a transform that deforms, found for each place by itself."""
+
+    transform: sitk.Transform
 
 
 @dataclass(frozen=True)
@@ -35,20 +45,39 @@ class Chain:
         parts: none of them composite, in the order in which a point passes them.
     """
 
-    parts: tuple[sitk.Transform, ...]
+    parts: tuple[sitk.Transform | Undone, ...]
 
     @cached_property
     def composite(self) -> sitk.CompositeTransform:
-        """All parts as one ITK transform."""
+        """All parts as one ITK transform; of a chain that undoes nothing."""
         composite = sitk.CompositeTransform(3)
         for part in reversed(self.parts):  # ITK applies the transform that was added last first
             composite.AddTransform(part)
         return composite
 
     @property
+    def undoes(self) -> bool:
+        """Whether a part is the inverse of one that deforms."""
+        return any(isinstance(part, Undone) for part in self.parts)
+
+    @property
     def linear(self) -> bool:
         """Whether one matrix says it all."""
-        return all(part.IsLinear() for part in self.parts)
+        return all(not isinstance(part, Undone) and part.IsLinear() for part in self.parts)
+
+    def inverse(self) -> "Chain":
+        """The way back: exact for matrices, and to 0.001 mm for what deforms.
+
+        Raises:
+            InputError: where a matrix is singular.
+        """
+        return Chain(tuple(_undo(part) for part in reversed(self.parts)))
+
+
+def _undo(part: sitk.Transform | Undone) -> sitk.Transform | Undone:
+    if isinstance(part, Undone):
+        return part.transform
+    return affine_transform(inverse_matrix(part)) if part.IsLinear() else Undone(part)
 
 
 @dataclass(frozen=True)
@@ -58,10 +87,9 @@ class Moved:
     Attributes:
         points: where they are now.
         outside: (N,), which of them a displacement field did not reach: there it displaces nothing, as ITK has it.
-        error: (N,) mm, how far from where it came a point ends up that goes back by the chain itself; 0 of one that
-            went along it.
-        doubtful: (N,), which of them a part of the chain folds or nearly folds, see ``inversion.doubtful``: they may be
-            off by far more than the error; none of those that went along the chain.
+        error: (N,) mm, how far from where they were the transforms that are undone take what was found, together.
+        doubtful: (N,), which of them a transform that is undone folds or nearly folds, see ``inversion.doubtful``: they
+            may be off by far more than the error.
     """
 
     points: Tensor
@@ -70,15 +98,34 @@ class Moved:
     doubtful: Tensor
 
 
+def links_of(text: str) -> list[str]:
+    """The transforms between the commas of a list, in which ANTs' ``[FILE,1]`` is one."""
+    if Path(text).exists():  # a path with a comma in it
+        return [text]
+    return [link.strip() for link in LINK.findall(text) if link.strip()]
+
+
+def link_of(text: str) -> tuple[str, bool]:
+    """The path of a transform of a list, and whether it is to be undone."""
+    marked = INVERSE.fullmatch(text)
+    return (marked[1] or marked[2], marked[3] != "0") if marked else (text, False)
+
+
 def read_chain(paths: Sequence[str | Path]) -> Chain:
     """Read transforms, the first of which is applied to a point first.
 
-    Each is a transform file that ITK reads (.h5, .tfm, .mat, …), or an image of displacements in LPS mm.
+    Each is a transform file that ITK reads (.h5, .tfm, .mat, …), or an image of displacements in LPS mm. One that is to
+    be undone has ``inverse:`` before its path, or stands in ANTs' brackets, ``[FILE,1]``.
 
     Raises:
-        InputError: missing or unreadable, not 3-D, or not finite.
+        InputError: missing or unreadable, not 3-D, or not finite; a matrix that is singular and is to be undone.
     """
-    return Chain(tuple(part for path in paths for part in _read(Path(path))))
+    parts: list[sitk.Transform | Undone] = []
+    for path in paths:
+        name, undone = link_of(str(path))
+        chain = Chain(tuple(_read(Path(name))))
+        parts += chain.inverse().parts if undone else chain.parts
+    return Chain(tuple(parts))
 
 
 def read_linear(path: str | Path) -> Matrix:
@@ -152,43 +199,24 @@ def _numbers(part: sitk.Transform) -> Matrix:
 
 
 def move(chain: Chain, points: Tensor) -> Moved:
-    """Points (N, 3) through a chain, by ITK."""
-    outside = torch.zeros(len(points), dtype=torch.bool)
+    """Points (N, 3) through a chain, by ITK; where a part of it is undone, see ``Chain.inverse``.
+
+    Where an undone field folds, a point comes from several places, of which one is given. A field reaches no further
+    than its grid: for a point that would come from beyond, it is the point itself where that lies beyond the grid, too,
+    and else where the border's displacement brings it from; its error then says how far that is off.
+    """
+    outside, folded = torch.zeros(2, len(points), dtype=torch.bool)
     error = torch.zeros(len(points), dtype=torch.float64)
     for part in chain.parts:
+        if isinstance(part, Undone):
+            places, beyond, squeezed = _back(part.transform, points)
+            error += (itk_move(part.transform, places) - points).norm(dim=1)
+            outside, folded, points = outside | beyond, folded | squeezed, places
+            continue
         if isinstance(part, sitk.DisplacementFieldTransform):
-            outside |= ~reached(Grid.of(part.GetDisplacementField()), points)
+            outside = outside | ~reached(Grid.of(part.GetDisplacementField()), points)
         points = itk_move(part, points)
-    return Moved(points, outside, error, torch.zeros_like(outside))
-
-
-def move_back(chain: Chain, points: Tensor) -> Moved:
-    """Points (N, 3) through the inverse of a chain: exact for matrices, and to 0.001 mm for what deforms.
-
-    Where a field folds, a point comes from several places, of which one is given. A field reaches no further than its
-    grid: for a point that would come from beyond, it is the point itself where that lies beyond the grid, too, and
-    else where the border's displacement brings it from; its error then says how far that is off.
-
-    Raises:
-        InputError: where a matrix is singular.
-    """
-    matrices = [inverse_matrix(part) if part.IsLinear() else None for part in chain.parts]
-    outside, folded = torch.zeros(2, len(points), dtype=torch.bool)
-    places = points
-    for part, matrix in zip(reversed(chain.parts), reversed(matrices), strict=True):
-        if matrix is not None:
-            places = map_points(matrix, places)
-        elif isinstance(part, sitk.DisplacementFieldTransform):
-            places, beyond, squeezed = _back_through_field(part, places)
-            outside |= beyond
-            folded |= squeezed
-        else:
-            # A B-spline, say: its control points lie far apart, and what it does beyond them is for ITK to know.
-            through = partial(itk_move, part)
-            places = invert_at(through, places, start=places, step=STEP, tolerance=TOLERANCE_MM)
-            folded |= doubtful(through, places, STEP)
-    error = (move(chain, places).points - points).norm(dim=1)
-    return Moved(places, outside, error, folded)
+    return Moved(points, outside, error, folded)
 
 
 def inverse_matrix(transform: sitk.Transform) -> Matrix:
@@ -204,8 +232,18 @@ def inverse_matrix(transform: sitk.Transform) -> Matrix:
     return inverse(matrix)
 
 
+def _back(transform: sitk.Transform, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a transform that deforms takes points (N, 3) from, which of these are beyond its grid, and which doubtful."""
+    if isinstance(transform, sitk.DisplacementFieldTransform):
+        return _back_through_field(transform, points)
+    # A B-spline, say: its control points lie far apart, and what it does beyond them is for ITK to know.
+    through = partial(itk_move, transform)
+    places = invert_at(through, points, start=points, step=STEP, tolerance=TOLERANCE_MM)
+    return places, torch.zeros(len(points), dtype=torch.bool), doubtful(through, places, STEP)
+
+
 def _back_through_field(field: sitk.DisplacementFieldTransform, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a field takes points (N, 3) from, which of these places are beyond its grid, and which are doubtful."""
+    """The same of a displacement field."""
     image = field.GetDisplacementField()
     grid = Grid.of(image)
     vectors = torch.from_numpy(sitk.GetArrayFromImage(image).transpose(3, 2, 1, 0).copy())[None]
