@@ -10,7 +10,6 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from iregzoo import cli
 from iregzoo.cases import Case, read_cases
 from iregzoo.commands.shared import names
 from iregzoo.errors import InputError
@@ -18,6 +17,7 @@ from iregzoo.evaluate import FILES, evaluate
 from iregzoo.outputs import whole_folder
 from iregzoo.phantom import make_phantom
 from iregzoo.zoo import Method, load, untrained
+from shell import run
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +138,8 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
 ) -> None:
     (folder / "broken.nii.gz").write_bytes(b"not an image")
     table = write_table(folder / "bad.csv", [row(moving="broken.nii.gz"), row()])
-    arguments = ["iregzoo", "evaluate", "--pairs", str(table), "--bundle", "iirp", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", arguments)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+    options = ("--pairs", str(table), "--bundle", "iirp", "--output", str(tmp_path / "out"))
+    assert run(monkeypatch, "evaluate", *options) == 2
     error = capsys.readouterr().err.strip()
     assert "1 of 2" in error
     assert "with iirp" in error
@@ -177,10 +174,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
     monkeypatch.setattr("iregzoo.evaluate._measure", measure)
     table = write_table(folder / "good.csv", [row()])
     output = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["iregzoo", "evaluate", "--pairs", str(table), "--output", str(output), *options])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+    assert run(monkeypatch, "evaluate", "--pairs", str(table), "--output", str(output), *options) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert all(word in error for word in words)

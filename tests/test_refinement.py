@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geometry import GRIDS, make_grid, move_all, noise_image, waves
-from iregzoo import cli, refinement
+from iregzoo import refinement
 from iregzoo.errors import InputError
 from iregzoo.evaluate import evaluate
 from iregzoo.fields import identity, jacobian_determinant, warp
@@ -26,6 +26,7 @@ from iregzoo.space.frame import Frame, warp_scan
 from iregzoo.space.grid import network_grid
 from iregzoo.space.scan import Scan
 from iregzoo.zoo import Method, find, load
+from shell import run
 
 SHAPE = (24, 28, 20)
 INSIDE = (slice(None), slice(None), *[slice(5, -5)] * 3)
@@ -376,15 +377,6 @@ def test_the_brains_cards_ask_for_steps_and_the_hippocampus_for_none() -> None:
         cards = find(bundle).weights
         assert cards["brain"].refine == cards["brain_any"].refine == 48
         assert cards["hippocampus"].refine == 0
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["iregzoo", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_register_refines_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, phantom: Phantom) -> None:
