@@ -321,7 +321,14 @@ def method() -> Method:
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
-    return make_phantom(tmp_path_factory.mktemp("phantom"))
+    """Every second voxel of the package's phantom, as if they were 1 mm apart: an eighth of the work."""
+    folder = tmp_path_factory.mktemp("phantom")
+    whole = make_phantom(folder)
+    for path in (whole.fixed, whole.moving, whole.fixed_labels, whole.moving_labels):
+        image = sitk.ReadImage(str(path))[::2, ::2, ::2]
+        image.SetSpacing((1.0, 1.0, 1.0))
+        sitk.WriteImage(image, str(path))
+    return replace(whole, displacement=whole.displacement[..., ::2, ::2, ::2] / 2)
 
 
 def test_refining_finds_more_of_a_known_deformation(phantom: Phantom, method: Method) -> None:
@@ -386,7 +393,7 @@ def test_register_refines_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     report = json.loads((output / "report.json").read_text("utf-8"))
     assert report["refinement"]["steps"] == 4
     assert report["refinement"]["local_ncc_after"] > report["refinement"]["local_ncc_before"]
-    assert report["refinement"]["shape"] == [72, 88, 72]
+    assert report["refinement"]["shape"] == [36, 44, 36]
     assert report["refinement"]["spacing_mm"] == [1, 1, 1]
     assert report["seconds"]["refine"] > 0
     assert report["inverse_error_mean_mm"] < 0.05
@@ -409,7 +416,7 @@ def test_evaluate_measures_the_refined_pair(monkeypatch: pytest.MonkeyPatch, tmp
     for steps in ("0", "3"):
         output = tmp_path / steps
         arguments = ["--pairs", str(table), "--bundle", "iirp", "--output", str(output), "--refine", steps]
-        assert run(monkeypatch, "evaluate", *arguments, "--init", "none") == 0
+        assert run(monkeypatch, "evaluate", *arguments, "--init", "none", "--plots", "false") == 0
         assert json.loads((output / "summary.json").read_text("utf-8"))["methods"][0]["refine"] == int(steps)
         (row,) = csv.DictReader((output / "metrics.csv").open(encoding="utf-8"))
         found[steps] = float(row["ncc_after"])
