@@ -72,7 +72,7 @@ def iterations(data: Path, scratch: Path) -> None:
     heads = ("method", "controller", "Dice, mean ± sd", "folding, %", "iterations a level, coarse to fine", "s a pair")
     rows = []
     for controller, count in ITERATIONS:
-        name = f"{controller}-{count or ''}"
+        name = f"{controller} {count}" if count else controller
         options = ("--pairs", pairs, "--bundle", "iirp,ipear", "--controller", controller, "--plots", "false")
         limit = ("--max-iterations", str(count)) if count else ()
         folder = evaluate(scratch / name, *options, *limit)
@@ -81,7 +81,7 @@ def iterations(data: Path, scratch: Path) -> None:
             rows.append(
                 (
                     result["bundle"],
-                    f"{controller} {count or ''}",
+                    name,
                     f"{dice['mean']:.4f} ± {dice['sd']:.3f}",
                     f"{result['folding_percent']['mean']:.3f}",
                     ", ".join(f"{n:.2f}" for n in result["iterations"]),
@@ -167,7 +167,7 @@ def having(weights: str) -> str:
 def cyclic(data: Path, split: str, scratch: Path) -> Path:
     """The table of pairs of a split."""
     pairs = scratch / f"{split}.csv"
-    run("benchmarks/cyclic_pairs.py", "--dataset-dir", data, "--split", split, "--output", pairs)
+    run("benchmarks/pair_table.py", "--dataset-dir", data, "--split", split, "--output", pairs)
     return pairs
 
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from requests_toolbelt.multipart.decoder import MultipartDecoder
 
-from documents import replace_part
+from documents import counted, machine_line, paragraphs, replace_part, table
 from iregzoo.datasets import Entry, find_scans
 from iregzoo.metrics import dice, mean_of
 from iregzoo.space.scan import Scan, read_labels, read_scan
@@ -79,7 +79,7 @@ def ask(server: str, method: str, entry: Entry, folder: Path) -> Answer:
     return Answer(scan, read_labels(entry["label"], scan), read_labels(path, scan), json.loads(report), seconds)
 
 
-def table(server: str, entries: Sequence[Entry]) -> Iterator[tuple[str, list[Answer]]]:
+def ask_all(server: str, entries: Sequence[Entry]) -> Iterator[tuple[str, list[Answer]]]:
     """The answers of every method."""
     models = requests.get(f"{server}/info/", timeout=TIMEOUT_S).json()["models"]
     with TemporaryDirectory() as scratch:
@@ -87,14 +87,18 @@ def table(server: str, entries: Sequence[Entry]) -> Iterator[tuple[str, list[Ans
             yield method, [ask(server, method, entry, Path(scratch)) for entry in entries]
 
 
-def line(method: str, answers: Sequence[Answer]) -> str:
-    """A method's line of the table."""
+def cells(method: str, answers: Sequence[Answer]) -> tuple[str, ...]:
+    """A method's row of the table."""
     overlaps = [answer.dice for answer in answers]
     doubted = sum(bool(answer.report["warnings"]) for answer in answers)
     seconds = mean(answer.seconds for answer in answers[1:])  # the first waits for the weights
     return (
-        f"| {method} | {mean(overlaps):.3f} ± {stdev(overlaps):.3f} | {min(overlaps):.3f} | {doubted} | {seconds:.1f} "
-        f"| {answers[0].report['weights_sha256'][:8]} |"
+        method,
+        f"{mean(overlaps):.3f} ± {stdev(overlaps):.3f}",
+        f"{min(overlaps):.3f}",
+        str(doubted),
+        f"{seconds:.1f}",
+        answers[0].report["weights_sha256"][:8],
     )
 
 
@@ -128,21 +132,20 @@ def overlay(scan: Scan, labels: Scan | None, across: int, index: int) -> NDArray
 
 
 def main(dataset_dir: str, server: str = "http://127.0.0.1:8000", write: bool = False) -> None:
-    """Measure, print the table and, where asked, write it into the page."""
+    """Measure, print the table and, where asked, write it into the page; the server is one of this machine."""
     entries = find_scans(dataset_dir, "test")
-    lines = [
-        "| method | Dice, mean ± sd | worst scan | scans with warnings | s a request | weights |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("method", "Dice, mean ± sd", "worst scan", "scans with warnings", "s a request", "weights")
+    rows = []
     best: list[Answer] = []
-    for method, answers in table(server, entries):
-        lines.append(line(method, answers))
-        print(lines[-1], flush=True)
+    for method, answers in ask_all(server, entries):
+        rows.append(cells(method, answers))
+        print(*rows[-1], sep="  ", flush=True)
         best = max(best, answers, key=lambda found: sum(answer.dice for answer in found))
-    lines += ["", f"{len(entries)} scans; server on an {platform.machine()} CPU, torch {torch.__version__}."]
-    print("\n".join(lines))
+    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    text = paragraphs(table(heads, rows), f"{counted(len(entries), 'scan')}; server on {machine_line(machine)}.")
+    print(text)
     if write:
-        replace_part(PAGE, "dice", Path(__file__).name, "\n".join(lines))
+        replace_part(PAGE, "dice", Path(__file__).name, text)
         picture(sorted(best, key=lambda answer: answer.dice)[len(best) // 2], PICTURE)
 
 

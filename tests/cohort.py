@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -17,10 +16,10 @@ import pytest
 import torch
 
 from geometry import draw_head, make_grid
-from iregzoo import cli
 from iregzoo.engines import Outcomes
 from iregzoo.jobs import Job, Report
 from iregzoo.zoo import build
+from shell import run
 
 SHAPE = (20, 24, 20)
 OWN_NAMES = ("first", "second")
@@ -92,12 +91,7 @@ def command(table: Path, output: Path, *options: str) -> list[str]:
 def batch(table: Path, output: Path, *options: str) -> int:
     """The exit code of ``iregzoo batch``, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", command(table, output, *options))
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-    return 0
+        return run(patch, *command(table, output, *options)[1:])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], table: Path, output: Path, *options: str) -> str:

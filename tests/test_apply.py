@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+import shell
 from geometry import GRIDS, Array, apply_world, draw_head, field_transform, from_image, move_all, to_image, waves
-from iregzoo import cli
 from iregzoo.space.files import write_displacement, write_transform
 from iregzoo.space.grid import Grid
 from iregzoo.space.transforms import read_chain
@@ -80,8 +79,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def apply(**options: str | Path | bool) -> str:
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["iregzoo", "apply", *arguments])
-        cli.main()
+        assert shell.run(monkeypatch, "apply", *arguments) == 0
         return capsys.readouterr().out
 
     return apply
@@ -365,10 +363,7 @@ def refused(
     """The one line that ``iregzoo apply`` ends with, with exit code 2 and nothing written."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     arguments = [text for name, value in options.items() if value for text in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["iregzoo", "apply", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+    assert shell.run(monkeypatch, "apply", *arguments) == 2
     out, error = capfd.readouterr()
     assert out == ""
     assert error.startswith("iregzoo: ")

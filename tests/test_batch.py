@@ -35,8 +35,8 @@ from cohort import (
     write_cohort,
     write_pairs,
 )
-from iregzoo import cli
 from iregzoo.results import FILES
+from shell import run
 
 NAMES = ["first", "second", "head3_to_head2", "head4_to_head3"]
 ALL = ("--inverse", "--jacobian")
@@ -66,8 +66,7 @@ def test_each_pair_gets_the_files_of_register(
     assert {path.name for path in undisturbed.iterdir()} == {*NAMES, "summary.csv"}
     pair = [f"--{column.replace('_', '-')}={cohort / file}" for column, file in row("head0", "head1").items()]
     options = ["--output", str(tmp_path / "one"), "--bundle", "tiny", *ALL]
-    monkeypatch.setattr(sys, "argv", ["iregzoo", "register", *pair, *options])
-    cli.main()
+    assert run(monkeypatch, "register", *pair, *options) == 0
     expected, found = tree(tmp_path / "one"), tree(undisturbed / "first")
     assert set(found) == set(FILES)
     inputs = found["report.json"].pop("batch")["inputs"]
@@ -281,8 +280,7 @@ def test_real_scans_come_out_as_register_leaves_them(
         assert float(found["dice_mean"]) > float(found["dice_before_mean"]) + 0.1
     pair = [f"--{column.replace('_', '-')}={path}" for column, path in rows[0].items()]
     options = ["--output", str(tmp_path / "one"), "--bundle", "iirp"]
-    monkeypatch.setattr(sys, "argv", ["iregzoo", "register", *pair, *options])
-    cli.main()
+    assert run(monkeypatch, "register", *pair, *options) == 0
     found, expected = tree(output / next(iter(summary(output)))), tree(tmp_path / "one")
     found["report.json"].pop("batch")
     for files in (found, expected):

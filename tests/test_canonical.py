@@ -1,7 +1,6 @@
 """The network that brings any contrast to one: what it is to make, how it is trained, and how weights carry it."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import monai.bundle
@@ -17,6 +16,7 @@ from iregzoo.errors import InputError
 from iregzoo.networks import IIRPNet
 from iregzoo.networks.canonical import BRIGHTNESS, LEVELS, CanonicalNet, at_corner, canonical_class, canonical_image
 from iregzoo.registration import PairNetwork, Registration
+from trainers import trainer_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAIN = (ROOT / "canonical" / "brain.json", ROOT / "canonical" / "together.json")
@@ -222,9 +222,6 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
-    net = network()
-    state = SimpleNamespace(device=torch.device("cpu"), iteration=7)
-    engine = SimpleNamespace(state=state, network=net, optimizer=torch.optim.Adam(net.parameters()))
     batch = {"image": torch.full((1, 2, 32, 16, 16), float("nan")), "label": torch.zeros(1, 2, 32, 16, 16)}
     with pytest.raises(InputError, match="the loss of step 7 is not finite; lower learning_rate"):
-        CanonicalStep()(engine, batch)
+        CanonicalStep()(trainer_of(network(), iteration=7), batch)

@@ -10,7 +10,6 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from iregzoo import cli
 from iregzoo.cases import Case, read_cases
 from iregzoo.commands.shared import names
 from iregzoo.errors import InputError
@@ -18,6 +17,7 @@ from iregzoo.evaluate import FILES, evaluate
 from iregzoo.outputs import whole_folder
 from iregzoo.phantom import make_phantom
 from iregzoo.zoo import Method, load, untrained
+from shell import run
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_pair_may_have_a_start_of_its_own(folder: Path, method: Method, tmp_pa
     found = []
     for name, init in (("nowhere.tfm", "affine"), ("", "none")):
         table = write_table(folder / "starts.csv", [row(init=name)])
-        evaluate(read_cases(table), [method], tmp_path, init=init)
+        evaluate(read_cases(table), [method], tmp_path, init=init, plots=False)
         (line,) = csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8"))
         found.append({**line, "seconds": ""})
     assert found[0] == found[1]
@@ -138,11 +138,8 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
 ) -> None:
     (folder / "broken.nii.gz").write_bytes(b"not an image")
     table = write_table(folder / "bad.csv", [row(moving="broken.nii.gz"), row()])
-    arguments = ["iregzoo", "evaluate", "--pairs", str(table), "--bundle", "iirp", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", arguments)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+    options = ("--pairs", str(table), "--bundle", "iirp", "--output", str(tmp_path / "out"), "--plots", "false")
+    assert run(monkeypatch, "evaluate", *options) == 2
     error = capsys.readouterr().err.strip()
     assert "1 of 2" in error
     assert "with iirp" in error
@@ -177,10 +174,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
     monkeypatch.setattr("iregzoo.evaluate._measure", measure)
     table = write_table(folder / "good.csv", [row()])
     output = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["iregzoo", "evaluate", "--pairs", str(table), "--output", str(output), *options])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+    assert run(monkeypatch, "evaluate", "--pairs", str(table), "--output", str(output), *options) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert all(word in error for word in words)
@@ -198,7 +192,8 @@ def test_a_peer_stands_beside_the_methods(folder: Path, method: Method, tmp_path
         image = sitk.Shrink(sitk.ReadImage(str(folder / name)), [2, 2, 2])
         sitk.WriteImage(image, str(tmp_path / "small" / name))
     cases = read_cases(write_table(tmp_path / "small" / "pairs.csv", [row()]))
-    summary = evaluate(cases, [method], tmp_path, init="none", peers=["greedy"], learn2reg=tmp_path / "fields")
+    fields = tmp_path / "fields"
+    summary = evaluate(cases, [method], tmp_path, init="none", peers=["greedy"], learn2reg=fields, plots=False)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8")))
     assert [(entry["bundle"], entry["controller"]) for entry in rows] == [("iirp", "auto"), ("greedy", "")]
     assert rows[0]["dice_before"] == rows[1]["dice_before"]
@@ -210,7 +205,7 @@ def test_a_peer_stands_beside_the_methods(folder: Path, method: Method, tmp_path
     assert comparison["median_difference"] == pytest.approx(
         float(rows[0]["dice_mean"]) - float(rows[1]["dice_mean"]), abs=1e-5
     )
-    written = sorted(path.relative_to(tmp_path / "fields").as_posix() for path in (tmp_path / "fields").rglob("*.gz"))
+    written = sorted(path.relative_to(fields).as_posix() for path in fields.rglob("*.gz"))
     assert written == ["greedy/disp_fixed_moving.nii.gz", "iirp/disp_fixed_moving.nii.gz"]
 
 

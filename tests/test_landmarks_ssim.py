@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from iregzoo.networks import IIRPNet
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.similarity import ncc, ssim
 from iregzoo.training import TrainStep
+from trainers import trainer_of
 
 SHAPE = (8, 9, 10)
 SPACING = (0.5, 2.0, 3.0)
@@ -247,13 +247,7 @@ def test_spacing_from_a_config_is_a_list() -> None:
 def step(loss: Any, batch: dict[str, Tensor]) -> dict[str, float]:
     torch.manual_seed(0)
     network = PairNetwork(IIRPNet(channels=(4, 4), widths=(4, 4)))
-    engine = SimpleNamespace(
-        network=network,
-        optimizer=torch.optim.Adam(network.parameters()),
-        loss_function=loss,
-        state=SimpleNamespace(device=torch.device("cpu"), iteration=1),
-    )
-    return TrainStep()(engine, batch)
+    return TrainStep()(trainer_of(network, loss), batch)
 
 
 def test_step_gives_the_loss_the_landmarks_of_both_images_moving_first() -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from iregzoo import cli
 from iregzoo.cases import Case
 from iregzoo.errors import InputError
 from iregzoo.learn2reg import field_files, field_folders, field_names
+from shell import run
 
 
 def test_a_field_is_named_after_its_scans() -> None:
@@ -58,8 +58,7 @@ def test_learn2reg_finds_our_dice_on_real_hippocampi(
     folder, fields = tmp_path / "out", tmp_path / "fields"
     (tmp_path / "fields").mkdir()
     command = ["evaluate", "--pairs", str(table), "--bundle", "iirp", "--output", str(folder), "--plots", "false"]
-    monkeypatch.setattr("sys.argv", ["iregzoo", *command, "--learn2reg", str(fields)])
-    cli.main()
+    assert run(monkeypatch, *command, "--learn2reg", str(fields)) == 0
     rows = list(csv.DictReader((folder / "metrics.csv").open(encoding="utf-8")))
     assert len(rows) == 3
     shapes = set()
@@ -81,20 +80,10 @@ def test_a_folder_that_holds_something_is_refused_by_its_option(
     (tmp_path / "fields" / "mine.txt").write_text("mine")
     (tmp_path / "scan.nii.gz").touch()
     (tmp_path / "pairs.csv").write_text("fixed,moving\nscan.nii.gz,scan.nii.gz\n")
-    command = [
-        "evaluate",
-        "--pairs",
-        str(tmp_path / "pairs.csv"),
-        "--bundle",
-        "iirp",
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    monkeypatch.setattr("sys.argv", ["iregzoo", *command, "--learn2reg", str(tmp_path / "fields")])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+    pairs, output = tmp_path / "pairs.csv", tmp_path / "out"
+    command = ["evaluate", "--pairs", str(pairs), "--bundle", "iirp", "--output", str(output)]
+    assert run(monkeypatch, *command, "--learn2reg", str(tmp_path / "fields")) == 2
     error = capsys.readouterr().err.strip()
     assert "is not empty; choose another --learn2reg" in error
     assert len(error.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert not output.exists()

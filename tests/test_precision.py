@@ -69,19 +69,21 @@ def test_users_weights_stay_in_float32_unless_told() -> None:
 
 @pytest.fixture(scope="module")
 def small_pair(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
-    """Two scans (1, 2, 32, 32, 32): what emulates bfloat16 would take minutes for more."""
+    """Two scans (1, 2, 16, 16, 16) of voxels of 8 mm: what emulates bfloat16 would take minutes for more."""
     phantom = make_phantom(tmp_path_factory.mktemp("phantom"))
     scans = read_scans(phantom.fixed, phantom.moving)
-    frame = make_frame(scans.fixed, scans.moving, np.eye(4), spacing=(4, 4, 4), stride=1, minimum=(32, 32, 32))
-    image = network_input(frame, scans.fixed, scans.moving)
-    return torch.nn.functional.interpolate(image, (32, 32, 32), mode="trilinear")
+    frame = make_frame(scans.fixed, scans.moving, np.eye(4), spacing=(8, 8, 8), stride=1, minimum=(16, 16, 16))
+    assert frame.network.shape == (16, 16, 16)
+    return network_input(frame, scans.fixed, scans.moving)
 
 
 @pytest.mark.parametrize("name", [bundle.name for bundle in zoo.bundles() if bundle.weights])
 @torch.inference_mode()
 def test_bfloat16_changes_a_field_by_little(name: str, small_pair: torch.Tensor) -> None:
+    """By 5 % of it, and less than 0.05 voxel: networks that keep three bits of their weights change it by more."""
     networks = [zoo.load(name, precision=precision).network for precision in ("float32", "bfloat16")]
     full, half = (network.register(small_pair, FixedIterations()).displacement for network in networks)
     assert half.dtype == torch.float32
-    assert fields.length(full).mean() > 0.2
-    assert 0 < fields.length(full - half).mean() < 0.05
+    moved, changed = fields.length(full).mean(), fields.length(full - half).mean()
+    assert moved > 0.1
+    assert 0 < changed < min(0.05, 0.05 * moved)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from iregzoo.networks import SMGICNet
 from iregzoo.registration import PairNetwork
 from iregzoo.symmetric import SymmetricLoss
 from iregzoo.training import ProgressiveLevels, TrainStep, halving
+from trainers import trainer_of
 
 STARTS = (0, 2, 5, 8)
 FROZEN = 2
@@ -33,12 +33,7 @@ def build() -> PairNetwork:
 
 def step_of(network: nn.Module) -> Any:
     """A training step as MONAI's trainer has it, of networks of this file."""
-    trainer = SimpleNamespace(
-        network=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=1e-2),
-        loss_function=SymmetricLoss(),
-        state=SimpleNamespace(device=torch.device("cpu"), iteration=1),
-    )
+    trainer = trainer_of(network, SymmetricLoss(), rate=1e-2)
     return lambda engine, batch: TrainStep()(trainer, batch)
 
 

@@ -15,7 +15,21 @@ from iregzoo.planes import PLANES
 from iregzoo.quality import compare, figures
 from iregzoo.register import Result, Scans, finish
 from iregzoo.registration import Registration
-from iregzoo.report import COLUMNS, GAP, GOLD, GREYS, LEFT, MAGENTA, SIDE, TOP, _name, coloured, font, picture
+from iregzoo.report import (
+    COLUMNS,
+    GAP,
+    GOLD,
+    GREYS,
+    LEFT,
+    MAGENTA,
+    SIDE,
+    TOP,
+    _name,
+    _with_folds,
+    coloured,
+    font,
+    picture,
+)
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Grid
 from iregzoo.space.scan import Scan
@@ -140,18 +154,16 @@ def test_the_grid_goes_where_the_deformation_reads(grid: Grid, tmp_path: Path) -
     assert (np.abs(lines - GOLD).max(-1) < 60).any()
 
 
-def test_a_fold_of_one_voxel_is_seen_where_voxels_are_smaller_than_pixels(tmp_path: Path) -> None:
+def test_a_fold_of_one_voxel_is_seen_where_voxels_are_smaller_than_pixels() -> None:
     """Each voxel of some rows in turn, so that none falls between two pixels."""
-    grid = make_grid((330, 330, 3), signs=(-1, -1, 1))
     middle, step = 165, 8
     for offset in range(step):
-        displacement = torch.zeros(1, 3, *grid.shape)
-        folded = torch.arange(step + offset, 320, step)
-        displacement[0, 0, folded + 1, middle + offset, :] = -3  # reads before what the voxel before it reads
-        whole = drawn(tmp_path / "p.png", grid, ball(grid, np.zeros(3)), displacement)
-        marked = (tile(whole, 0, "Jacobian") == MAGENTA).all(-1)
+        determinant = np.ones((330, 330), np.float32)
+        folded = np.arange(step + offset, 320, step)
+        determinant[folded, middle + offset] = -0.5
+        marked = (np.asarray(_with_folds(Image.new("RGB", (SIDE, SIDE)), determinant)) == MAGENTA).all(-1)
         # The plane's axes end where the picture begins.
-        x = ((330 - 0.5 - folded.numpy()) * SIDE / 330).astype(int)
+        x = ((330 - 0.5 - folded) * SIDE / 330).astype(int)
         y = int((330 - 0.5 - middle - offset) * SIDE / 330)
         assert marked[y, x].all()
         assert marked[:, x].sum() >= 2 * marked[y, x].sum()
@@ -232,7 +244,14 @@ def test_what_is_no_number_is_drawn_as_nothing() -> None:
 
 def test_a_scan_of_few_voxels_is_drawn(tmp_path: Path) -> None:
     grid = make_grid((2, 3, 2), (1.0, 40.0, 0.01))
-    drawn(tmp_path / "p.png", grid, torch.arange(12.0).view(1, 1, 2, 3, 2))
+    whole = drawn(tmp_path / "p.png", grid, torch.arange(12.0).view(1, 1, 2, 3, 2))
+    axial = tile(whole, 0, "fixed")
+    rows = [np.unique(axial[SIDE * third // 6]) for third in (1, 3, 5)]  # the middle of each voxel
+    below = whole[TOP + SIDE + GAP :, LEFT : LEFT + SIDE]
+    rows += [np.unique(line) for line in below if (line < 255).any()]  # a pixel high: coronal and sagittal
+    greys = [[0, 6], [2, 8], [4, 10], [2, 8], [6, 8, 10]]  # of 11, the brightest
+    for found, expected in zip(rows, greys, strict=True):
+        np.testing.assert_allclose(found[found < 255], 255 / 11 * np.array(expected), atol=2)
 
 
 def test_files_of_any_name_are_named(tmp_path: Path) -> None:

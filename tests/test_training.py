@@ -22,6 +22,7 @@ from iregzoo.training import (
     latest_checkpoint,
     prepare_pairs,
 )
+from trainers import trainer_of
 
 # --- a step
 
@@ -40,15 +41,8 @@ class Recorder(PairNetwork):
 
 
 def make_engine(loss: RegistrationLoss) -> Any:
-    """What of a MONAI trainer a step touches."""
     torch.manual_seed(0)
-    network = Recorder()
-    return SimpleNamespace(
-        network=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=1e-3),
-        loss_function=loss,
-        state=SimpleNamespace(device=torch.device("cpu"), iteration=1),
-    )
+    return trainer_of(Recorder(), loss)
 
 
 def make_batch(size: int = 16) -> dict[str, Tensor]:

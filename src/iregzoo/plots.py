@@ -26,18 +26,26 @@ CORONAL = 1
 
 
 def overlap_plot(rows: Sequence[Row], label_names: Mapping[str, str], path: Path) -> None:
-    """Box plots of Dice by structure and method; nothing where no pair has labels.
-
-    Boxes span the quartiles with the median inside, whiskers reach to the last pair within 1.5 times that span, and
-    pairs beyond are dots.
+    """Write ``overlap_figure`` as a picture; nothing where no pair has labels.
 
     Raises:
         InputError: where the file cannot be written.
     """
+    figure = overlap_figure(rows, label_names)
+    if figure is not None:
+        _save(figure, path)
+
+
+def overlap_figure(rows: Sequence[Row], label_names: Mapping[str, str]) -> Figure | None:
+    """Box plots of Dice by structure and method; None where no pair has labels.
+
+    Boxes span the quartiles with the median inside, whiskers reach to the last pair within 1.5 times that span, and
+    pairs beyond are dots.
+    """
     groups = list(by_method(rows).values())
     columns = label_columns(rows)
     if not columns:
-        return
+        return None
     columns = ["dice_mean", *columns] if len(columns) > 1 else columns
     figure = _figure(max(5.0, 1.6 + 0.3 * len(columns) * (len(groups) + 1)), 4.6)
     axis = figure.subplots()
@@ -61,7 +69,7 @@ def overlap_plot(rows: Sequence[Row], label_names: Mapping[str, str], path: Path
     axis.set_title(f"Dice by structure, {max(map(len, groups))} pairs")
     axis.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside right upper")
-    _save(figure, path)
+    return figure
 
 
 def _structure(column: str, label_names: Mapping[str, str]) -> str:
@@ -69,10 +77,18 @@ def _structure(column: str, label_names: Mapping[str, str]) -> str:
 
 
 def time_plot(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against seconds a pair, a point a method: mean and standard deviation of Dice, or of NCC without labels.
+    """Write ``time_figure`` as a picture.
 
     Raises:
         InputError: where the file cannot be written.
+    """
+    _save(time_figure(rows), path)
+
+
+def time_figure(rows: Sequence[Row]) -> Figure:
+    """Accuracy against seconds a pair, a point a method: mean and standard deviation of Dice, or of NCC without labels.
+
+    A method none of whose pairs could be measured has no point.
     """
     groups = by_method(rows).values()
     metric = "dice_mean" if any(numbers(members, "dice_mean") for members in groups) else "ncc_after"
@@ -98,7 +114,7 @@ def time_plot(rows: Sequence[Row], path: Path) -> None:
     axis.set_ylabel("Dice, mean ± sd" if metric == "dice_mean" else "NCC, mean ± sd")
     axis.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper")
-    _save(figure, path)
+    return figure
 
 
 @dataclass(frozen=True)
@@ -163,34 +179,41 @@ def _snapshot(case: Case, row: Row, result: Result, images: Comparison) -> Snaps
 
 
 def cases_picture(extremes: Extremes, path: Path) -> None:
-    """Best and worst case of each method: the fixed scan, and the warped one, in the coronal slice with most labels.
-
-    Labels of the fixed scan are outlined in green, warped ones in magenta.
+    """Write ``cases_figure`` as a picture.
 
     Raises:
         InputError: where the file cannot be written.
+    """
+    _save(cases_figure(extremes), path)
+
+
+def cases_figure(extremes: Extremes) -> Figure:
+    """Best and worst case of each method: the fixed scan, and the warped one, in the coronal slice with most labels.
+
+    Labels of the fixed scan are outlined in green, warped ones in magenta.
     """
     figure = _figure(10.0, 2.9 * len(extremes.best) + 0.4)
     axes = figure.subplots(len(extremes.best), 4, squeeze=False)
     for row, method in zip(axes, extremes.best, strict=True):
         for start, word, snapshot in ((0, "best", extremes.best[method]), (2, "worst", extremes.worst[method])):
-            _draw(row[start], snapshot.fixed, snapshot, ())
-            _draw(row[start + 1], snapshot.warped, snapshot, (WARPED_COLOUR,))
+            outlines = [(snapshot.fixed_labels, FIXED_COLOUR), (snapshot.warped_labels, WARPED_COLOUR)]
+            _draw(row[start], snapshot.fixed, snapshot.aspect, outlines[:1])
+            _draw(row[start + 1], snapshot.warped, snapshot.aspect, outlines)
             row[start].set_title(f"{word}: {snapshot.name}", fontsize=6, loc="left")
             kind = "NCC" if snapshot.fixed_labels is None else "Dice"
             row[start + 1].set_title(f"{kind} {snapshot.score:.3f}", fontsize=8)
         row[0].set_ylabel(method)
     figure.suptitle("fixed scan and warped scan; outlines: fixed labels green, warped labels magenta", fontsize=9)
-    _save(figure, path)
+    return figure
 
 
-def _draw(axis: Axes, image: Volume, snapshot: Snapshot, also: Sequence[str]) -> None:
-    axis.imshow(image.T, origin="lower", aspect=snapshot.aspect, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+def _draw(axis: Axes, image: Volume, aspect: float, outlines: Sequence[tuple[Volume | None, str]]) -> None:
+    """A slice, and each label of some maps outlined in the map's colour."""
+    axis.imshow(image.T, origin="lower", aspect=aspect, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
     axis.set_xlim(len(image) - 0.5, -0.5)  # the patient's right on the left, as in every picture
     axis.set_xticks([])
     axis.set_yticks([])
-    maps = [(snapshot.fixed_labels, FIXED_COLOUR), *((snapshot.warped_labels, colour) for colour in also)]
-    for labels, colour in maps:
+    for labels, colour in outlines:
         if labels is not None:
             for label in np.unique(labels[labels != 0]):
                 axis.contour((labels == label).T.astype(float), levels=[0.5], colors=colour, linewidths=0.8)

@@ -76,8 +76,8 @@ def test_override_is_of_a_known_layout_and_a_grid_that_networks_take(path: Path)
     assert own["layout"] in LAYOUTS
     splits = own["splits"] or LAYOUTS[own["layout"]].splits
     assert list(splits) == ["train", "val", "test"]
-    assert all(size % 16 == 0 for size in own["shape"]) or path.parents[1].name in ("iirp", "ipear")
-    assert all(size % 8 == 0 for size in own["shape"])
+    stride = zoo.untrained(zoo.read_bundle(path.parents[1])).stride
+    assert all(size % stride == 0 for size in own["shape"])
     assert own["labels"] is None or len(set(own["labels"])) == len(own["labels"])
     assert own["center"] in ("scan", "labels")
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from iregzoo import cli, zoo
+from iregzoo import zoo
 from iregzoo.label.app import having, start_command, write_face
 from iregzoo.label.atlas import LabelledImage, packaged
+from shell import run
 
 from .scans import write_atlas
 
@@ -128,19 +129,14 @@ def test_panel_offers_iterations_to_methods_that_iterate(tmp_path: Path, hippoca
 # --- the command
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of ``iregzoo label-app ARGUMENTS``, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["iregzoo", "label-app", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+def prepare(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of ``iregzoo label-app ARGUMENTS``."""
+    return run(monkeypatch, "label-app", *arguments)
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line with which a command ends."""
-    assert run(monkeypatch, *arguments) == 2
+    assert prepare(monkeypatch, *arguments) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1, error
     return error
@@ -253,7 +249,7 @@ def test_an_atlas_given_twice_is_refused(
 def test_numbers_given_anew_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, str(tmp_path / "app"), "--bundles", "pan", *write_atlas(tmp_path, (17, 2053))) == 0
+    assert prepare(monkeypatch, str(tmp_path / "app"), "--bundles", "pan", *write_atlas(tmp_path, (17, 2053))) == 0
     assert "labels: 1 part 17 (was 17), 2 part 2053 (was 2053)\n" in capsys.readouterr().out
 
 
@@ -307,7 +303,7 @@ def test_without_monai_label_it_says_how_to_install_it(
 @WITH_MONAI_LABEL
 def test_app_is_the_stock_one_and_can_be_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = tmp_path / "app"
-    assert run(monkeypatch, str(app), "--bundles", "pan,iirp") == 0
+    assert prepare(monkeypatch, str(app), "--bundles", "pan,iirp") == 0
     stock = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
     files = [file.relative_to(stock) for file in stock.rglob("*") if file.is_file() and "__pycache__" not in str(file)]
     assert len(files) > 5
@@ -315,7 +311,7 @@ def test_app_is_the_stock_one_and_can_be_prepared_again(tmp_path: Path, monkeypa
         assert (app / file).read_bytes() == (stock / file).read_bytes()
     (app / "logs").mkdir()
     (app / "logs" / "app.log").write_text("mine")
-    assert run(monkeypatch, str(app), "--bundles", "pan", "--overwrite", *write_atlas(tmp_path)) == 0
+    assert prepare(monkeypatch, str(app), "--bundles", "pan", "--overwrite", *write_atlas(tmp_path)) == 0
     assert (app / "logs" / "app.log").read_text("utf-8") == "mine"
     assert [path.name for path in (app / "model" / "pan" / "atlas").iterdir()] == ["mine"]
     assert not (app / "model" / "iirp").exists()
