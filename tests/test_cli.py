@@ -108,7 +108,6 @@ def test_overwrite_is_needed_and_removes_what_is_stale(
         (["--max-iterations", "2.5"], ["2.5", "whole number"]),
         (["--max-iterations", "many"], ["many", "whole number"]),
         (["--device", "abacus"], ["abacus", "cpu"]),
-        (["--moving", "missing.nii.gz"], ["missing.nii.gz", "no such file"]),
         (["--moving-labels", "missing.nii.gz"], ["missing.nii.gz", "no such file"]),
     ],
 )
@@ -124,6 +123,13 @@ def test_bad_choices_are_refused(
     assert_refused(monkeypatch, capsys, ["register", *pair, "--output", str(output), *extra], *words)
     assert not output.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"fixed.nii.gz", "moving.nii.gz"}
+
+
+def test_missing_scan_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    arguments = ["register", *pair[:-1], "missing.nii.gz", "--output", str(tmp_path / "result")]
+    assert_refused(monkeypatch, capsys, arguments, "missing.nii.gz: no such file")
 
 
 def test_cuda_is_refused_where_there_is_none(
@@ -304,6 +310,8 @@ def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
         (["register", "-f", "a.nii.gz"], "-f is no option; write it out: --fixed or --fixed-labels"),
         (["register", "-x", "a.nii.gz"], "-x is no option; write it out"),
         (["register", "-dcpu"], "-dcpu is no option; write it out: --device"),
+        (["register", "--fixed", "a.nii", "--fixed=b.nii"], "--fixed is given twice; give it once"),
+        (["apply", "--transform", "a.h5", "-t", "b.h5"], "--transform is given twice; give it once, with commas"),
         (["register", "--inverse", "maybe"], "--inverse 'maybe': give true or false"),
         (["register", "--jacobian", "maybe"], "--jacobian 'maybe': give true or false"),
         (["batch", "--overwrite=1"], "--overwrite '1': give true or false"),

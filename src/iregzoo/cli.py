@@ -67,6 +67,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             argument = _whole(argument, parameters)
         if argument.startswith("--"):
             prepared.append(_option(argument, rest, arguments[0], parameters))
+            _check_once(prepared)
         else:
             places.append(argument)
     named = {option[2:].partition("=")[0] for option in prepared[1:]}
@@ -78,6 +79,13 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in needed)
         raise InputError(f"{arguments[0]} needs {options}; see iregzoo {arguments[0]} --help")
     return prepared + [_typed(name, place, parameters) for name, place in zip(free, places, strict=False)]
+
+
+def _check_once(prepared: Sequence[str]) -> None:
+    """Refuse the last option where it was given before: Fire would take the last and say nothing."""
+    option = prepared[-1].partition("=")[0]
+    if any(other.partition("=")[0] == option for other in prepared[:-1]):
+        raise InputError(f"{option.replace('_', '-')} is given twice; give it once, with commas where it takes several")
 
 
 def _whole(argument: str, parameters: Mapping[str, Parameter]) -> str:

@@ -1,6 +1,5 @@
 """``iregzoo label-app``: the methods in MONAI Label."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from iregzoo.commands.shared import listed, names
@@ -9,10 +8,10 @@ from iregzoo.errors import InputError
 
 def label_app(
     folder: str,
-    atlas: str | Sequence[str] | None = None,
-    atlas_labels: str | Sequence[str] | None = None,
+    atlas: str | None = None,
+    atlas_labels: str | None = None,
     label_names: str | None = None,
-    bundles: str | Sequence[str] | None = None,
+    bundles: str | None = None,
     weights: str | None = None,
     overwrite: bool = False,
 ) -> None:

@@ -1,6 +1,5 @@
 """``iregzoo evaluate``: many pairs, measured."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,14 @@ from iregzoo.errors import InputError
 
 def evaluate(
     pairs: str,
-    bundle: str | Sequence[str],
+    bundle: str,
     output: str,
     weights: str | None = None,
-    peers: str | Sequence[str] | None = None,
+    peers: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     init: str = "auto",
-    controller: str | Sequence[str] = "auto",
+    controller: str = "auto",
     max_iterations: int | None = None,
     refine: int | None = None,
     learn2reg: str | None = None,

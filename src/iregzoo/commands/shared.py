@@ -1,6 +1,6 @@
 """What several commands share: options that mean the same everywhere, progress, and lines of results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from iregzoo.errors import InputError
@@ -8,7 +8,7 @@ from iregzoo.errors import InputError
 STAGES = ("read", "weights", "start", "network", "warp", "write", "report")
 
 
-def names(value: str | Sequence[str], option: str) -> list[str]:
+def names(value: str, option: str) -> list[str]:
     """What stands between an option's commas, each once.
 
     Raises:
@@ -17,14 +17,13 @@ def names(value: str | Sequence[str], option: str) -> list[str]:
     return list(dict.fromkeys(listed(value, option)))
 
 
-def listed(value: str | Sequence[str], option: str) -> list[str]:
+def listed(value: str, option: str) -> list[str]:
     """What stands between an option's commas.
 
     Raises:
         InputError: where there is nothing.
     """
-    parts = value.split(",") if isinstance(value, str) else value
-    found = [part.strip() for part in parts if part.strip()]
+    found = [part.strip() for part in value.split(",") if part.strip()]
     if not found:
         raise InputError(f"--{option} names nothing; give one name, or several separated by commas")
     return found

@@ -62,8 +62,8 @@ def apply(
         else:
             assert reference is not None  # check_names saw to it
             report = apply_to_image(chain, input, reference, target, interpolation=interpolation)
-    if report.inverse:
-        print(report.inverse)
+    for line in filter(None, (report.interpolation, report.inverse)):
+        print(line)
     for doubt in report.warnings:
         print(f"warning: {doubt}")
     print(f"written to {output}")
