@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 
 import shell
 from geometry import GRIDS, Array, apply_world, draw_head, field_transform, from_image, move_all, to_image, waves
+from iregzoo.errors import InputError
 from iregzoo.space.files import write_displacement, write_transform
 from iregzoo.space.grid import Grid
+from iregzoo.space.points import read_points
 from iregzoo.space.transforms import read_chain
 
 SIZE = 0.16  # of the phantom's head, to fit 24×32×28 mm
@@ -198,6 +201,60 @@ def test_a_chain_interpolates_once(pair: Pair, run: Run) -> None:
     assert difference(pair["same.nrrd"], sitk.ReadImage(pair["moving.nii.gz"])) < 1e-5
 
 
+@pytest.mark.parametrize("mark", ["inverse:{}", "[{},1]"])
+def test_one_transform_of_a_list_is_undone(pair: Pair, run: Run, mark: str) -> None:
+    """From a fixed scan that was turned: through the turn's inverse, and on as registered; and back again."""
+    turn = sitk.Euler3DTransform((1.0, 2.0, 3.0), 0.2, -0.1, 0.3, (2.0, 1.0, -1.0))
+    sitk.WriteTransform(turn, pair["turn.tfm"])
+    given = f"{mark.format(pair['turn.tfm'])}, {pair['transform.h5']}"
+    points = within(pair.fixed, margin=4)
+    turned = points_csv(pair.folder / "turned.csv", move_all(turn, points))
+    run(transform=given, input=turned, output=pair["moving.csv"])
+    expected = move_all(pair.transform, points)
+    np.testing.assert_allclose(csv_points(pair["moving.csv"]), expected, atol=1e-3)
+    given = f"{mark.format(pair['transform.h5'])},[{pair['turn.tfm']},0]"
+    said = run(transform=given, input=points_csv(pair.folder / "p.csv", expected), output=pair["back.csv"])
+    assert "takes the places found to the points again but for 0.00" in said
+    np.testing.assert_allclose(csv_points(pair["back.csv"]), csv_points(turned), atol=0.01)
+
+
+def test_an_image_goes_through_a_list_with_an_undone_field_once(pair: Pair, run: Run) -> None:
+    way = {"input": pair["fixed.nii.gz"], "reference": pair["moving.nii.gz"]}
+    run(**way, transform=f"inverse:{pair['transform.h5']}", output=pair["one.nrrd"])
+    run(**way, transform=pair["transform.h5"], output=pair["other.nrrd"], inverse=True)
+    assert difference(pair["one.nrrd"], sitk.ReadImage(pair["other.nrrd"])) == 0
+    same = f"{pair['transform.h5']},inverse:{pair['transform.h5']}"
+    run(transform=same, input=pair["fixed.nii.gz"], reference=pair["fixed.nii.gz"], output=pair["same.nrrd"])
+    inside = (..., slice(6, -6), slice(6, -6), slice(6, -6))
+    found, given = (from_image(sitk.ReadImage(pair[name]))[inside] for name in ("same.nrrd", "fixed.nii.gz"))
+    assert (found - given).abs().max() < 1e-3 * given.max()
+
+
+def test_a_comma_may_stand_in_a_path(pair: Pair, run: Run) -> None:
+    (pair.folder / "a,b").mkdir()
+    shutil.copy(pair["transform.h5"], pair["a,b/transform.h5"])
+    points = points_csv(pair.folder / "p.csv", within(pair.fixed))
+    for number, file in enumerate(("transform.h5", "a,b/transform.h5")):
+        run(transform=pair[file], input=points, output=pair[f"{number}.csv"])
+    assert Path(pair["0.csv"]).read_text("utf-8") == Path(pair["1.csv"]).read_text("utf-8")
+
+
+def test_sparse_and_thin_labels_are_labels(pair: Pair, run: Run) -> None:
+    labels = np.zeros(pair.moving.shape, dtype=np.uint8)
+    labels[tuple(np.random.default_rng(0).integers(4, np.array(labels.shape) - 4, (9, 3)).T)] = range(10, 100, 10)
+    sitk.WriteImage(pair.moving.to_sitk(labels), pair["contacts.nrrd"])
+    thin = np.zeros_like(labels)
+    thin[labels.shape[0] // 2, 2:-2, 2:-2] = 7
+    sitk.WriteImage(pair.moving.to_sitk(thin), pair["thin.nrrd"])
+    way = {"transform": pair["transform.h5"], "reference": pair["fixed.nii.gz"]}
+    for file, values in (("contacts.nrrd", {0, *range(10, 100, 10)}), ("thin.nrrd", {0, 7})):
+        said = run(**way, input=pair[file], output=pair["out.nrrd"], overwrite=True)
+        assert f"interpolation: nearest, because {file} looks like a label map" in said
+        assert set(from_image(sitk.ReadImage(pair["out.nrrd"])).unique().tolist()) <= values
+    said = run(**way, input=pair["moving.nii.gz"], output=pair["out.nrrd"], overwrite=True)
+    assert "interpolation: linear, because moving.nii.gz looks like an image" in said
+
+
 def test_labels_of_any_type_are_read_from_the_nearest_voxel_unless_told_otherwise(pair: Pair, run: Run) -> None:
     image = sitk.ReadImage(pair["moving_labels.nii.gz"])
     way = {"transform": pair["transform.h5"], "reference": pair["fixed.nii.gz"]}
@@ -319,6 +376,25 @@ def test_markups_of_slicer_move_and_keep_their_labels(pair: Pair, run: Run) -> N
     assert moved == document
 
 
+def test_points_without_a_position_stay_without(pair: Pair, run: Run) -> None:
+    points = within(pair.fixed, 2).tolist()
+    controls = [
+        {"id": "1", "position": points[0], "positionStatus": "defined"},
+        {"id": "2", "position": "", "positionStatus": "undefined"},
+        {"id": "3", "position": points[1], "positionStatus": "defined"},
+    ]
+    document = {"markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": controls}]}
+    Path(pair["f.mrk.json"]).write_text(json.dumps(document), encoding="utf-8")
+    said = run(transform=pair["transform.h5"], input=pair["f.mrk.json"], output=pair["moved.mrk.json"])
+    assert "warning: 1 points without a position stay without" in said
+    moved = json.loads(Path(pair["moved.mrk.json"]).read_text("utf-8"))["markups"][0]["controlPoints"]
+    assert moved[1] == controls[1]
+    found = [moved[n]["position"] for n in (0, 2)]
+    np.testing.assert_allclose(found, move_all(pair.transform, np.array(points)), atol=0.01)
+    with pytest.raises(InputError, match="1 of its points have no position; place them or remove them"):
+        read_points(pair["f.mrk.json"])
+
+
 def test_points_beyond_the_grid_are_counted(pair: Pair, run: Run) -> None:
     points = np.concatenate((within(pair.fixed, 5), within(pair.fixed, 2) + 500))
     given = points_csv(pair.folder / "p.csv", points)
@@ -398,6 +474,10 @@ BAD: list[tuple[dict[str, str], str]] = [
     ({"input": "homeless.csv", "output": "new.csv"}, "homeless.csv: is no list of landmarks"),
     ({"input": "flat.csv", "output": "new.csv"}, "flat.csv: has columns 'x, y'; expected x, y, z"),
     ({"input": "empty.csv", "output": "new.csv"}, "empty.csv: holds no points"),
+    ({"input": "box.mrk.json", "output": "new.mrk.json"}, "box.mrk.json: holds a markup of type ROI"),
+    ({"input": "old.fcsv", "output": "new.fcsv"}, "iregzoo does not read .fcsv; save the points as .mrk.json"),
+    ({"transform": "inverse:absent.h5"}, "absent.h5: no such file"),
+    ({"transform": "[flat.tfm,1]"}, "is singular"),
     ({"input": "homeless.mrk.json", "output": "new.mrk.json"}, "homeless.mrk.json: is no list of landmarks"),
 ]
 
@@ -419,6 +499,8 @@ def test_bad_input_ends_with_a_line(
     Path("homeless.mrk.json").write_text(
         json.dumps({"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}]}), encoding="utf-8"
     )
+    box = {"type": "ROI", "coordinateSystem": "LPS", "controlPoints": [{"position": [1, 2, 3]}]}
+    Path("box.mrk.json").write_text(json.dumps({"markups": [box]}), encoding="utf-8")
     points_csv(Path("good.csv"), np.zeros((1, 3)))
     flat = sitk.AffineTransform(np.diag([1.0, 1.0, 0.0]).ravel().tolist(), (0.0, 0.0, 0.0))
     sitk.WriteTransform(flat, "flat.tfm")

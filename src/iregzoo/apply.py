@@ -1,6 +1,6 @@
 """Transforms at work: an image, a label map or a list of points through one, or back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -24,10 +24,12 @@ class Report:
     """How applying a transform went, in words.
 
     Attributes:
+        interpolation: of an image, where it was not given, and why, in a line.
         inverse: what an inverse leaves to be desired, in a line; empty where there is nothing to say.
         warnings: what should make a person doubt.
     """
 
+    interpolation: str = ""
     inverse: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -46,6 +48,8 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
     """
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"interpolation {interpolation!r} is unknown; choose {', '.join(INTERPOLATIONS)}")
+    if str(source).lower().endswith(".fcsv"):
+        raise InputError(f"{source}: iregzoo does not read .fcsv; save the points as .mrk.json in 3D Slicer")
     endings: tuple[str, ...] = IMAGES
     if is_points(source):
         endings = (next(ending for ending in POINTS if str(source).lower().endswith(ending)),)
@@ -65,12 +69,13 @@ def apply_to_points(chain: Chain, source: str | Path, output: Path) -> Report:
     moved = move(chain, given.points)
     output.write_text(given.text(moved.points), "utf-8")
     report = _inverse_report(moved, "points") if chain.undoes else Report()
-    outside = int(moved.outside.sum())
-    if not outside:
-        return report
-    where = "come from outside" if chain.undoes else "lie outside"
-    doubt = f"{outside} of {len(moved.points)} points {where} the displacement's grid, where it displaces nothing"
-    return Report(report.inverse, (*report.warnings, doubt))
+    outside, doubts = int(moved.outside.sum()), []
+    if outside:
+        where = f"points {'come from' if chain.undoes else 'lie'} outside the displacement's grid"
+        doubts.append(f"{outside} of {len(moved.points)} {where}, where it displaces nothing")
+    if given.unplaced:
+        doubts.append(f"{given.unplaced} points without a position stay without")
+    return replace(report, warnings=(*report.warnings, *doubts))
 
 
 def apply_to_image(
@@ -103,7 +108,11 @@ def apply_to_image(
     nearest = looks_like_labels(scan) if interpolation == "auto" else interpolation == "nearest"
     transform, moved = _inverse_on(chain, grid) if chain.undoes else (chain.composite, None)
     write_volume(output, _resample(image, grid, transform, nearest=nearest, outside=0.0 if nearest else scan.outside))
-    return Report() if moved is None else _inverse_report(moved, "voxels")
+    report = Report() if moved is None else _inverse_report(moved, "voxels")
+    if interpolation == "auto":
+        chosen, kind = ("nearest", "a label map") if nearest else ("linear", "an image")
+        report = replace(report, interpolation=f"interpolation: {chosen}, because {path.name} looks like {kind}")
+    return report
 
 
 def _inverse_on(chain: Chain, grid: Grid) -> tuple[sitk.Transform, Moved]:
@@ -147,4 +156,4 @@ def _inverse_report(moved: Moved, what: str) -> Report:
             f"{squeezed} of {len(error)} {what} come from where the transform folds or nearly does; their places "
             "may be off by more than ten times what is left"
         )
-    return Report(line, tuple(doubts))
+    return Report(inverse=line, warnings=tuple(doubts))

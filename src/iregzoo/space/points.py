@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ TOLERANCE_MM = 1e-3  # of inverses
 AXES = "xyz"
 MARKUPS = "a Slicer .mrk.json: markups, each with a coordinateSystem (LPS or RAS) and controlPoints with a position"
 TABLE = "a CSV file whose first line is '# CoordinateSystem = LPS' (or RAS) and whose columns are x, y, z in mm"
+SOLIDS = ("ROI", "Plane")  # which Slicer builds from more than their control points
 STEP = 0.02  # voxels, of their finite differences
 
 
@@ -31,17 +32,26 @@ class PointList:
     """Landmarks and the file that they stand in.
 
     Attributes:
-        points: (N, 3) in LPS mm.
+        points: (N, 3) in LPS mm, those that have a place.
         text: the file's text with other points (N, 3), LPS mm, in the places of these; all else in it is kept.
+        unplaced: how many points of a Slicer file have no place yet.
     """
 
     points: Tensor
     text: Callable[[Tensor], str]
+    unplaced: int = 0
 
 
 def read_points(path: str | Path) -> Tensor:
-    """Landmarks (N, 3) in LPS mm, of a file that ``read_point_list`` reads."""
-    return read_point_list(path).points
+    """Landmarks (N, 3) in LPS mm, of a file that ``read_point_list`` reads.
+
+    Raises:
+        InputError: as that does, and where a point has no place.
+    """
+    found = read_point_list(path)
+    if found.unplaced:
+        raise InputError(f"{path}: {found.unplaced} of its points have no position; place them or remove them")
+    return found.points
 
 
 def read_point_list(path: str | Path) -> PointList:
@@ -75,18 +85,30 @@ def _read_markups(text: str, path: Path) -> PointList:
     lists = json.loads(text)["markups"]
     if not lists:
         raise ValueError("no lists")
-    signs = torch.tensor([_signs(str(markup["coordinateSystem"])) for markup in lists for _ in markup["controlPoints"]])
-    positions = [point["position"] for markup in lists for point in markup["controlPoints"]]
-    places = [_position(position, f"{path}, control point {n}") for n, position in enumerate(positions, 1)]
+    for markup in lists:
+        if markup.get("type") in SOLIDS:
+            raise InputError(
+                f"{path}: holds a markup of type {markup['type']}, which a deformation cannot keep one; give points, "
+                "lines or curves"
+            )
+    systems = [_signs(str(markup["coordinateSystem"])) for markup in lists for _ in markup["controlPoints"]]
+    controls = _controls(lists)
+    placed = [n for n, point in enumerate(controls) if point.get("positionStatus", "defined") == "defined"]
+    signs = torch.tensor([systems[n] for n in placed]).reshape(-1, 3)
+    places = [_position(controls[n]["position"], f"{path}, control point {n + 1}") for n in placed]
 
     def other(points: Tensor) -> str:
         document: dict[str, Any] = json.loads(text)
-        controls = [point for markup in document["markups"] for point in markup["controlPoints"]]
-        for control, place in zip(controls, (points * signs).tolist(), strict=True):
-            control["position"] = [round(value, 6) for value in place]
+        found = _controls(document["markups"])
+        for n, place in zip(placed, (points * signs).tolist(), strict=True):
+            found[n]["position"] = [round(value, 6) for value in place]
         return json.dumps(document, indent=4, ensure_ascii=False) + "\n"
 
-    return PointList(_tensor(places) * signs.reshape(-1, 3), other)
+    return PointList(_tensor(places) * signs, other, len(controls) - len(placed))
+
+
+def _controls(lists: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [point for markup in lists for point in markup["controlPoints"]]
 
 
 def _position(position: Any, where: str) -> list[float]:

@@ -20,6 +20,7 @@ from iregzoo.space.separable import axis_order, resample_axes
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 PERCENTILES = (0.5, 99.5)
+SPARSE = 0.001  # of the voxels: no image shows so little
 # Of the slices of a DICOM series. Places rounded to 0.1 mm are up to an eighth of a slice from those of an even stack;
 # one slice missing among any others puts some half a slice away.
 UNEVEN = 0.2  # of the usual distance between slices: how far from there one may lie
@@ -103,14 +104,22 @@ def label_scan(array: NDArray[Any], grid: Grid, path: Path, scan: Scan) -> Scan:
 
 
 def looks_like_labels(scan: Scan) -> bool:
-    """Whether a scan is whole numbers in patches of one value, apart from its background (its commonest value)."""
+    """Whether a scan is whole numbers in patches of one value or hardly anywhere, apart from its commonest value."""
     data = scan.data[0, 0]
     if bool((data != data.round()).any()):
         return False
     values, counts = np.unique(data.numpy(), return_counts=True)
     shown = data != float(values[counts.argmax()])
-    here, there = shown[:-1] & shown[1:], data[:-1] == data[1:]
-    return bool(here.any()) and float(there[here].float().mean()) > 0.5
+    if not shown.any():
+        return False
+    inside, alike = 0, 0  # pairs of neighbours along each axis
+    for axis, size in enumerate(data.shape):
+        (here, there), (value, other) = (
+            (volume.narrow(axis, 0, size - 1), volume.narrow(axis, 1, size - 1)) for volume in (shown, data)
+        )
+        inside += int((here & there).sum())
+        alike += int((here & there & (value == other)).sum())
+    return 2 * alike > inside or float(shown.float().mean()) < SPARSE
 
 
 def _tensor(array: NDArray[np.float32] | NDArray[np.int32]) -> Tensor:

@@ -233,7 +233,7 @@ def inverse_matrix(transform: sitk.Transform) -> Matrix:
 
 
 def _back(transform: sitk.Transform, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a transform that deforms takes points (N, 3) from, which of these are beyond its grid, and which doubtful."""
+    """Where a transform that deforms takes points (N, 3) from, which are beyond its grid, and which doubtful."""
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return _back_through_field(transform, points)
     # A B-spline, say: its control points lie far apart, and what it does beyond them is for ITK to know.
