@@ -306,6 +306,7 @@ def test_empty_and_foreign_label_maps_give_figures_without_nan() -> None:
         found = figures(replace(result, scans=scans, warped_labels=warped), images)
         json.dumps(found, allow_nan=False)
         assert ("dice" in found) == bool(fixed.any() or moving.any())
+        assert (found.get("labels_lost") == [9]) == (moving is not empty and 9 in moving and 9 not in warped)
 
 
 def test_dice_is_that_of_the_warped_labels() -> None:
@@ -441,6 +442,8 @@ def test_doubts_are_said() -> None:
     assert "hardly resembled each other before the deformation (NCC -0.01)" in bad_start["ncc_start"]
     assert "folds in 2.0 %" in doubts({**fine, "folding_percent": 2.0})["folding_percent"]
     assert "squashes 9.0 %" in doubts({**fine, "near_singular_percent": 9.0})["near_singular_percent"]
+    assert "not left on the fixed scan's grid: 4, 7" in doubts({**fine, "labels_lost": [4, 7]})["labels_lost"]
+    assert doubts({**fine, "header_doubts": ["a: its sform"]}) == {"header_0": "a: its sform"}
     assert "no label overlaps" in doubts({**fine, "dice_mean": 0.0})["dice_mean"]
     assert doubts({**fine, "field_size": 6.0}) == {}
     assert (

@@ -84,13 +84,15 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
         "scores": [[round(float(s), 6) for s in level[:, 0] if s == s] for level in result.registration.scores],
     }
     found |= _field_size(result)
-    found |= _overlap(result)
+    found |= _overlap(result) | _lost(result)
+    if headers := [scan.doubt for scan in (result.scans.fixed, result.scans.moving) if scan.doubt]:
+        found["header_doubts"] = headers
     return {**found, "warnings": list(doubts(found).values())}
 
 
 def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     """What should make a person doubt a result with these figures, in words, by the figure that says so."""
-    said = {}
+    said = {f"header_{n}": doubt for n, doubt in enumerate(found.get("header_doubts", ()))}
     if found["ncc_after"] < max(found["ncc_before"], found["ncc_start"]):
         when = "before" if found["ncc_after"] < found["ncc_before"] else "at the affine start"
         said["ncc_after"] = f"the images are less alike than {when}"
@@ -112,6 +114,9 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
             f"the scans show {found['field_size']:.0f} times the volume that these weights were made for: choose "
             "others with --weights (iregzoo list shows them), or crop the scans"
         )
+    if found.get("labels_lost"):
+        lost = ", ".join(map(str, found["labels_lost"][:8])) + ("…" if len(found["labels_lost"]) > 8 else "")
+        said["labels_lost"] = f"labels of the moving scan are not left on the fixed scan's grid: {lost}"
     if found.get("dice_mean") == 0:
         said["dice_mean"] = "no label overlaps its counterpart"
     return said
@@ -148,6 +153,15 @@ def _overlap(result: Result) -> dict[str, Any]:
         for name, value in found.items()
         if isinstance(value, dict) or value == value
     }
+
+
+def _lost(result: Result) -> dict[str, list[int]]:
+    """The labels of the moving scan of which nothing is left: too small, or beyond the fixed scan."""
+    moving, warped = result.scans.moving_labels, result.warped_labels
+    if moving is None or warped is None:
+        return {}
+    lost = set(labels_of(moving.data)) - set(labels_of(warped))
+    return {"labels_lost": sorted(lost)} if lost else {}
 
 
 def labels_of(*maps: Tensor) -> list[int]:

@@ -102,7 +102,8 @@ def read_scans(
         if looks_like_labels(scan) and not looks_like_labels(other):
             raise InputError(
                 f"{scan.path}: looks like a label map, but {other.path.name} is an image; give the image here and "
-                "the label map with --fixed-labels or --moving-labels"
+                "the label map with --fixed-labels or --moving-labels; an image of few grey levels passes once "
+                "multiplied by 0.1"
             )
     return Scans(
         fixed_scan,

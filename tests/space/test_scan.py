@@ -76,6 +76,41 @@ def test_nifti_affine_is_read_as_nibabel_reads_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_scan(path).grid.affine, GRID.affine, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "name"), [(nib.MGHImage, "scan.mgz"), (nib.Nifti2Image, "scan.nii.gz")])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int16])
+def test_what_itk_cannot_read_is_read(tmp_path: Path, kind: type, name: str, dtype: type) -> None:
+    image, ras = noise_image(GRID.shape)[0, 0].numpy().astype(dtype), np.diag([-1.0, -1.0, 1.0, 1.0]) @ GRID.affine
+    nib.save(kind(image, ras.astype(np.float32)), tmp_path / name)
+    scan = read_scan(tmp_path / name)
+    assert np.array_equal(scan.data[0, 0].numpy(), image.astype(np.float32))
+    np.testing.assert_allclose(scan.grid.affine, GRID.affine, atol=1e-4)
+    sheared = ras + np.array([[0, 0.4, 0, 0]] + [[0] * 4] * 3)
+    nib.save(kind(image, sheared.astype(np.float32)), tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: its affine is sheared"):
+        read_scan(tmp_path / name)
+
+
+def test_two_affines_that_differ_are_told_of(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(noise_image((9, 8, 7))[0, 0].numpy(), EYE)
+    for shift, said in ((0.1, ""), (30.0, "place it up to 30.0 mm apart; its")):
+        moved = np.eye(4)
+        moved[0, 3] = shift
+        image.set_sform(EYE, 1)
+        image.set_qform(moved, 1)
+        nib.save(image, tmp_path / "scan.nii.gz")
+        scan = read_scan(tmp_path / "scan.nii.gz")
+        assert said in scan.doubt
+        assert bool(scan.doubt) == bool(said)
+    taken = {"qform": -30.0, "sform": 0.0}[scan.doubt.split()[-3]]
+    assert float(scan.grid.affine[0, 3]) == pytest.approx(taken)
+
+
+def test_scan_smaller_than_a_millimetre_is_refused(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "scan.nii.gz", noise_image((30, 40, 50))[0, 0].numpy(), np.diag([0.001, 0.001, 0.001, 1]))
+    with pytest.raises(InputError, match=r"scan.nii.gz: measures 0.03×0.04×0.05 mm, too small .* spacing in mm"):
+        read_scan(path)
+
+
 def test_dicom_folder_gives_its_voxels_and_their_places(tmp_path: Path) -> None:
     grid = make_grid((12, 10, 9), (0.8, 0.9, 2.5), degrees=(5, -7, 11), centre=(10, -20, 300))
     array = np.random.default_rng(0).integers(-1000, 2000, grid.shape)

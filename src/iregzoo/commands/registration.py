@@ -75,6 +75,8 @@ def register(
     print(summary_line(report))
     for doubt in report["warnings"]:
         print(f"warning: {doubt}")
+    if fixed_labels and not (moving_labels or inverse):
+        print("warning: the fixed labels were not used: Dice needs --moving-labels, too, and their way back --inverse")
     print(f"written to {output}: open report.html first")
 
 

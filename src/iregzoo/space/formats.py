@@ -2,7 +2,6 @@
 
 - ``.pkl``: a pickled pair of arrays, image and label map, as TransMorph's authors distribute IXI. It is read without
   running code: nothing but numpy's arrays may be rebuilt.
-- ``.mgz``: FreeSurfer's.
 - ``case1_T00_s.img``: raw voxels of DIR-Lab 4DCT without a header, and landmarks as 1-based voxel indices.
 """
 
@@ -11,14 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.space.grid import RAS_FROM_LPS, Grid
+from iregzoo.space.grid import Grid
 from iregzoo.space.points import map_points, read_points
 from iregzoo.space.scan import Scan, image_scan, label_scan, read_labels, read_scan
 
@@ -52,8 +50,6 @@ def read_image(path: str | Path) -> Scan:
     path = Path(path)
     if path.suffix == ".pkl":
         return image_scan(*_unpickle(path, 0), path)
-    if path.suffix == ".mgz":
-        return image_scan(*_read_mgz(path), path)
     if _is_dirlab(path):
         return image_scan(*_read_dirlab(path), path)
     return read_scan(path)
@@ -68,8 +64,6 @@ def read_label_map(path: str | Path, scan: Scan) -> Scan:
     path = Path(path)
     if path.suffix == ".pkl":
         return label_scan(*_unpickle(path, 1), path, scan)
-    if path.suffix == ".mgz":
-        return label_scan(*_read_mgz(path), path, scan)
     return read_labels(path, scan)
 
 
@@ -139,17 +133,6 @@ def _unpickle(path: Path, which: int) -> tuple[NDArray[Any], Grid]:
     if len(arrays) != 2 or not all(isinstance(a, np.ndarray) and a.ndim == 3 and a.dtype.kind in "iuf" for a in arrays):
         raise InputError(f"{path}: does not hold a pair of 3-D arrays of numbers, image and label map")
     return arrays[which], Grid(arrays[which].shape, FREESURFER_AXES)
-
-
-def _read_mgz(path: Path) -> tuple[NDArray[Any], Grid]:
-    try:
-        image = nib.load(path)
-        array = np.asanyarray(image.dataobj)
-    except Exception as error:  # nibabel raises many kinds for a file that it cannot read
-        raise InputError(f"{path}: is no readable FreeSurfer volume ({error}); get it again") from None
-    if array.ndim != 3:
-        raise InputError(f"{path}: has shape {array.shape}; expected one 3-D volume")
-    return array, Grid(array.shape, RAS_FROM_LPS @ image.affine)
 
 
 def _is_dirlab(path: Path) -> bool:

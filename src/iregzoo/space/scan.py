@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.errors import InputError, check_name
-from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
+from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix, pull, to_voxels
 from iregzoo.space.separable import axis_order, resample_axes
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
+FREESURFER = (".mgz", ".mgh")
+NIFTI_2 = (nib.Nifti2Image, nib.Nifti2Pair)
+SHEAR = 1e-3  # between the cosines of axes
 PERCENTILES = (0.5, 99.5)
+SMALLEST_MM = 1.0  # of a scan, along its longest axis
+APART = 0.5  # voxels that the two affines of a NIfTI file may differ
 SPARSE = 0.001  # of the voxels: no image shows so little
 # Of the slices of a DICOM series. Places rounded to 0.1 mm are up to an eighth of a slice from those of an even stack;
 # one slice missing among any others puts some half a slice away.
@@ -33,11 +38,15 @@ Window = Sequence[float]  # the intensities that become 0 and 1
 
 @dataclass(frozen=True)
 class Scan:
-    """An image in scanner space: ``data`` (1, 1, X, Y, Z) float32, or integer for a label map."""
+    """An image in scanner space: ``data`` (1, 1, X, Y, Z) float32, or integer for a label map.
+
+    ``doubt`` says in words what makes its place in the scanner doubtful.
+    """
 
     data: Tensor
     grid: Grid
     path: Path
+    doubt: str = ""
 
     @cached_property
     def outside(self) -> float:
@@ -61,12 +70,31 @@ def read_scan(path: str | Path) -> Scan:
             voxels, or constant.
     """
     image, path = read_volume(path)
-    return image_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), path)
+    grid = Grid.of(image)
+    scan = image_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), grid, path)
+    return replace(scan, doubt=_doubt(grid, path)) if path.name.lower().endswith(NIFTI) else scan
+
+
+def _doubt(grid: Grid, path: Path) -> str:
+    """In words, how far apart a NIfTI file's two affines lie, of which ITK took one."""
+    header = nib.load(path).header
+    if "sform_code" not in header or 0 in (int(header["sform_code"]), int(header["qform_code"])):
+        return ""
+    sform, qform = (RAS_FROM_LPS @ affine for affine in (header.get_sform(), header.get_qform()))
+    apart = grid.farthest(sform, qform)
+    if apart < APART * float(grid.spacing.min()):
+        return ""
+    taken = "qform" if grid.farthest(grid.affine, qform) <= grid.farthest(grid.affine, sform) else "sform"
+    return f"{path.name}: its sform and its qform place it up to {apart:.1f} mm apart; its {taken} was used"
 
 
 def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
     """The scan of an image's voxels (X, Y, Z), with the checks of ``read_scan`` on their values."""
     check_finite(array, path)
+    size = np.array(grid.shape) * grid.spacing
+    if size.max() < SMALLEST_MM:
+        shown = "×".join(f"{length:.3g}" for length in size)
+        raise InputError(f"{path}: measures {shown} mm, too small for a scan; give its header the spacing in mm")
     single = as_float32(array, path)
     if single.min() == single.max() and array.min() != array.max():
         raise InputError(
@@ -164,13 +192,10 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
         _check_nifti(path)
     try:
         with _quiet():
-            image = _read_dicom(path) if path.is_dir() else sitk.ReadImage(str(path))
+            image = _read_dicom(path) if path.is_dir() else _read_file(path)
     except RuntimeError as error:
         if "orthonormal direction cosines" in str(error):
-            raise InputError(
-                f"{path}: its affine is sheared, so its axes do not stand at right angles; resample it to a grid whose "
-                "axes do, for instance with nibabel.processing.resample_to_output"
-            ) from None
+            raise _sheared(path) from None
         raise InputError(
             f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is whole, or convert it to NIfTI"
         ) from None
@@ -188,6 +213,34 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
         expected = "a grey-scale image" if components == 1 else "a displacement field, a vector image in LPS mm"
         raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} a voxel; expected {expected}")
     return image, path
+
+
+def _read_file(path: Path) -> sitk.Image:
+    """An image by ITK, or by nibabel where ITK cannot read it: FreeSurfer's volumes and NIfTI-2."""
+    name = path.name.lower()
+    if not (name.endswith(FREESURFER) or (name.endswith(NIFTI) and isinstance(nib.load(path), NIFTI_2))):
+        return sitk.ReadImage(str(path))
+    try:
+        image = nib.load(path)
+        array = np.asanyarray(image.dataobj)
+    except Exception as error:  # nibabel raises many kinds for a file that it cannot read
+        raise InputError(f"{path}: is not a readable FreeSurfer volume ({error}); check or export it again") from None
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise InputError(f"{path}: has shape {array.shape}; expected one 3-D volume: extract the volume first")
+    grid = Grid(array.shape, RAS_FROM_LPS @ image.affine)
+    axes = grid.affine[:3, :3] / grid.spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR:
+        raise _sheared(path)
+    return grid.to_sitk(array.astype(array.dtype.newbyteorder("=")))
+
+
+def _sheared(path: Path) -> InputError:
+    return InputError(
+        f"{path}: its affine is sheared, so its axes do not stand at right angles; resample it to a grid whose "
+        "axes do, for instance with nibabel.processing.resample_to_output"
+    )
 
 
 def _check_there(path: Path) -> None:
