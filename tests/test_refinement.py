@@ -12,6 +12,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from cards import with_card
 from geometry import GRIDS, make_grid, move_all, noise_image, waves
 from iregzoo import refinement
 from iregzoo.errors import InputError
@@ -348,7 +349,7 @@ def test_a_coarse_network_is_refined_on_the_fixed_scans_own_voxels(method: Metho
 
     grid = make_grid((40, 36, 32), (0.9, 1.2, 1.0), axes=(2, 0, 1), signs=(-1, 1, -1))
     fixed, moving = (Scan(noise_image(grid.shape, seed), grid, Path(str(seed))) for seed in (1, 2))
-    coarse = replace(method, card=replace(method.card, spacing=(2.0, 2.0, 2.0), minimum=(1, 1, 1)))
+    coarse = with_card(method, spacing=(2.0, 2.0, 2.0), minimum=(1, 1, 1))
     result = register(Scans(fixed, moving), coarse, init="none", refine=1)
     assert result.refinement is not None
     np.testing.assert_allclose(result.refinement.network.spacing, 2.0)
@@ -359,7 +360,7 @@ def test_a_coarse_network_is_refined_on_the_fixed_scans_own_voxels(method: Metho
 
 def test_a_card_says_how_many_steps_there_are_unless_they_are_asked_for(phantom: Phantom, method: Method) -> None:
     scans = read_scans(phantom.fixed, phantom.moving)
-    card = replace(method, card=replace(method.card, refine=3))
+    card = with_card(method, refine=3)
     plain, by_card, asked, none = (
         register(scans, each, init="none", refine=steps)
         for each, steps in ((method, None), (card, None), (method, 3), (card, 0))
@@ -374,7 +375,7 @@ def test_a_card_says_how_many_steps_there_are_unless_they_are_asked_for(phantom:
 
 @pytest.mark.parametrize("steps", [-1, 2.5, "3", True, 10**7])
 def test_a_card_with_no_number_of_steps_is_refused(phantom: Phantom, method: Method, steps: Any) -> None:
-    damaged = replace(method, card=replace(method.card, refine=steps))
+    damaged = with_card(method, refine=steps)
     with pytest.raises(InputError, match=f"refine {steps!r}: give"):
         register(read_scans(phantom.fixed, phantom.moving), damaged, init="none")
 

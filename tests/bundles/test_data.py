@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 from scipy.ndimage import map_coordinates
 
+from cards import with_card
 from iregzoo import register, zoo
 from iregzoo.bundle import LoadPair
 from iregzoo.datasets import LAYOUTS, find_scans
@@ -202,12 +203,12 @@ def test_register_uses_the_window_of_the_card(tmp_path: Path) -> None:
     scans = register.read_scans(write_ct(tmp_path / "f.nii.gz", 0), write_ct(tmp_path / "m.nii.gz", 1))
     method = zoo.load("iirp")
     fields = [
-        register.register(scans, replace(method, card=replace(method.card, window=window)), init="none").displacement
+        register.register(scans, with_card(method, window=window), init="none").displacement
         for window in (None, (-1000, -200))
     ]
     assert (fields[0] - fields[1]).abs().max() > 1e-3
     with pytest.raises(InputError, match=r"f\.nii\.gz: its values, .* lie outside the intensity window 2000 to 3000"):
-        register.register(scans, replace(method, card=replace(method.card, window=(2000, 3000))), init="none")
+        register.register(scans, with_card(method, window=(2000, 3000)), init="none")
 
 
 def test_settings_on_the_command_line_reach_the_data(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def register(
 ) -> None:
     """Register a moving scan to a fixed one and write the results into a folder.
 
-    Scans are NIfTI, NRRD, MetaImage or a folder with one DICOM series. The folder gets warped.nii.gz,
+    Scans are NIfTI, NRRD, MetaImage, .mgz or a folder with one DICOM series. The folder gets warped.nii.gz,
     displacement.nii.gz (LPS mm), transform.h5 (ITK), and the report: report.html for a browser, report.png and
     report.json; warped_labels.nii.gz where moving labels are given; with --inverse the same for the other way.
 
