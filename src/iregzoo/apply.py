@@ -50,9 +50,9 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
     if is_points(source):
         endings = (next(ending for ending in POINTS if str(source).lower().endswith(ending)),)
     elif reference is None:
-        raise InputError(f"{source}: an image needs --reference, an image on whose grid the result is to lie")
+        raise InputError(f"{source}: an image needs --reference, an image whose grid the result should have")
     if not str(output).lower().endswith(endings):
-        raise InputError(f"{output}: give it a name that ends with {' or '.join(endings)}, as the input wants")
+        raise InputError(f"{output}: choose a name that ends with {' or '.join(endings)}, to match the input")
 
 
 def apply_to_points(chain: Chain, source: str | Path, output: Path, *, inverse: bool = False) -> Report:
@@ -69,7 +69,9 @@ def apply_to_points(chain: Chain, source: str | Path, output: Path, *, inverse: 
     if not outside:
         return report
     where = "come from outside" if inverse else "lie outside"
-    doubt = f"{outside} of {len(moved.points)} points {where} the displacement's grid, where it displaces nothing"
+    doubt = (
+        f"{outside} of {len(moved.points)} points {where} the displacement field's grid, where the displacement is zero"
+    )
     return Report(report.inverse, (*report.warnings, doubt))
 
 
@@ -141,14 +143,14 @@ def _inverse_report(moved: Moved, what: str) -> Report:
         return Report()
     mean, most = float(error.mean()), float(error.max())
     left = f"{mean:.4f} mm on average, {most:.4f} mm at most"
-    line = f"inverse: the transform takes the places found to the {what} again but for {left}"
+    line = f"inverse: remaining error over the {what}: {left}"
     bad, squeezed = int((error > MUCH_MM).sum()), int((moved.doubtful & ~moved.outside).sum())
     doubts = []
     if bad:
         doubts.append(f"{bad} of {len(error)} {what} have no inverse within {MUCH_MM} mm; the transform folds there")
     if squeezed:
         doubts.append(
-            f"{squeezed} of {len(error)} {what} come from where the transform folds or nearly does; their places "
-            "may be off by more than ten times what is left"
+            f"{squeezed} of {len(error)} {what} come from places where the transform folds or nearly folds; their "
+            "positions may be off by more than ten times the remaining error"
         )
     return Report(line, tuple(doubts))

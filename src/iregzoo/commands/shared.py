@@ -26,7 +26,7 @@ def listed(value: str | Sequence[str], option: str) -> list[str]:
     parts = value.split(",") if isinstance(value, str) else value
     found = [part.strip() for part in parts if part.strip()]
     if not found:
-        raise InputError(f"--{option} names nothing; give one name, or several separated by commas")
+        raise InputError(f"--{option} is empty; give one name, or several separated by commas")
     return found
 
 
