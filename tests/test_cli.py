@@ -1,6 +1,7 @@
 """The command line: every guard ends with one line and exit code 2, and nothing half-written."""
 
 import importlib
+import inspect
 import json
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from fire import docstrings
 
 from iregzoo import __version__, cli
 from shell import run
@@ -210,6 +212,16 @@ def test_help_runs_nothing(
     monkeypatch.setenv("PAGER", "cat")
     assert run(monkeypatch, "demo", str(tmp_path / "out"), *asking) == 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_has_every_word_on_the_arguments(command: str) -> None:
+    """Fire takes a colon on a later line of a description for the end of an argument's name, and loses the rest."""
+    text = inspect.getdoc(cli.COMMANDS[command]) or ""
+    described = docstrings.parse(text).args
+    assert [one.name for one in described] == list(inspect.signature(cli.COMMANDS[command]).parameters)
+    shown = " ".join(f"{one.name}: {one.description}" for one in described)
+    assert shown.split() == text.partition("Args:\n")[2].split()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
