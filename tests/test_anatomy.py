@@ -125,12 +125,12 @@ def test_workers_make_the_same_pairs(anatomies: Path) -> None:
 
 def test_workers_cannot_use_a_network_on_another_device(anatomies: Path) -> None:
     pairs = pairs_of(anatomies, canonical=nn.Linear(1, 1, device="meta"))
-    with pytest.raises(InputError, match=r"workers: the network of one contrast is on meta.*set workers to 0"):
+    with pytest.raises(InputError, match=r"workers: the canonical-contrast network is on meta.*set workers to 0"):
         next(iter(DataLoader(pairs, num_workers=1)))
 
 
 def test_one_person_makes_no_pair(anatomies: Path) -> None:
-    with pytest.raises(InputError, match="1 label maps: a pair needs two people"):
+    with pytest.raises(InputError, match="1 label maps: a pair needs two subjects"):
         SynthesisedPairs(read_anatomies(anatomies, "one"), read_table(anatomies).synthesis(), SHAPE, [2.0], 1)
 
 
@@ -139,13 +139,13 @@ def test_what_is_missing_is_named(anatomies: Path, tmp_path: Path) -> None:
         read_table(tmp_path)
     with pytest.raises(InputError, match="no split 'test', only train, val, one, gone"):
         read_anatomies(anatomies, "test")
-    with pytest.raises(InputError, match=r"lost\.nii\.gz: no such file, though splits\.json names it"):
+    with pytest.raises(InputError, match=r"lost\.nii\.gz: no such file, although splits\.json lists it"):
         read_anatomies(anatomies, "gone")
     (tmp_path / "labels.csv").write_text("label,name\n0,background\n")
     with pytest.raises(InputError, match="lacks the columns evaluate"):
         read_table(tmp_path)
     (tmp_path / "labels.csv").write_text(f"{HEADER}\n0,background,0,0,dark,1,2,1\n")
-    with pytest.raises(InputError, match="a cell that is no number"):
+    with pytest.raises(InputError, match="a cell that is not a number"):
         read_table(tmp_path)
     (tmp_path / "labels.csv").write_text(f"{HEADER}\n0,background,0,0,5,1,2,1\n")
     with pytest.raises(InputError, match=r"splits\.json: does not say which maps"):

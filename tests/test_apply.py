@@ -315,7 +315,7 @@ def test_inverse_of_an_image_reads_every_voxel_where_itk_takes_from(pair: Pair, 
             inverse=True,
         )
         read.append(from_image(sitk.ReadImage(pair[f"back{axis}.nrrd"]))[0, 0].numpy())
-        assert "takes the places found to the voxels again but for 0.000" in said
+        assert "remaining error over the voxels: 0.000" in said
     grid = pair.moving
     index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
     voxels, origins = apply_world(grid.affine, index.reshape(-1, 3)), np.stack(read, -1).reshape(-1, 3)
@@ -352,7 +352,7 @@ def test_points_move_as_itk_moves_them_and_come_back(pair: Pair, run: Run, file:
     said = run(transform=pair[file], input=pair["moving.csv"], output=pair["back.csv"], inverse=True)
     back = csv_points(pair["back.csv"])
     assert np.linalg.norm(back - points, axis=1).max() < 0.01
-    assert "takes the places found to the points again but for 0.000" in said
+    assert "remaining error over the points: 0.000" in said
     assert "warning" not in said
     first, names, *rows = Path(pair["back.csv"]).read_text("utf-8").splitlines()
     assert first == f"# CoordinateSystem = {system}"
@@ -399,10 +399,10 @@ def test_points_beyond_the_grid_are_counted(pair: Pair, run: Run) -> None:
     points = np.concatenate((within(pair.fixed, 5), within(pair.fixed, 2) + 500))
     given = points_csv(pair.folder / "p.csv", points)
     said = run(transform=pair["transform.h5"], input=given, output=pair["moved.csv"])
-    assert "warning: 2 of 7 points lie outside the displacement's grid" in said
+    assert "warning: 2 of 7 points lie outside the displacement field's grid" in said
     np.testing.assert_allclose(csv_points(pair["moved.csv"])[5:], apply_world(AFFINE, points[5:]), atol=1e-3)
     said = run(transform=pair["transform.h5"], input=pair["moved.csv"], output=pair["back.csv"], inverse=True)
-    assert "warning: 2 of 7 points come from outside the displacement's grid" in said
+    assert "warning: 2 of 7 points come from outside the displacement field's grid" in said
     np.testing.assert_allclose(csv_points(pair["back.csv"])[5:], points[5:], atol=1e-3)
 
 
@@ -425,9 +425,9 @@ def test_where_a_transform_nearly_folds_it_is_said_that_places_are_less_sure(tmp
     points_csv(Path(given), places)
     run(transform=str(tmp_path / "squeeze.nrrd"), input=given, output=there)
     said = run(transform=str(tmp_path / "squeeze.nrrd"), input=there, output=back, inverse=True)
-    assert "found to the points again but for 0.000" in said
+    assert "remaining error over the points: 0.000" in said
     np.testing.assert_allclose(csv_points(back)[[0, 4]], places[[0, 4]], atol=0.002)
-    assert "warning: 3 of 5 points come from where the transform folds or nearly does" in said
+    assert "warning: 3 of 5 points come from places where the transform folds or nearly folds" in said
 
 
 # --- what is refused
@@ -450,10 +450,10 @@ def refused(
 
 BAD: list[tuple[dict[str, str], str]] = [
     ({"transform": "absent.h5"}, "no such file"),
-    ({"transform": "noise.h5"}, "noise.h5: is no transform that ITK reads; write it again"),
+    ({"transform": "noise.h5"}, "noise.h5: is not a transform that ITK can read; export it again"),
     ({"transform": "fixed.nii.gz"}, "expected a displacement field"),
     ({"transform": "transform.h5,absent.h5"}, "absent.h5: no such file"),
-    ({"transform": " , "}, "--transform names nothing"),
+    ({"transform": " , "}, "--transform is empty"),
     ({"transform": "flat.tfm", "inverse": "true"}, "is singular"),
     ({"transform": "flat.tfm", "inverse": "true", "input": "good.csv", "output": "new.csv"}, "is singular"),
     ({"input": "absent.nii.gz"}, "no such file"),
@@ -465,20 +465,20 @@ BAD: list[tuple[dict[str, str], str]] = [
     ({"inverse": "perhaps"}, "inverse 'perhaps': give true or false"),
     ({"output": "new.png"}, "ends with .nii.gz or .nii or .nrrd or .mha"),
     ({"output": "new.csv"}, "ends with .nii.gz"),
-    ({"output": "there.nii.gz"}, "is there already; choose another --output or add --overwrite"),
-    ({"output": "moving.nii.gz", "overwrite": "true"}, "is where the result would go"),
+    ({"output": "there.nii.gz"}, "already exists; choose another --output or add --overwrite"),
+    ({"output": "moving.nii.gz", "overwrite": "true"}, "would be overwritten by the result"),
     ({"output": "transform.h5.nii.gz/x.nii.gz", "input": "absent.nii.gz"}, "no such file"),
     ({"input": "good.csv", "output": "new.nii.gz"}, "ends with .csv"),
     ({"input": "good.csv", "output": "new.mrk.json"}, "ends with .csv"),
     ({"input": "absent.csv", "output": "new.csv"}, "absent.csv: cannot be read"),
-    ({"input": "homeless.csv", "output": "new.csv"}, "homeless.csv: is no list of landmarks"),
+    ({"input": "homeless.csv", "output": "new.csv"}, "homeless.csv: is not a list of landmarks"),
     ({"input": "flat.csv", "output": "new.csv"}, "flat.csv: has columns 'x, y'; expected x, y, z"),
     ({"input": "empty.csv", "output": "new.csv"}, "empty.csv: holds no points"),
     ({"input": "box.mrk.json", "output": "new.mrk.json"}, "box.mrk.json: holds a markup of type ROI"),
     ({"input": "old.fcsv", "output": "new.fcsv"}, "iregzoo does not read .fcsv; save the points as .mrk.json"),
     ({"transform": "inverse:absent.h5"}, "absent.h5: no such file"),
     ({"transform": "[flat.tfm,1]"}, "is singular"),
-    ({"input": "homeless.mrk.json", "output": "new.mrk.json"}, "homeless.mrk.json: is no list of landmarks"),
+    ({"input": "homeless.mrk.json", "output": "new.mrk.json"}, "homeless.mrk.json: is not a list of landmarks"),
 ]
 
 

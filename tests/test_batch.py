@@ -147,7 +147,7 @@ def test_a_run_that_was_stopped_or_killed_goes_on_and_ends_as_if_undisturbed(
         hits += process.returncode != 0
         if process.returncode == 2:
             done = sum(found["status"] == "done" for found in summary(output).values())
-            assert error == f"iregzoo: interrupted; {done} of {len(NAMES)} pairs are done, run the command again"
+            assert error == f"iregzoo: interrupted: {done} of {len(NAMES)} pairs are done; run the command again"
             assert at_work(output) == 0
     assert hits >= 2
     assert batch(table, output, *ALL) == 0

@@ -217,11 +217,11 @@ def test_what_it_is_to_learn_comes_from_the_labels(anatomies: Path) -> None:
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"best\.pt: no such file; train the network of canonical/train\.json"):
+    with pytest.raises(InputError, match=r"best\.pt: no such file; train the network with canonical/train\.json"):
         trained(tmp_path / "best.pt")
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     batch = {"image": torch.full((1, 2, 32, 16, 16), float("nan")), "label": torch.zeros(1, 2, 32, 16, 16)}
-    with pytest.raises(InputError, match="the loss of step 7 is not finite; lower learning_rate"):
+    with pytest.raises(InputError, match="the loss at step 7 is not finite; lower learning_rate"):
         CanonicalStep()(trainer_of(network(), iteration=7), batch)

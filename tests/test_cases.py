@@ -27,15 +27,15 @@ def test_own_names_stay_and_made_ones_give_way() -> None:
 @pytest.mark.parametrize(
     ("cases", "words"),
     [
-        ([Case("a", "b", name="x"), Case("c", "d", name="X")], "pairs 1 and 2 would both be 'X'"),
-        ([Case("a", "b"), Case("c", "d"), Case("a", "b")], "pairs 1 and 3 would both be 'b_to_a-"),
-        ([Case("a", "b", name="x/y")], "pair 1: 'x/y' cannot name a folder"),
-        ([Case("a", "b", name="..")], "pair 1: '..' cannot name a folder"),
-        ([Case("a", "b", name=".hidden")], "cannot name a folder"),
-        ([Case("a", "b", name="dot.")], "cannot name a folder"),
-        ([Case("a", "b", name="con")], "pair 1: 'con' cannot name a folder everywhere"),
-        ([Case("a", "b", name="Aux.1")], "'Aux.1' cannot name a folder everywhere"),
-        ([Case("a", "b" * 250)], "cannot name a folder"),
+        ([Case("a", "b", name="x"), Case("c", "d", name="X")], "pairs 1 and 2 would both be called 'X'"),
+        ([Case("a", "b"), Case("c", "d"), Case("a", "b")], "pairs 1 and 3 would both be called 'b_to_a-"),
+        ([Case("a", "b", name="x/y")], "pair 1: 'x/y' is not a valid folder name"),
+        ([Case("a", "b", name="..")], "pair 1: '..' is not a valid folder name"),
+        ([Case("a", "b", name=".hidden")], "is not a valid folder name"),
+        ([Case("a", "b", name="dot.")], "is not a valid folder name"),
+        ([Case("a", "b", name="con")], "pair 1: 'con' is not a valid folder name on all systems"),
+        ([Case("a", "b", name="Aux.1")], "'Aux.1' is not a valid folder name on all systems"),
+        ([Case("a", "b" * 250)], "is not a valid folder name"),
     ],
 )
 def test_names_that_clash_or_cannot_be_are_refused(cases: list[Case], words: str) -> None:
@@ -60,10 +60,10 @@ def test_table_may_hold_names_and_missing_files_where_they_are_not_checked(tmp_p
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("fixed,moving\na,a\n\na,a,extra\n", "line 4: has 'extra' beyond its 2 columns"),
-        ("fixed,moving\na,\n", "line 2, column moving: is empty; name a scan"),
-        ("fixed,moving,name\na,a,x\na\n", "line 3, column moving: is empty; name a scan"),
-        ("moving,fixed\na, \n", "line 2, column fixed: is empty; name a scan"),
+        ("fixed,moving\na,a\n\na,a,extra\n", "line 4: has the extra value 'extra' beyond its 2 columns"),
+        ("fixed,moving\na,\n", "line 2, column moving: is empty; give the path of a scan"),
+        ("fixed,moving,name\na,a,x\na\n", "line 3, column moving: is empty; give the path of a scan"),
+        ("moving,fixed\na, \n", "line 2, column fixed: is empty; give the path of a scan"),
     ],
 )
 def test_lines_of_too_many_and_too_few_cells_are_refused(tmp_path: Path, lines: str, words: str, check: bool) -> None:

@@ -1,6 +1,7 @@
 """The command line: every guard ends with one line and exit code 2, and nothing half-written."""
 
 import importlib
+import inspect
 import json
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from fire import docstrings
 
 from iregzoo import __version__, cli
 from shell import run
@@ -140,7 +142,7 @@ def test_cuda_is_refused_where_there_is_none(
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     arguments = ["register", *pair, "--output", str(tmp_path / "result"), "--device", "cuda"]
-    assert_refused(monkeypatch, capsys, arguments, "cuda", "not on this machine")
+    assert_refused(monkeypatch, capsys, arguments, "cuda", "not available on this machine")
 
 
 def test_a_label_map_given_as_scan_and_a_scan_as_label_map(
@@ -172,15 +174,15 @@ def test_an_unknown_option_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
 ) -> None:
     arguments = ["register", *pair, "--output", str(tmp_path / "result"), "--max-iteration", "2"]
-    assert_refused(monkeypatch, capsys, arguments, "--max-iteration is no option of register", "--max-iterations")
+    assert_refused(monkeypatch, capsys, arguments, "unknown option --max-iteration", "--max-iterations")
     assert not (tmp_path / "result").exists()
 
 
 def test_an_option_without_its_value_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pair: list[str]
 ) -> None:
-    assert_refused(monkeypatch, capsys, ["register", *pair, "--output"], "--output has no value")
-    assert_refused(monkeypatch, capsys, ["register", *pair, "--init", "--output", "x"], "--init has no value")
+    assert_refused(monkeypatch, capsys, ["register", *pair, "--output"], "--output needs a value")
+    assert_refused(monkeypatch, capsys, ["register", *pair, "--init", "--output", "x"], "--init needs a value")
 
 
 @pytest.mark.parametrize("name", ["1e5", "007", "[1]", "None", "a b", "-minus", "it's"])
@@ -216,6 +218,16 @@ def test_help_runs_nothing(
     monkeypatch.setenv("PAGER", "cat")
     assert run(monkeypatch, "demo", str(tmp_path / "out"), *asking) == 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_has_every_word_on_the_arguments(command: str) -> None:
+    """Fire takes a colon on a later line of a description for the end of an argument's name, and loses the rest."""
+    text = inspect.getdoc(cli.COMMANDS[command]) or ""
+    described = docstrings.parse(text).args
+    assert [one.name for one in described] == list(inspect.signature(cli.COMMANDS[command]).parameters)
+    shown = " ".join(f"{one.name}: {one.description}" for one in described)
+    assert shown.split() == text.partition("Args:\n")[2].split()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
@@ -288,7 +300,7 @@ def test_a_start_may_be_a_file(
         refused = [*arguments[:-1], given, "--output", str(tmp_path / "no")]
         assert_refused(monkeypatch, capsys, refused, given, words)
     refused = [*arguments[:-1], "Affine", "--output", str(tmp_path / "no")]
-    assert_refused(monkeypatch, capsys, refused, "init 'Affine'", "none, center, rigid, affine or a transform's file")
+    assert_refused(monkeypatch, capsys, refused, "init 'Affine'", "none, center, rigid, affine or a transform file")
 
 
 def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
@@ -307,19 +319,19 @@ def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
         (["register", "--fixed", "a.nii.gz"], "register needs --moving, --output; see iregzoo register --help"),
         (["register", "a.nii.gz", "--moving", "b.nii.gz"], "register needs --output; see"),
         (["register", "--refine", "2", "-d", "cpu"], "register needs --fixed, --moving, --output; see"),
-        (["register", "-f", "a.nii.gz"], "-f is no option; write it out: --fixed or --fixed-labels"),
-        (["register", "-x", "a.nii.gz"], "-x is no option; write it out"),
-        (["register", "-dcpu"], "-dcpu is no option; write it out: --device"),
+        (["register", "-f", "a.nii.gz"], "-f is not an option; use the full name: --fixed or --fixed-labels"),
+        (["register", "-x", "a.nii.gz"], "-x is not an option; use the full name"),
+        (["register", "-dcpu"], "-dcpu is not an option; use the full name: --device"),
         (["register", "--fixed", "a.nii", "--fixed=b.nii"], "--fixed is given twice; give it once"),
         (["apply", "--transform", "a.h5", "-t", "b.h5"], "--transform is given twice; give it once, with commas"),
         (["register", "--inverse", "maybe"], "--inverse 'maybe': give true or false"),
         (["register", "--jacobian", "maybe"], "--jacobian 'maybe': give true or false"),
         (["batch", "--overwrite=1"], "--overwrite '1': give true or false"),
-        (["regster", "--fixed", "a.nii.gz"], "regster is no command; there are register, apply,"),
+        (["regster", "--fixed", "a.nii.gz"], "unknown command regster; choose from register, apply,"),
         (["register", "bad\udcff.nii.gz"], "bad\\xff.nii.gz: its name is not UTF-8 text; rename it"),
         (["register", "--output", "bad\udcff"], "bad\\xff: its name is not UTF-8 text; rename it"),
         (["list", "foo"], "--json 'foo': give true or false"),
-        (["list", "true", "extra"], "'extra' is an argument too many; see iregzoo list --help"),
+        (["list", "true", "extra"], "unexpected argument 'extra'; see iregzoo list --help"),
         (["label-app"], "label-app needs --folder; see"),
         (["label-app", ""], "an argument of label-app is empty"),
         (["label-app", "app", "--bundles="], "--bundles is empty"),

@@ -52,7 +52,7 @@ def test_split_that_the_data_set_does_not_have_is_refused(tmp_path: Path) -> Non
 
 def test_scan_that_is_named_but_missing_is_refused(tmp_path: Path) -> None:
     root = make_dataset(tmp_path, {"train": ["a", "x"]}, images="ab")
-    with pytest.raises(InputError, match=r"x\.nii\.gz: no such file, but splits\.json names it in train"):
+    with pytest.raises(InputError, match=r"x\.nii\.gz: no such file, but splits\.json lists it in train"):
         find_scans(root, "train")
 
 
@@ -91,13 +91,13 @@ def test_groups_are_of_two_scans_and_of_all(tmp_path: Path, listed: list[Any], m
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_splits_that_are_no_object_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "splits.json").write_text(text)
-    with pytest.raises(InputError, match=r"splits\.json: is no JSON object of splits"):
+    with pytest.raises(InputError, match=r"splits\.json: is not a JSON object of splits"):
         find_scans(tmp_path, "train")
 
 
 def test_splits_beside_a_file_of_splits_are_refused(tmp_path: Path) -> None:
     root = make_dataset(tmp_path, {"train": ["a", "b"]}, images="ab")
-    with pytest.raises(InputError, match=r"iregzoo has its own in splits\.json"):
+    with pytest.raises(InputError, match=r"iregzoo defines its own in splits\.json"):
         find_scans(root, "train", splits=TWO)
 
 
@@ -108,7 +108,7 @@ def all_scans(root: Path, layout: str) -> list[dict[str, str]]:
     """Every scan that is found, and no other."""
     units = len(PATHS[layout]) // (2 if layout == "dirlab" else 1)
     found = find_scans(root, "all", layout, {"all": units})
-    with pytest.raises(InputError, match=rf"holds {units} of the {units + 1} that the splits want"):
+    with pytest.raises(InputError, match=rf"holds {units} of the {units + 1} scans or patients that the splits"):
         find_scans(root, "all", layout, {"all": units + 1})
     return found
 
@@ -225,7 +225,7 @@ def test_unknown_layout_and_split_are_refused(tmp_path: Path) -> None:
 def test_part_of_a_data_set_is_refused_unless_the_splits_say_so(tmp_path: Path) -> None:
     root = touch(tmp_path, "oasis")
     with pytest.raises(
-        InputError, match=r"holds 3 of the 360 that the splits want {'train': 280, 'val': 20, 'test': 60}"
+        InputError, match=r"holds 3 of the 360 scans or patients that the splits {'train': 280, 'val': 20, 'test': 60}"
     ):
         find_scans(root, "train", "oasis")
     assert len(find_scans(root, "train", "oasis", TWO)) == 2

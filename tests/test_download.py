@@ -20,7 +20,7 @@ OWN = tree(BUNDLES / "iirp")
 
 def test_bundle_is_installed_and_used(downloads: Downloads, release: Release) -> None:
     said = downloads.works(source=release.url)
-    assert f"iirp {VERSION} is in {downloads.place}" in said
+    assert f"iirp {VERSION} is installed in {downloads.place}" in said
     assert "as signed off" in said
     assert tree(downloads.place) == tree(BUNDLES / "iirp")
     assert zoo.load("iirp").bundle.path == downloads.place
@@ -30,12 +30,12 @@ def test_bundle_is_installed_and_used(downloads: Downloads, release: Release) ->
 def test_installed_bundle_needs_no_network(downloads: Downloads, release: Release) -> None:
     downloads.works(source=release.url)
     asked = len(release.requests)
-    assert "already, and whole" in downloads.works("--version", VERSION, source=release.url)
+    assert "is already installed and intact in" in downloads.works("--version", VERSION, source=release.url)
     assert len(release.requests) == asked
-    assert "the newest of" in downloads.works(source=release.url)
+    assert "the newest version in" in downloads.works(source=release.url)
     assert [name for name, _ in release.requests[asked:]] == ["index.json"]
     nowhere = "http://127.0.0.1:9"
-    assert "no newer one could be asked for" in downloads.works(source=nowhere)
+    assert "could not check for a newer version" in downloads.works(source=nowhere)
     downloads.refused(
         "cannot be read (Connection refused)", "127.0.0.1:9", arguments=("--version", "9.0.0"), source=nowhere
     )
@@ -61,7 +61,7 @@ def test_newest_is_chosen_by_numbers_and_replaces_an_older_one(
         release.publish("iirp", version, archive(variant(tmp_path, version)))
     said = downloads.works(source=release.url)
     assert "iirp 9.10.0" in said
-    assert f"not known to this iregzoo, so trusted as {release.url}" in said
+    assert f"unknown to this version of iregzoo, so only as trustworthy as {release.url}" in said
     assert tree(downloads.place) == tree(tmp_path / "9.10.0" / "iirp")
     assert zoo.find("iirp").version == "9.10.0"
 
@@ -71,9 +71,9 @@ def test_older_index_needs_the_version(downloads: Downloads, release: Release, t
     downloads.works(source=release.url)
     with serve() as older:
         older.publish("iirp", "8.0.0", archive(variant(tmp_path, "8.0.0")))
-        downloads.refused("8.0.0 as its newest, older than the 9.0.0", "--version 8.0.0", source=older.url)
+        downloads.refused("its newest iirp is 8.0.0, older than the 9.0.0", "--version 8.0.0", source=older.url)
         assert older.archives() == []
-        assert "iirp 8.0.0 is in" in downloads.works("--version", "8.0.0", source=older.url)
+        assert "iirp 8.0.0 is installed in" in downloads.works("--version", "8.0.0", source=older.url)
     assert zoo.find("iirp").version == "8.0.0"
 
 
@@ -82,7 +82,7 @@ def test_older_than_what_came_with_iregzoo_needs_the_version(downloads: Download
         older.publish("iirp", "0.0.1", archive(variant(tmp_path, "0.0.1")))
         downloads.refused(f"older than the {VERSION} in {BUNDLES}", "--version 0.0.1", source=older.url)
         said = downloads.works("--version", "0.0.1", source=older.url)
-    assert f"the {VERSION} that came with iregzoo is newer" in said
+    assert f"version {VERSION}, which came with iregzoo, is newer" in said
     assert zoo.find("iirp").path == BUNDLES / "iirp"
 
 
@@ -120,7 +120,7 @@ def test_what_a_server_does_not_have_is_refused_at_once(
 
 def test_redirections_that_never_end_are_refused_in_a_line(downloads: Downloads, release: Release) -> None:
     release.circles = True
-    downloads.refused(f"iirp_v{VERSION}.zip: the server answers 302 again and again; check the", source=release.url)
+    downloads.refused(f"iirp_v{VERSION}.zip: the server answered 302 in an endless loop; check the", source=release.url)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,10 @@ def test_index_that_is_cut_off_is_asked_for_again(downloads: Downloads, release:
     downloads.works(source=release.url)
     assert [name for name, _ in release.requests[:2]] == ["index.json"] * 2
     release.index_cut = 10
-    assert "no newer one could be asked for" in downloads.works(source=release.url)
-    downloads.refused("cannot be read (the server ended early)", arguments=("--version", "9.0.0"), source=release.url)
+    assert "could not check for a newer version" in downloads.works(source=release.url)
+    downloads.refused(
+        "cannot be read (the server closed the connection early)", arguments=("--version", "9.0.0"), source=release.url
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,8 +227,8 @@ def test_index_that_contradicts_the_manifest_is_refused(downloads: Downloads, tm
     with serve() as lying:
         lying.publish("iirp", VERSION, archive(bundle))
         signed = manifest.manifest()["iirp"][VERSION]["sha256"]
-        downloads.refused("this iregzoo signed off", signed[:12], "do not trust", source=lying.url)
-        downloads.refused("this iregzoo signed off", arguments=("--version", VERSION), source=lying.url)
+        downloads.refused("this version of iregzoo signed off", signed[:12], "do not trust", source=lying.url)
+        downloads.refused("this version of iregzoo signed off", arguments=("--version", VERSION), source=lying.url)
         assert lying.archives() == []
 
 

@@ -152,9 +152,12 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
     ("options", "words"),
     [
         (["--bundle", "iirp,pan", "--controller", "fixed", "--max-iterations", "0"], ["bundle iirp", "at least 1"]),
-        (["--bundle", "iirp,sm_gicnet", "--controller", "iterstop"], ["bundle sm_gicnet", "iterstop", "one pass"]),
-        (["--bundle", "iirp,sm_gicnet", "--max-iterations", "2"], ["bundle sm_gicnet", "max-iterations 2", "one pass"]),
-        (["--bundle", "iirp", "--controller", ","], ["--controller", "nothing"]),
+        (["--bundle", "iirp,sm_gicnet", "--controller", "iterstop"], ["bundle sm_gicnet", "iterstop", "single pass"]),
+        (
+            ["--bundle", "iirp,sm_gicnet", "--max-iterations", "2"],
+            ["bundle sm_gicnet", "max-iterations 2", "single pass"],
+        ),
+        (["--bundle", "iirp", "--controller", ","], ["--controller", "empty"]),
         (["--bundle", "iirp", "--peers", "elastix"], ["peer 'elastix'", "ants-syn, greedy"]),
         (["--bundle", "iirp", "--plots", "maybe"], ["plots 'maybe'", "true or false"]),
         (["--bundle", "iirp,pan", "--weights", "elbow"], ["'elbow'", "iirp", "hippocampus"]),

@@ -49,7 +49,9 @@ def test_places_come_back_by_the_files_and_exactly_point_by_point(name: str, tes
     assert said[0] == pytest.approx(error.mean(), rel=0.15)
     assert error.max() <= 1.2 * said[1]
     own = result.registration.inverse
-    assert report["inverse"] == ("point by point" if own is None else "point by point, begun from the method's own")
+    assert report["inverse"] == (
+        "point by point" if own is None else "point by point, starting from the method's own inverse"
+    )
     if own is not None:  # the method's own is not as good: interpolation at each of its levels
         assert 3 * said[0] < float(inverse_error(result.registration.displacement, own).mean())
 

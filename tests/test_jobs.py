@@ -153,7 +153,7 @@ def test_folders_and_tables_of_others_are_refused(
     assert "first: holds other files" in refusal(capsys, cohort / "pairs.csv", tmp_path)
     shutil.rmtree(tmp_path / "first")
     (tmp_path / "summary.csv").write_text("mine")
-    assert "summary.csv: is not of a batch" in refusal(capsys, cohort / "pairs.csv", tmp_path)
+    assert "summary.csv: is not the summary of a batch" in refusal(capsys, cohort / "pairs.csv", tmp_path)
     assert (tmp_path / "summary.csv").read_text("utf-8") == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
 
@@ -174,7 +174,7 @@ def test_summary_of_pairs_that_the_table_lacks_is_kept(
     third = {"fixed": str(cohort / "head2.nii.gz"), "moving": str(cohort / "head0.nii.gz"), "name": "third"}
     other = write_pairs(cohort / "other.csv", [third])
     said = refusal(capsys, other, copied, "--inverse")
-    assert "summary.csv: has first and 2 more, which the table of pairs does not have" in said
+    assert "summary.csv: lists first and 2 more, missing from the table of pairs" in said
     assert "--overwrite to replace the summary" in said
     assert tree(copied) == before
     with (cohort / "pairs.csv").open(newline="", encoding="utf-8") as stream:
@@ -206,7 +206,7 @@ def test_worker_with_another_method_is_refused(cohort: Path, tmp_path: Path) -> 
     job = jobs_of(cohort, tmp_path / "output")[0]
     other = replace(job.settings, origin={**job.settings.origin, "bundle_version": "9"})
     reason = register_job(replace(job, settings=other))
-    assert reason == "a worker has bundle_version 0.0.1, the batch 9; install the same on all"
+    assert reason == "a worker has bundle_version 0.0.1, but the batch uses 9; install the same on all workers"
 
 
 def test_leftovers_of_a_kill_are_removed(cohort: Path, copied: Path) -> None:
@@ -248,10 +248,10 @@ def test_inputs_where_results_go_are_refused(cohort: Path, tmp_path: Path, capsy
     for moving in (output / "other" / "warped.nii.gz", output / "pair", output, tmp_path):
         rows = [{"name": name, "fixed": scan, "moving": str(moving)} for name in ("pair", "other")]
         table = write_pairs(tmp_path / "pairs.csv", rows)
-        assert f"{moving}: lies where the results would go" in refusal(capsys, table, output)
+        assert f"{moving}: would be overwritten by the results" in refusal(capsys, table, output)
     assert not output.exists()
     table = write_pairs(tmp_path / "summary.csv", [{"fixed": scan, "moving": scan}])
-    assert "summary.csv: is what the summary" in refusal(capsys, table, tmp_path)
+    assert "summary.csv: is the name of the summary" in refusal(capsys, table, tmp_path)
 
 
 def test_output_that_cannot_be_written_is_refused(

@@ -299,7 +299,7 @@ def test_orthogonality_term_is_the_mean_over_all_tokens() -> None:
 @pytest.mark.parametrize("auxiliary", [{}, {"tokens": ()}, {"heads": (torch.ones(1),)}])
 def test_orthogonality_without_tokens_is_refused(auxiliary: dict[str, tuple[Tensor, ...]]) -> None:
     bare, *images = registered_pair()
-    with pytest.raises(ValueError, match=r"orthogonality term needs a registration with tokens.*not training"):
+    with pytest.raises(ValueError, match=r"orthogonality term needs a registration with tokens.*not in training mode"):
         RegistrationLoss(orthogonality=1.0)(replace(bare, auxiliary=auxiliary), *images)
 
 

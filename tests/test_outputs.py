@@ -230,7 +230,7 @@ def test_a_folder_belongs_to_the_group_of_a_shared_one(tmp_path: Path) -> None:
 
 def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(InputError, match="loop: is a link that leads back to itself; choose another --output"):
+    with pytest.raises(InputError, match="loop: is a circular link; choose another --output"):
         fill(tmp_path / "loop")
 
 
@@ -244,7 +244,7 @@ def test_a_place_whose_name_is_no_text_is_refused(tmp_path: Path, monkeypatch: p
 def test_a_file_in_the_place_of_a_folder_below_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "ipear").write_text("mine")
     with (
-        pytest.raises(InputError, match=r"ipear: is a file, where a folder would go"),
+        pytest.raises(InputError, match=r"ipear: is a file, but a folder must go there"),
         whole_folder(tmp_path, overwrite=True, owned=("a", "ipear/d")),
     ):
         raise AssertionError("the work has begun")
@@ -259,7 +259,7 @@ def test_a_file_that_another_run_wrote_meanwhile_is_kept(tmp_path: Path) -> None
             path.write_text("later")
             target.write_text("sooner")
 
-    with pytest.raises(InputError, match=r"points\.csv: is there already"):
+    with pytest.raises(InputError, match=r"points\.csv: already exists"):
         write()
     assert contents(tmp_path) == {"points.csv": "sooner"}
 
@@ -341,7 +341,7 @@ def test_whatever_ends_it_early_leaves_no_file(tmp_path: Path, stop: type[BaseEx
 def test_a_file_that_is_there_is_replaced_only_where_asked(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text("old")
     with (
-        pytest.raises(InputError, match=r"points.csv: is there already; choose another --output or add --overwrite"),
+        pytest.raises(InputError, match=r"points.csv: already exists; choose another --output or add --overwrite"),
         whole_file(tmp_path / "points.csv", overwrite=False),
     ):
         pass
@@ -418,5 +418,5 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         f"text: {results}:",
         f"file: {tmp_path / 'new' / 'there.nii.gz'}:",
     ]
-    assert all("File too large" in line and "room" in line for line in lines), run.stdout
+    assert all("File too large" in line and "disk space" in line for line in lines), run.stdout
     assert contents(tmp_path) == {}

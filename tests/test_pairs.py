@@ -211,9 +211,9 @@ def test_labels_stand_in_the_middle_where_asked(tmp_path: Path) -> None:
 def test_middle_without_labels_is_refused(tmp_path: Path) -> None:
     image = write(tmp_path / "i.nii", ramp((8, 8, 8)))
     load = LoadScan((1.0, 1.0, 1.0), (8, 8, 8), center="labels")
-    with pytest.raises(InputError, match=r"i\.nii: has no labels to stand in the middle; set center to scan"):
+    with pytest.raises(InputError, match=r"i\.nii: has no labels to center on; set center to scan"):
         load({"image": image})
-    with pytest.raises(InputError, match="has no labels to stand in the middle"):
+    with pytest.raises(InputError, match="has no labels to center on"):
         load({"image": image, "label": write(tmp_path / "l.nii", np.zeros((8, 8, 8), np.int16))})
     with pytest.raises(InputError, match="center 'brain' is unknown; choose scan or labels"):
         LoadScan((1.0, 1.0, 1.0), (8, 8, 8), center="brain")

@@ -105,7 +105,7 @@ def test_network_of_several_processes_is_trained_alike() -> None:
 
 @pytest.mark.parametrize("starts", [(), (1, 2), (0, 5, 5), (0, 5, 4), (0, 1, 2, 3, 4)])
 def test_starts_that_do_not_increase_from_0_are_refused(starts: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"starts=\(.*expected 1 to 4 increasing"):
+    with pytest.raises(ValueError, match=r"starts=\(.*expected 1 to 4 step numbers"):
         ProgressiveLevels(build(), starts)
 
 

@@ -386,7 +386,7 @@ def test_counts_that_would_never_end_are_refused() -> None:
     assert choose_controller("fixed", 100, TCI()) == FixedIterations(100)
     check_refine(1000)
     for own in (TCI(), None):
-        with pytest.raises(InputError, match="max-iterations 101: give at most 100 a level"):
+        with pytest.raises(InputError, match="max-iterations 101: give at most 100 per level"):
             choose_controller("fixed", 101, own)
     with pytest.raises(InputError, match="refine 10000000: give at most 1000 gradient steps"):
         check_refine(10_000_000)
@@ -398,7 +398,7 @@ def test_method_of_one_pass_takes_no_controller_that_iterates() -> None:
     assert choose_controller("auto", None, None) is None
     assert choose_controller("fixed", 1, None) is None
     for name, cap, asked in (("tci", None, "controller 'tci'"), ("auto", 2, "max-iterations 2")):
-        with pytest.raises(InputError, match=rf"{asked}: .*takes one pass"):
+        with pytest.raises(InputError, match=rf"{asked}: .*runs a single pass"):
             choose_controller(name, cap, None)
 
 
@@ -438,18 +438,18 @@ def test_label_map_in_the_place_of_a_scan_is_refused(tmp_path: Path, swapped: st
 def test_doubts_are_said() -> None:
     fine = {"ncc_before": 0.5, "ncc_start": 0.6, "ncc_after": 0.9, "folding_percent": 0.0, "near_singular_percent": 1.0}
     assert doubts(fine) == {}
-    assert "less alike" in doubts({**fine, "ncc_after": 0.55})["ncc_after"]
-    assert "little alike" in doubts({**fine, "ncc_before": 0.0, "ncc_start": 0.1, "ncc_after": 0.2})["ncc_after"]
+    assert "less similar" in doubts({**fine, "ncc_after": 0.55})["ncc_after"]
+    assert "still dissimilar" in doubts({**fine, "ncc_before": 0.0, "ncc_start": 0.1, "ncc_after": 0.2})["ncc_after"]
     bad_start = doubts({**fine, "ncc_before": -0.1, "ncc_start": -0.014})
-    assert "hardly resembled each other before the deformation (NCC -0.01)" in bad_start["ncc_start"]
+    assert "were hardly similar before the deformation (NCC -0.01)" in bad_start["ncc_start"]
     assert "folds in 2.0 %" in doubts({**fine, "folding_percent": 2.0})["folding_percent"]
-    assert "squashes 9.0 %" in doubts({**fine, "near_singular_percent": 9.0})["near_singular_percent"]
+    assert "shrinks 9.0 %" in doubts({**fine, "near_singular_percent": 9.0})["near_singular_percent"]
     assert "not left on the fixed scan's grid: 4, 7" in doubts({**fine, "labels_lost": [4, 7]})["labels_lost"]
     assert doubts({**fine, "header_doubts": ["a: its sform"]}) == {"header_0": "a: its sform"}
     assert "no label overlaps" in doubts({**fine, "dice_mean": 0.0})["dice_mean"]
     assert doubts({**fine, "field_size": 6.0}) == {}
     assert (
-        "show 24 times the volume that these weights were made for"
+        "cover 24 times the volume that these weights were made for"
         in doubts({**fine, "field_size": 24.1})["field_size"]
     )
 

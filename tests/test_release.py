@@ -148,14 +148,16 @@ def test_version_is_not_released_twice_with_another_content(tmp_path: Path) -> N
     pack(zoo.read_bundle(bundle), folder)
     before = tree(folder)
     (bundle / "docs/README.md").write_text("changed")
-    with pytest.raises(InputError, match=r"iirp_v9\.0\.0\.zip: is another iirp 9\.0\.0; raise the version"):
+    with pytest.raises(InputError, match=r"iirp_v9\.0\.0\.zip: is a different iirp 9\.0\.0; raise the version"):
         pack(zoo.read_bundle(bundle), folder)
     assert tree(folder) == before
 
 
 def test_change_without_another_version_is_not_packed(tmp_path: Path) -> None:
     bundle = variant(tmp_path, VERSION)
-    with pytest.raises(InputError, match=rf"metadata\.json: is not as signed off for iirp {VERSION}.*{manifest.SIGN}"):
+    with pytest.raises(
+        InputError, match=rf"metadata\.json: differs from what was signed off for iirp {VERSION}.*{manifest.SIGN}"
+    ):
         pack(zoo.read_bundle(bundle), tmp_path / "release")
     assert not (tmp_path / "release").exists()
 
@@ -171,13 +173,13 @@ def test_bundle_that_is_not_whole_is_not_packed(tmp_path: Path) -> None:
     for stray in ("configs/setup.py", "notes.txt", "configs/deeper/train.json", "models/model.pkl"):
         (bundle / stray).parent.mkdir(exist_ok=True)
         (bundle / stray).write_text("{}")
-        refused(rf"{stray}: has no place in a bundle")
+        refused(rf"{stray}: does not belong in a bundle")
         (bundle / stray).unlink()
     shutil.copy(model, bundle / "models" / "old.pt")
     refused(r"old\.pt: has no card in metadata\.json")
     (bundle / "models" / "old.pt").unlink()
     (bundle / "docs" / "link.md").symlink_to(BUNDLES.parent / "README.md")
-    refused(r"link\.md: has no place in a bundle")
+    refused(r"link\.md: does not belong in a bundle")
     (bundle / "docs" / "link.md").unlink()
     model.write_bytes(model.read_bytes()[:-1])
     refused(r"model\.pt: sha256 is .*, expected")
@@ -189,14 +191,14 @@ def test_bundle_that_is_not_whole_is_not_packed(tmp_path: Path) -> None:
 def test_version_that_is_none_is_not_packed(tmp_path: Path, version: str) -> None:
     bundle = variant(tmp_path, "9.0.0")
     change_metadata(bundle, version=version)
-    with pytest.raises(InputError, match=r"version .* of iirp: give numbers with dots"):
+    with pytest.raises(InputError, match=r"version .* of iirp: give numbers separated by dots"):
         pack(zoo.read_bundle(bundle), tmp_path / "release")
 
 
 @pytest.mark.parametrize("name", ["my_variant", "my-bundle", "1st"])
 def test_name_that_monai_could_not_read_is_not_packed(tmp_path: Path, name: str) -> None:
     bundle = variant(tmp_path, "9.0.0").rename(tmp_path / name)
-    with pytest.raises(InputError, match=rf"bundle '{name}': a name has"):
+    with pytest.raises(InputError, match=rf"bundle '{name}': use only letters"):
         pack(zoo.read_bundle(bundle), tmp_path / "release")
 
 
@@ -217,7 +219,7 @@ def test_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"iirp_v.*\.zip: writing failed \(File too large\); make room"):
+        with pytest.raises(InputError, match=r"iirp_v.*\.zip: writing failed \(File too large\); free up"):
             pack(zoo.find("iirp"), tmp_path)
         with pytest.raises(InputError, match="writing failed"):
             pack(zoo.find("iirp"), tmp_path / "a" / "new")
@@ -230,7 +232,7 @@ def test_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", [INDEX, MODEL_INFO])
 def test_index_that_is_none_is_kept_and_named(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text('{"bundles": [')
-    with pytest.raises(InputError, match=rf"{file}: is no readable JSON"):
+    with pytest.raises(InputError, match=rf"{file}: is not readable JSON"):
         pack(zoo.find("iirp"), tmp_path)
     assert {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()} == {file: '{"bundles": ['}
 
@@ -270,8 +272,8 @@ def test_verify_names_each_thing_that_is_wrong(
         ("WRONG", "manifest"),
     ]
     assert "sha256 is" in shown.out
-    assert "foreign tensor 'network.foreign'" in shown.out
-    assert "docs/README.md: is not as signed off" in shown.out
+    assert "unexpected tensor 'network.foreign'" in shown.out
+    assert "docs/README.md: differs from what was signed off" in shown.out
     (error,) = shown.err.strip().splitlines()
     assert error.startswith("iregzoo: 3 of 8 checks of iirp")
 
@@ -283,7 +285,7 @@ def test_verify_says_what_the_manifest_does_not_know(
     assert run(monkeypatch, "verify", "iirp") == 0
     printed = capsys.readouterr().out
     assert ("--", "manifest") in lines(printed)
-    assert "does not know iirp 9.0.0" in printed
+    assert "has no entry for iirp 9.0.0" in printed
 
 
 @pytest.mark.parametrize(
@@ -291,8 +293,8 @@ def test_verify_says_what_the_manifest_does_not_know(
     [
         ({"sha256": ""}, "has no sha256 in its card"),
         ({"file": "../../../etc/passwd"}, "has no file '../../../etc/passwd'"),
-        ({"file": ["models/model.pt"]}, "cannot be used by this iregzoo"),
-        ({"sha256": 7}, "cannot be used by this iregzoo"),
+        ({"file": ["models/model.pt"]}, "cannot be used by this version of iregzoo"),
+        ({"sha256": 7}, "cannot be used by this version of iregzoo"),
     ],
 )
 def test_verify_finds_a_card_wrong(
@@ -316,7 +318,7 @@ def test_cards_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     bundle = variant(tmp_path, "9.0.0")
     for weights in ({"new": {"file": "models/model.pt", "of_a_later_iregzoo": 1}}, ["models/model.pt"], {"new": 3}):
         change_metadata(bundle, weights=weights)
-        with pytest.raises(InputError, match=r"the weights' cards in metadata\.json are not as iregzoo reads them"):
+        with pytest.raises(InputError, match=r"the weights' cards in metadata\.json are not in a form that iregzoo"):
             _ = zoo.read_bundle(bundle).weights
 
 

@@ -84,7 +84,7 @@ def test_sides_are_the_patients_in_every_plane(grid: Grid, tmp_path: Path) -> No
     for row, plane in enumerate(PLANES):
         _, right, top, _ = (DIRECTIONS[letter] for letter in plane.sides)
         expected = np.array([right @ offset, top @ offset]) / 40
-        for column in ("fixed", "moving at the start", "warped"):
+        for column in ("fixed", "moving at affine start", "warped"):
             inner = tile(whole, row, column)[20:-20, 20:-20].min(-1)  # without the letters
             found = middle_of(inner > 200) * (SIDE - 40) / SIDE
             assert np.abs(found - expected).max() < 0.02, (plane.name, column)

@@ -191,7 +191,7 @@ def test_mean_counts_only_scans_that_show_a_voxel(tmp_path: Path, method: Method
 def test_fewer_than_two_scans_are_refused(
     tmp_path: Path, phantom: tuple[Tensor, Tensor], method: Method, count: int
 ) -> None:
-    with pytest.raises(InputError, match=f"a group of {count} .*two scans or more"):
+    with pytest.raises(InputError, match=f"a group of {count} .*at least two scans"):
         read_group([write_scan(tmp_path, "a", *phantom)] * count, method)
 
 
@@ -251,7 +251,7 @@ def test_written_template_is_found(tmp_path: Path, method: Method, monkeypatch: 
 
 
 def test_unknown_template_is_refused() -> None:
-    with pytest.raises(InputError, match="template 'lung' is unknown; there are: hippocampus"):
+    with pytest.raises(InputError, match="template 'lung' is unknown; available: hippocampus"):
         default("lung")
 
 

@@ -77,7 +77,7 @@ def test_steps_lower_the_loss_on_one_pair() -> None:
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_shape_that_bfloat16_on_a_cpu_gets_wrong_is_refused(size: int) -> None:
-    with pytest.raises(InputError, match=rf"shape {size} .*bfloat16.*amp false"):
+    with pytest.raises(InputError, match=rf"shape {size} .*bfloat16.*amp to false"):
         TrainStep(amp=True)(make_engine(RegistrationLoss()), make_batch(size))
 
 
@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_finite_stops_the_training_and_leaves_the_weights
 
 @pytest.mark.parametrize("clip", [-1.0, float("nan"), float("inf"), None])
 def test_a_norm_that_is_none_is_refused(clip: Any) -> None:
-    with pytest.raises(InputError, match=r"clip .*give the largest norm of a gradient, or 0"):
+    with pytest.raises(InputError, match=r"clip .*give the maximum gradient norm, or 0"):
         TrainStep(clip=clip)
 
 

@@ -17,10 +17,10 @@ OWN = tree(BUNDLES / "iirp")
 @pytest.mark.parametrize(
     ("fault", "reason", "kept"),
     [
-        ({"cut": 100_000}, "broke off after 300,000 of", 300_000),
-        ({"stall": 150_000}, "nothing came for 0.5 s", 450_000),
-        ({"stall": 0}, "nothing came for 0.5 s", 0),
-        ({"cut": 100_000, "length": -500_000}, "broke off", 300_000),
+        ({"cut": 100_000}, "stopped after 300,000 of", 300_000),
+        ({"stall": 150_000}, "no data for 0.5 s", 450_000),
+        ({"stall": 0}, "no data for 0.5 s", 0),
+        ({"cut": 100_000, "length": -500_000}, "stopped", 300_000),
         ({"status": 503}, "503", None),
     ],
     ids=["cut", "stall", "silence", "cut and a lie", "busy"],
@@ -36,7 +36,7 @@ def test_next_run_goes_on(
     if "stall" in fault:
         downloads.monkeypatch.setattr(transfer, "TIMEOUT", 0.5)
     vars(release).update(fault)
-    downloads.refused(reason, "goes on from there", source=release.url)
+    downloads.refused(reason, "run the same command again to resume", source=release.url)
     assert tree(downloads.place) == former
     assert len(release.archives()) == transfer.ATTEMPTS
     partials = list(downloads.work.glob("*.partial"))
@@ -45,7 +45,7 @@ def test_next_run_goes_on(
     release.requests.clear()
     said = downloads.works(source=release.url)
     assert release.archives() == [f"bytes={kept}-" if kept else None]
-    assert ("going on" in said) == (kept is not None)
+    assert ("resuming" in said) == (kept is not None)
     assert tree(downloads.place) == OWN
 
 
@@ -69,7 +69,7 @@ def broken_off(downloads: Downloads, release: Release, after: int = 100_000) -> 
     """A transfer that broke off, and a server that is well again."""
     downloads.monkeypatch.setattr(transfer, "ATTEMPTS", 1)
     release.cut = after
-    downloads.refused("broke off", source=release.url)
+    downloads.refused("stopped", source=release.url)
     downloads.monkeypatch.setattr(transfer, "ATTEMPTS", 3)
     release.behave()
     release.requests.clear()
@@ -118,7 +118,7 @@ def test_file_that_became_shorter_on_the_server_is_begun_anew(downloads: Downloa
     broken_off(downloads, release)
     whole = release.files[f"iirp_v{VERSION}.zip"]
     release.files[f"iirp_v{VERSION}.zip"] = whole[:50_000]
-    downloads.refused("broke off", source=release.url)
+    downloads.refused("stopped", source=release.url)
     assert release.archives() == ["bytes=100000-", None, "bytes=50000-"]
     release.files[f"iirp_v{VERSION}.zip"] = whole
     downloads.works(source=release.url)
@@ -142,7 +142,7 @@ def test_killed_download_goes_on(downloads: Downloads, release: Release, former:
     assert tree(downloads.place) == former
     release.behave()
     release.requests.clear()
-    assert "going on" in downloads.works(source=release.url)
+    assert "resuming" in downloads.works(source=release.url)
     assert release.archives() == [f"bytes={there}-"]
     assert tree(downloads.place) == OWN
 
@@ -180,5 +180,5 @@ def test_file_longer_than_the_index_says_is_not_taken(
 ) -> None:
     release.files[f"iirp_v{VERSION}.zip"] += bytes(1 << 20)
     for _ in range(2):
-        downloads.refused("has more than the", "nothing was taken", source=release.url)
+        downloads.refused("has more than the", "nothing was installed", source=release.url)
         assert not list(downloads.work.glob("*.partial"))

@@ -36,22 +36,22 @@ def entries_of(bundle: Path) -> Entries:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("../outside.json", "no place in a bundle"),
-        ("iirp/../../outside.json", "no place in a bundle"),
-        ("iirp/configs/../../../outside.json", "no place in a bundle"),
-        ("/outside.json", "no place in a bundle"),
-        ("//outside.json", "no place in a bundle"),
-        ("C:\\outside.json", "no place in a bundle"),
-        ("iirp/configs\\..\\outside.json", "no place in a bundle"),
-        ("other/configs/outside.json", "no place in a bundle"),
-        ("outside.json", "no place in a bundle"),
-        ("iirp/setup.py", "no place in a bundle"),
-        ("iirp/configs/__init__.py", "no place in a bundle"),
-        ("iirp/configs/run.sh", "no place in a bundle"),
-        ("iirp/models/model.pkl", "no place in a bundle"),
-        ("iirp/configs/deeper/train.json", "no place in a bundle"),
-        ("iirp/configs/.hidden.json", "no place in a bundle"),
-        ("iirp/extra/", "no place in a bundle"),
+        ("../outside.json", "does not belong in a bundle"),
+        ("iirp/../../outside.json", "does not belong in a bundle"),
+        ("iirp/configs/../../../outside.json", "does not belong in a bundle"),
+        ("/outside.json", "does not belong in a bundle"),
+        ("//outside.json", "does not belong in a bundle"),
+        ("C:\\outside.json", "does not belong in a bundle"),
+        ("iirp/configs\\..\\outside.json", "does not belong in a bundle"),
+        ("other/configs/outside.json", "does not belong in a bundle"),
+        ("outside.json", "does not belong in a bundle"),
+        ("iirp/setup.py", "does not belong in a bundle"),
+        ("iirp/configs/__init__.py", "does not belong in a bundle"),
+        ("iirp/configs/run.sh", "does not belong in a bundle"),
+        ("iirp/models/model.pkl", "does not belong in a bundle"),
+        ("iirp/configs/deeper/train.json", "does not belong in a bundle"),
+        ("iirp/configs/.hidden.json", "does not belong in a bundle"),
+        ("iirp/extra/", "does not belong in a bundle"),
         ("iirp/configs/Metadata.json", "twice"),
         ("iirp/configs/metadata.json", "twice"),
     ],
@@ -84,7 +84,7 @@ def test_link_is_refused(downloads: Downloads, tmp_path: Path, former: dict[str,
             entry.external_attr = (kind | 0o777) << 16
 
     entries = entries_of(variant(tmp_path, "9.0.0")) | {"iirp/docs/README.md": b"/etc/passwd"}
-    refuse_archive(downloads, packed(entries, change), "docs/README.md", "is a link or another thing")
+    refuse_archive(downloads, packed(entries, change), "docs/README.md", "is a link or not a regular file")
 
 
 def test_bomb_is_refused(downloads: Downloads, tmp_path: Path, former: dict[str, str]) -> None:
@@ -102,7 +102,7 @@ def test_bomb_that_hides_its_size_is_refused(downloads: Downloads, tmp_path: Pat
     size = 40_000_000
     entries = entries_of(variant(tmp_path, "9.0.0")) | {"iirp/docs/data_license.txt": bytes(size)}
     content = packed(entries, change).replace(size.to_bytes(4, "little"), (100).to_bytes(4, "little"))
-    refuse_archive(downloads, content, "no sound ZIP file")
+    refuse_archive(downloads, content, "not an intact ZIP file")
 
 
 @pytest.mark.parametrize("damage", ["no zip", "half", "encrypted", "another method"])
@@ -117,7 +117,7 @@ def test_archive_that_cannot_be_read_is_refused(
         "encrypted": whole[: directory + 8] + b"\x01" + whole[directory + 9 :],
         "another method": whole[: directory + 10] + b"\x63" + whole[directory + 11 :],
     }[damage]
-    refuse_archive(downloads, content, "no sound ZIP file")
+    refuse_archive(downloads, content, "not an intact ZIP file")
 
 
 class Code:
@@ -142,7 +142,7 @@ def test_pickle_is_refused_and_not_run(downloads: Downloads, tmp_path: Path, for
     bundle = variant(tmp_path, "9.0.0")
     state = torch.load(bundle / "models" / "model.pt", weights_only=True)
     with_weights(bundle, {**state, "code": Code(tmp_path / "mark")})
-    refuse_archive(downloads, archive(bundle), "is no readable weights file")
+    refuse_archive(downloads, archive(bundle), "is not a readable weights file")
     assert not (tmp_path / "mark").exists()
     torch.load(bundle / "models" / "model.pt", weights_only=False)  # it would have run
     assert (tmp_path / "mark").exists()
@@ -151,7 +151,7 @@ def test_pickle_is_refused_and_not_run(downloads: Downloads, tmp_path: Path, for
 def test_weights_of_another_network_are_refused(downloads: Downloads, tmp_path: Path, former: dict[str, str]) -> None:
     bundle = variant(tmp_path, "9.0.0")
     with_weights(bundle, {"network.weight": torch.zeros(3)})
-    refuse_archive(downloads, archive(bundle), "has no tensor", "weights are of another network")
+    refuse_archive(downloads, archive(bundle), "has no tensor", "weights belong to another network")
 
 
 def set_network(bundle: Path, definition: object) -> None:
@@ -168,33 +168,36 @@ def set_controller(bundle: Path, definition: object) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda bundle: change_metadata(bundle, version="9.0.1"), "says that it is version '9.0.1'"),
-        (lambda bundle: (bundle / "configs/metadata.json").unlink(), "is no readable metadata"),
-        (lambda bundle: (bundle / "configs/metadata.json").write_text("[]"), "is no readable metadata"),
+        (lambda bundle: change_metadata(bundle, version="9.0.1"), "claims to be version '9.0.1'"),
+        (lambda bundle: (bundle / "configs/metadata.json").unlink(), "is not readable metadata"),
+        (lambda bundle: (bundle / "configs/metadata.json").write_text("[]"), "is not readable metadata"),
         (lambda bundle: (bundle / "configs/inference.json").unlink(), "defines no network"),
         (lambda bundle: (bundle / "configs/inference.json").write_text("[]"), "defines no network"),
-        (lambda bundle: set_network(bundle, {"_target_": "os.getcwd"}), "'os.getcwd' is none of this iregzoo's"),
-        (lambda bundle: set_network(bundle, {"_target_": "iregzoo.zoo.os.getcwd"}), "is none of this iregzoo's"),
+        (lambda bundle: set_network(bundle, {"_target_": "os.getcwd"}), "'os.getcwd' is not part of this version"),
+        (lambda bundle: set_network(bundle, {"_target_": "iregzoo.zoo.os.getcwd"}), "is not part of this version"),
         (
             lambda bundle: set_network(
                 bundle, {"_target_": "iregzoo.registration.PairNetwork", "network": {"_target_": "os.getcwd"}}
             ),
-            "'os.getcwd' is none of this iregzoo's",
+            "'os.getcwd' is not part of this version",
         ),
         (
             lambda bundle: set_network(bundle, {"_target_": "iregzoo.networks.IIRPNet", "a": 1}),
             "cannot be used by this",
         ),
         (lambda bundle: set_network(bundle, "iregzoo.networks.IIRPNet"), "defines no network"),
-        (lambda bundle: set_controller(bundle, {"_target_": "os.getcwd"}), "'os.getcwd' is none of this iregzoo's"),
-        (lambda bundle: set_controller(bundle, {"_target_": "iregzoo.iteration.replace"}), "is none of this iregzoo's"),
+        (lambda bundle: set_controller(bundle, {"_target_": "os.getcwd"}), "'os.getcwd' is not part of this version"),
+        (
+            lambda bundle: set_controller(bundle, {"_target_": "iregzoo.iteration.replace"}),
+            "is not part of this version",
+        ),
         (
             lambda bundle: set_controller(
                 bundle, {"_target_": "iregzoo.iteration.TCI", "a": {"_target_": "os.getcwd"}}
             ),
-            "'os.getcwd' is none of this iregzoo's",
+            "'os.getcwd' is not part of this version",
         ),
-        (lambda bundle: change_metadata(bundle, weights=[]), "not as iregzoo reads them"),
+        (lambda bundle: change_metadata(bundle, weights=[]), "not in a form that iregzoo can read"),
         (lambda bundle: change_metadata(bundle, weights={}), ".pt: has no card"),
         (lambda bundle: (bundle / "LICENSE").unlink(), "has no file 'LICENSE'"),
         (lambda bundle: (bundle / "models/model.pt").write_bytes(b"damaged"), "sha256 is"),

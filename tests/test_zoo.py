@@ -87,7 +87,7 @@ def test_versions_are_compared_as_numbers(older: str, newer: str) -> None:
 
 
 def test_unknown_bundle_is_refused_with_what_there_is() -> None:
-    with pytest.raises(InputError, match=r"'voxelmorph' is unknown; there are: .*iirp"):
+    with pytest.raises(InputError, match=r"'voxelmorph' is unknown; available: .*iirp"):
         zoo.find("voxelmorph")
 
 
@@ -167,7 +167,7 @@ def test_truncated_file_is_refused(tmp_path: Path, part: float, zipped: bool) ->
     torch.save(make_state(), path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(InputError, match=r"weights\.pt: is no readable weights file \(.+\); get it again"):
+    with pytest.raises(InputError, match=r"weights\.pt: is not a readable weights file \(.+\); get it again"):
         zoo.load("iirp", str(path))
 
 
@@ -176,7 +176,7 @@ def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "weights.pt"
     generator = torch.manual_seed(seed)
     path.write_bytes(bytes(torch.randint(256, (1 + 5 * seed,), generator=generator).tolist()))
-    with pytest.raises(InputError, match=r"weights\.pt: is no readable weights file"):
+    with pytest.raises(InputError, match=r"weights\.pt: is not a readable weights file"):
         zoo.load("iirp", str(path))
 
 
@@ -184,7 +184,7 @@ def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
 def test_bytes_that_break_the_unpickler_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"weights\.pt: is no readable weights file"):
+    with pytest.raises(InputError, match=r"weights\.pt: is not a readable weights file"):
         zoo.load("iirp", str(path))
 
 
@@ -206,7 +206,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, recwarn: pytest.WarningsRecor
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=4))
-    with pytest.raises(InputError, match=r"weights\.pt: is no readable weights file"):
+    with pytest.raises(InputError, match=r"weights\.pt: is not a readable weights file"):
         zoo.load("iirp", str(path))
     assert not recwarn.list  # PyTorch's of the protocol
     assert not mark.exists()
@@ -234,7 +234,7 @@ def put(name: str, value: Callable[[Tensor], Tensor]) -> Change:
     ("change", "message"),
     [
         (lambda state: state.pop(NAME), rf"has no tensor '{NAME}'"),
-        (put("network.extra", lambda tensor: tensor), r"foreign tensor 'network\.extra'"),
+        (put("network.extra", lambda tensor: tensor), r"unexpected tensor 'network\.extra'"),
         (put(NAME, lambda tensor: tensor[:5]), rf"'{NAME}' has shape \(5, 8, 3, 3, 3\), expected \(16, 8, 3, 3, 3\)"),
         (put(NAME, lambda tensor: tensor * float("nan")), rf"'{NAME}' holds NaN"),
         (put(NAME, lambda tensor: tensor.clone().index_fill(0, torch.tensor(3), float("inf"))), rf"'{NAME}' holds NaN"),
@@ -376,7 +376,7 @@ def test_tensor_that_is_not_finite_is_named_as_published(tmp_path: Path) -> None
     "name", ["decoder5.Conv1.main.weight", "encoder.block1.main.scale", "encoder.block1.weight", "network.grid"]
 )
 def test_extra_tensor_is_named_as_published(tmp_path: Path, name: str) -> None:
-    refused(tmp_path, {**published_state(), name: torch.ones(3)}, rf"foreign tensor '{name}'")
+    refused(tmp_path, {**published_state(), name: torch.ones(3)}, rf"unexpected tensor '{name}'")
 
 
 def refused(folder: Path, state: State, message: str) -> None:
@@ -390,7 +390,7 @@ def refused(folder: Path, state: State, message: str) -> None:
 def test_output_that_exists_is_refused_and_kept(tmp_path: Path) -> None:
     source, output = checkpoint(published_state(), tmp_path / "published.pth"), tmp_path / "imported.pt"
     output.write_text("mine")
-    with pytest.raises(InputError, match=r"imported\.pt: exists already"):
+    with pytest.raises(InputError, match=r"imported\.pt: already exists"):
         zoo.import_checkpoint("iirp", source, output)
     assert output.read_text("utf-8") == "mine"
 
@@ -422,13 +422,13 @@ def test_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_weights_of_this_package_are_no_published_checkpoint(tmp_path: Path) -> None:
     refused(
-        tmp_path, make_state(), r"has no tensor 'encoder\.block1\.main\.weight'; the weights are of another network"
+        tmp_path, make_state(), r"has no tensor 'encoder\.block1\.main\.weight'; the weights belong to another network"
     )
 
 
 def test_bundle_without_import_says_so(tmp_path: Path, home: Path) -> None:
     (install(home) / "configs/import.json").unlink()
-    with pytest.raises(InputError, match="iirp knows no published checkpoint"):
+    with pytest.raises(InputError, match="iirp has no published checkpoint"):
         zoo.import_checkpoint("iirp", tmp_path / "published.pth", tmp_path / "imported.pt")
 
 
@@ -437,7 +437,7 @@ def test_a_bundle_with_broken_metadata_is_named(tmp_path: Path, monkeypatch: pyt
     broken.parent.mkdir(parents=True)
     broken.write_text('{"version": ')
     monkeypatch.setenv("IREGZOO_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"metadata\.json: is no readable metadata"):
+    with pytest.raises(InputError, match=r"metadata\.json: is not readable metadata"):
         zoo.find("iirp")
 
 

@@ -73,7 +73,7 @@ def read_table(folder: str | Path) -> Table:
         }
         return Table(tissues, tuple(int(row["label"]) for row in rows if int(row["evaluate"])))
     except ValueError as error:
-        raise InputError(f"{path}: has a cell that is no number ({error})") from None
+        raise InputError(f"{path}: has a cell that is not a number ({error})") from None
 
 
 def read_splits(folder: str | Path) -> dict[str, list[str]]:
@@ -112,7 +112,7 @@ def read_anatomies(folder: str | Path, split: str) -> list[Anatomy]:
 def _read_map(path: Path) -> tuple[Tensor, Matrix]:
     """Label map (X, Y, Z) of canonical axes, and its affine, voxels to RAS mm."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file, though splits.json names it")
+        raise InputError(f"{path}: no such file, although splits.json lists it")
     image = nib.as_closest_canonical(nib.load(path))
     return torch.from_numpy(np.asarray(image.dataobj).astype(np.int16)), np.asarray(image.affine, dtype=np.float64)
 
@@ -212,7 +212,7 @@ class SynthesisedPairs(Dataset[Sample]):
         canonical: nn.Module | None = None,
     ) -> None:
         if len(anatomies) < 2:
-            raise InputError(f"{len(anatomies)} label maps: a pair needs two people; name more in splits.json")
+            raise InputError(f"{len(anatomies)} label maps: a pair needs two subjects; list more in splits.json")
         self.anatomies, self.synthesis = anatomies, synthesis
         self.shape, self.spacing, self.length, self.seed = tuple(shape), tuple(spacing), length, seed
         self.together, self.alone, self.mirror = together, alone, mirror
@@ -241,7 +241,8 @@ class SynthesisedPairs(Dataset[Sample]):
         device = next(self.canonical.parameters()).device
         if device.type != "cpu" and get_worker_info() is not None:
             raise InputError(
-                f"workers: the network of one contrast is on {device}, which they cannot use; set workers to 0"
+                f"workers: the canonical-contrast network is on {device}, which worker processes cannot "
+                "use; set workers to 0"
             )
         with torch.autocast(device.type, torch.bfloat16):
             made: Tensor = self.canonical(images[None].to(device))

@@ -54,9 +54,9 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
     if is_points(source):
         endings = (next(ending for ending in POINTS if str(source).lower().endswith(ending)),)
     elif reference is None:
-        raise InputError(f"{source}: an image needs --reference, an image on whose grid the result is to lie")
+        raise InputError(f"{source}: an image needs --reference, an image whose grid the result should have")
     if not str(output).lower().endswith(endings):
-        raise InputError(f"{output}: give it a name that ends with {' or '.join(endings)}, as the input wants")
+        raise InputError(f"{output}: choose a name that ends with {' or '.join(endings)}, to match the input")
 
 
 def apply_to_points(chain: Chain, source: str | Path, output: Path) -> Report:
@@ -71,8 +71,8 @@ def apply_to_points(chain: Chain, source: str | Path, output: Path) -> Report:
     report = _inverse_report(moved, "points") if chain.undoes else Report()
     outside, doubts = int(moved.outside.sum()), []
     if outside:
-        where = f"points {'come from' if chain.undoes else 'lie'} outside the displacement's grid"
-        doubts.append(f"{outside} of {len(moved.points)} {where}, where it displaces nothing")
+        where = f"points {'come from' if chain.undoes else 'lie'} outside the displacement field's grid"
+        doubts.append(f"{outside} of {len(moved.points)} {where}, where the displacement is zero")
     if given.unplaced:
         doubts.append(f"{given.unplaced} points without a position stay without")
     return replace(report, warnings=(*report.warnings, *doubts))
@@ -146,14 +146,14 @@ def _inverse_report(moved: Moved, what: str) -> Report:
         return Report()
     mean, most = float(error.mean()), float(error.max())
     left = f"{mean:.4f} mm on average, {most:.4f} mm at most"
-    line = f"inverse: the transform takes the places found to the {what} again but for {left}"
+    line = f"inverse: remaining error over the {what}: {left}"
     bad, squeezed = int((error > MUCH_MM).sum()), int((moved.doubtful & ~moved.outside).sum())
     doubts = []
     if bad:
         doubts.append(f"{bad} of {len(error)} {what} have no inverse within {MUCH_MM} mm; the transform folds there")
     if squeezed:
         doubts.append(
-            f"{squeezed} of {len(error)} {what} come from where the transform folds or nearly does; their places "
-            "may be off by more than ten times what is left"
+            f"{squeezed} of {len(error)} {what} come from places where the transform folds or nearly folds; their "
+            "positions may be off by more than ten times the remaining error"
         )
     return Report(inverse=line, warnings=tuple(doubts))

@@ -111,7 +111,7 @@ def _split(operand: Tensor, heads: int) -> Tensor:
 def _check_operands(query: Tensor, key: Tensor, heads: int) -> None:
     if query.dim() != 5 or query.shape != key.shape:
         raise ValueError(
-            f"query {tuple(query.shape)} and key {tuple(key.shape)}; expected one shape (B, heads·d, D, H, W)"
+            f"query {tuple(query.shape)} and key {tuple(key.shape)}; expected the same shape (B, heads·d, D, H, W)"
         )
     if heads < 1 or query.shape[1] % heads:
         raise ValueError(f"{query.shape[1]} channels; expected a multiple of the {heads} heads")
@@ -120,8 +120,8 @@ def _check_operands(query: Tensor, key: Tensor, heads: int) -> None:
 def _check_value(value: Tensor, query: Tensor, heads: int) -> None:
     if value.shape[:1] + value.shape[2:] != query.shape[:1] + query.shape[2:] or value.shape[1] % heads:
         raise ValueError(
-            f"value has shape {tuple(value.shape)}; expected the batch and grid of query {tuple(query.shape)} "
-            f"and channels that {heads} heads divide"
+            f"value has shape {tuple(value.shape)}; expected the batch size and grid of query {tuple(query.shape)} "
+            f"and a number of channels divisible by {heads} heads"
         )
 
 
@@ -133,7 +133,9 @@ def _check_window(window: int | Sequence[int], shape: Sequence[int]) -> tuple[in
         if length < size:
             raise ValueError(f"grid {tuple(shape)} has an axis of {length} voxels; the window of {size} needs {size}")
         if size % 2 == 0 and size != length:
-            raise ValueError(f"window={window} on grid {tuple(shape)}; expected odd sizes, or the whole axis")
+            raise ValueError(
+                f"window={window} on grid {tuple(shape)}; expected odd sizes, or the size of the whole axis"
+            )
     return sizes
 
 

@@ -41,7 +41,7 @@ def alone(output: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
-            f"{output}: another batch is writing there; wait for its end or choose another --output"
+            f"{output}: another batch is writing there; wait until it ends or choose another --output"
         ) from None
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror}); choose another --output") from None
@@ -81,7 +81,10 @@ def _register(job: Job) -> Report:
     method = _method(settings.bundle, settings.weights, choose_device(settings.device), settings.precision, expected)
     for name, here in origin_of(method).items():
         if here != settings.origin[name]:
-            raise InputError(f"a worker has {name} {here}, the batch {settings.origin[name]}; install the same on all")
+            raise InputError(
+                f"a worker has {name} {here}, but the batch uses {settings.origin[name]}; install the same on "
+                "all workers"
+            )
     init = read_linear(case.init) if case.init else settings.init
     scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
     controller = choose_controller(settings.controller, settings.max_iterations, method.network.controller)

@@ -58,7 +58,7 @@ class CanonicalStep:
         classes = canonical_class(at_corner(label.flatten(0, 1), corner))
         loss = F.cross_entropy(logits, classes, logits.new_tensor(WEIGHTS))
         if not loss.isfinite():
-            raise InputError(f"the loss of step {engine.state.iteration} is not finite; lower learning_rate")
+            raise InputError(f"the loss at step {engine.state.iteration} is not finite; lower learning_rate")
         torch.autograd.backward(loss)
         engine.optimizer.step()
         return {"loss": float(loss.detach())}
@@ -86,7 +86,7 @@ def trained(path: str | Path) -> CanonicalNet:
         InputError: where there are none.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; train the network of canonical/train.json first")
+        raise InputError(f"{path}: no such file; train the network with canonical/train.json first")
     network, state = CanonicalNet(), torch.load(path, map_location="cpu", weights_only=True)
     own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     network.load_state_dict(own or state)

@@ -54,22 +54,22 @@ def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
     try:
         lines = table.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError):
-        raise InputError(f"{table}: is no text in UTF-8; save it as a CSV file in UTF-8") from None
+        raise InputError(f"{table}: is not UTF-8 text; save it as a UTF-8 CSV file") from None
     reader = csv.DictReader(lines)
     header = [name.strip() for name in reader.fieldnames or []]
     unknown = [name for name in header if name not in COLUMNS]
     if unknown or len(set(header)) < len(header) or "fixed" not in header or "moving" not in header:
         raise InputError(
-            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, each once at most, "
-            "of which fixed and moving are needed"
+            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, each at most "
+            "once; fixed and moving are required"
         )
     cases = []
     for row in reader:
         extra = [cell for cell in row.pop(None, []) if cell.strip()]
         if extra:
             raise InputError(
-                f"{table}, line {reader.line_num}: has {extra[0]!r} beyond its {len(header)} columns; put a value with "
-                "commas into quotes"
+                f"{table}, line {reader.line_num}: has the extra value {extra[0]!r} beyond its {len(header)} columns; "
+                "put values that contain commas in quotes"
             )
         cells = dict(zip(header, row.values(), strict=True))
         located = {name: _locate(table, reader.line_num, name, cells[name] or "", check) for name in header}
@@ -85,14 +85,14 @@ def _locate(table: Path, line: int, column: str, value: str, check: bool) -> str
         return value
     if not value:
         if column in ("fixed", "moving"):
-            raise InputError(f"{table}, line {line}, column {column}: is empty; name a scan")
+            raise InputError(f"{table}, line {line}, column {column}: is empty; give the path of a scan")
         return ""
     for candidate in (table.parent / value, Path(value)):
         if candidate.exists():
             return str(candidate)
     if check:
         raise InputError(
-            f"{table}, line {line}: {value}: no such file, neither beside the table nor in the working folder"
+            f"{table}, line {line}: {value}: no such file, neither next to the table nor in the working folder"
         )
     return str(table.parent / value)
 
@@ -117,13 +117,13 @@ def folder_names(cases: Sequence[Case]) -> list[str]:
         unfit = UNFIT.search(name) or DEVICES.fullmatch(name) or name[0] == "." or name[-1] in ". "
         if unfit or len(name.encode()) > MOST_BYTES:
             raise InputError(
-                f"pair {number}: {name!r} cannot name a folder everywhere; in the column name, give letters, digits, "
-                f"-, _ and ., {MOST_BYTES} bytes at most"
+                f"pair {number}: {name!r} is not a valid folder name on all systems; in the column name, use only "
+                f"letters, digits, -, _ and ., at most {MOST_BYTES} bytes"
             )
         other = first.setdefault(name.lower(), number)
         if other != number:
             raise InputError(
-                f"pairs {other} and {number} would both be {name!r}; give each a name of its own in the column name"
+                f"pairs {other} and {number} would both be called {name!r}; give each a unique name in the column name"
             )
     return names
 

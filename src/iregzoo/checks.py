@@ -50,7 +50,9 @@ def check(bundle: Bundle) -> list[Check]:
         looks.append(("manifest", partial(_compare, bundle, known["files"])))
     found = [_tried(bundle, what, look) for what, look in looks]
     if known is None:
-        found.append(Check("manifest", None, f"that of this iregzoo does not know {bundle.name} {bundle.version}"))
+        found.append(
+            Check("manifest", None, f"this version of iregzoo has no entry for {bundle.name} {bundle.version}")
+        )
     return found
 
 
@@ -68,7 +70,9 @@ def _tried(bundle: Bundle, what: str, look: Callable[[], str]) -> Check:
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return Check(
-            what, False, f"{bundle.path}: cannot be used by this iregzoo ({reason}); a newer one may do better"
+            what,
+            False,
+            f"{bundle.path}: cannot be used by this version of iregzoo ({reason}); a newer version may support it",
         )
 
 
@@ -79,14 +83,14 @@ def _contents(bundle: Bundle) -> str:
             raise InputError(f"{bundle.path}: has no file {name!r}; get the bundle again")
     for name in names:
         if name.endswith(".pt") and name not in carded:
-            raise InputError(f"{bundle.path / name}: has no card in metadata.json; give it one or move it elsewhere")
-    return f"{len(names)} files in {bundle.path}, each with its place in a bundle"
+            raise InputError(f"{bundle.path / name}: has no card in metadata.json; add one or move the file elsewhere")
+    return f"{len(names)} files in {bundle.path}, all of which belong in a bundle"
 
 
 def _hash(bundle: Bundle, name: str, card: WeightsCard) -> str:
     if not card.sha256:
-        raise InputError(f"{bundle.path / card.file}: has no sha256 in its card; enter it in metadata.json")
-    return f"{card.file} has the sha256 of its card, {find_weights(bundle, name).sha256}"
+        raise InputError(f"{bundle.path / card.file}: has no sha256 in its card; add it in metadata.json")
+    return f"{card.file} matches the sha256 in its card, {find_weights(bundle, name).sha256}"
 
 
 def _fit(bundle: Bundle, card: WeightsCard) -> str:
@@ -101,8 +105,8 @@ def _compare(bundle: Bundle, expected: dict[str, str]) -> str:
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise InputError(
-                f"{bundle.path / name}: {'is not as' if name in found else 'is missing, but'} signed off for "
-                f"{bundle.name} {bundle.version}; get the bundle again, or after a change of your own raise its "
-                f"version or run {SIGN}"
+                f"{bundle.path / name}: {'differs from what was' if name in found else 'is missing, but was'} "
+                f"signed off for {bundle.name} {bundle.version}; get the bundle again, or, if you "
+                f"changed it yourself, raise its version or run {SIGN}"
             )
-    return f"all {len(found)} files are as signed off for {bundle.name} {bundle.version}"
+    return f"all {len(found)} files match those signed off for {bundle.name} {bundle.version}"

@@ -50,7 +50,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     if not arguments or arguments[0].startswith("-"):
         return list(arguments)
     if arguments[0] not in COMMANDS:
-        raise InputError(f"{arguments[0]} is no command; there are {', '.join(COMMANDS)}")
+        raise InputError(f"unknown command {arguments[0]}; choose from {', '.join(COMMANDS)}")
     parameters = signature(COMMANDS[arguments[0]]).parameters
     prepared, places, rest = [arguments[0]], list[str](), list(arguments[1:])
     for argument in rest:
@@ -73,7 +73,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     named = {option[2:].partition("=")[0] for option in prepared[1:]}
     free = [name for name in parameters if name not in named]
     if len(places) > len(free):
-        raise InputError(f"{places[len(free)]!r} is an argument too many; see iregzoo {arguments[0]} --help")
+        raise InputError(f"unexpected argument {places[len(free)]!r}; see iregzoo {arguments[0]} --help")
     needed = [name for name in free[len(places) :] if parameters[name].default is Parameter.empty]
     if needed:  # Fire would print its usage, in many lines
         options = ", ".join(f"--{name.replace('_', '-')}" for name in needed)
@@ -93,7 +93,9 @@ def _whole(argument: str, parameters: Mapping[str, Parameter]) -> str:
     letter, rest = argument[1], argument[2:]
     meant = [f"--{name.replace('_', '-')}" for name in parameters if name.startswith(letter)]
     if len(meant) != 1 or (rest and not rest.startswith("=")):
-        raise InputError(f"{argument} is no option; write it out" + (f": {' or '.join(meant)}" if meant else ""))
+        raise InputError(
+            f"{argument} is not an option; use the full name" + (f": {' or '.join(meant)}" if meant else "")
+        )
     return meant[0] + rest
 
 
@@ -103,13 +105,13 @@ def _option(argument: str, rest: list[str], command: str, parameters: Mapping[st
     name = option[2:].replace("-", "_")
     if name not in parameters:
         known = ", ".join(f"--{parameter.replace('_', '-')}" for parameter in parameters)
-        raise InputError(f"{option} is no option of {command}; it has {known}")
+        raise InputError(f"unknown option {option}; {command} has {known}")
     annotation = parameters[name].annotation
     if "=" not in argument and rest and not rest[0].startswith("--"):
         value = rest.pop(0)
     elif "=" not in argument:
         if annotation is not bool:
-            raise InputError(f"{option} has no value; give one after it")
+            raise InputError(f"{option} needs a value; give one after it")
         value = "True"
     if not value:
         raise InputError(f"{option} is empty; give it a value or leave it out")
@@ -180,6 +182,6 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt as stop:
         said = str(stop) or "nothing was written"
-        print(f"iregzoo: interrupted; {said}, run the command again", file=sys.stderr, flush=True)
+        print(f"iregzoo: interrupted: {said}; run the command again", file=sys.stderr, flush=True)
         # Not sys.exit: a second signal would meet Python's last steps, which print what was interrupted.
         os._exit(2)

@@ -148,7 +148,7 @@ def find_scans(
         raise InputError(f"dataset_dir {str(dataset_dir)!r}: no such folder; give the data set's folder")
     if layout == "iregzoo":
         if splits is not None:
-            raise InputError("splits: the layout iregzoo has its own in splits.json; leave the setting out")
+            raise InputError("splits: the layout iregzoo defines its own in splits.json; leave this setting out")
         units = _own(root, split)
     elif layout in LAYOUTS:
         units = _published(root, layout, split, LAYOUTS[layout].splits if splits is None else splits)
@@ -159,7 +159,9 @@ def find_scans(
         if "group" in unit[0] and len(unit) < 2:
             raise InputError(f"{unit[0]['image']}: is the only scan of its patient; a pair needs two")
         if ("group" in unit[0]) != ("group" in scans[0]):
-            raise InputError(f"{unit[0]['image']}: only some scans are listed by patient; list all of them so, or none")
+            raise InputError(
+                f"{unit[0]['image']}: only some scans are listed by patient; list all of them by patient, or none"
+            )
     if len(scans) < 2:
         raise InputError(f"{root}: split {split!r} has {len(scans)} scans; a pair needs two")
     return scans
@@ -170,15 +172,15 @@ def _own(root: Path, split: str) -> list[Unit]:
     listing = root / "splits.json"
     if not listing.is_file():
         raise InputError(
-            f"{root}: has no splits.json; expected images/, labels/ and splits.json naming each split's scans, or set "
-            "layout to what it is; see docs/datasets.md"
+            f"{root}: has no splits.json; expected images/, labels/ and a splits.json that lists the scans of each "
+            "split; for another layout, set layout (see docs/datasets.md)"
         )
     try:
         splits = json.loads(listing.read_text(encoding="utf-8"))
         if not isinstance(splits, dict):
             raise ValueError("not an object")
     except ValueError as error:
-        raise InputError(f"{listing}: is no JSON object of splits ({error}); mend it") from None
+        raise InputError(f"{listing}: is not a JSON object of splits ({error}); correct it") from None
     if split not in splits:
         raise InputError(f"{listing}: has no split {split!r}, only {', '.join(splits)}")
     units: list[Unit] = []
@@ -194,7 +196,7 @@ def _entry(root: Path, name: str, split: str) -> Entry:
     image, label = (root / folder / f"{name}.nii.gz" for folder in ("images", "labels"))
     points = [path for end in ("csv", "mrk.json") if (path := root / "points" / f"{name}.{end}").is_file()]
     if not image.is_file():
-        raise InputError(f"{image}: no such file, but splits.json names it in {split}")
+        raise InputError(f"{image}: no such file, but splits.json lists it in {split}")
     entry = {"image": str(image)}
     if label.is_file():
         entry["label"] = str(label)
@@ -214,7 +216,7 @@ def _published(root: Path, name: str, split: str, splits: Splits) -> list[Unit]:
         counts = {name: count for name, count in splits.items() if isinstance(count, int)}
         total = sum(counts.values())
         if total > len(units):
-            asked = f"holds {len(units)} of the {total} that the splits want {counts}"
+            asked = f"holds {len(units)} of the {total} scans or patients that the splits {counts} need"
             raise InputError(f"{base}: {asked}; get the rest from {layout.page}, or set splits")
         first = sum(list(counts.values())[: list(counts).index(split)])
         return list(units.values())[first : first + wanted]

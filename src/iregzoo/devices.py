@@ -17,5 +17,5 @@ def choose_device(name: str) -> str:
     if name not in present:
         raise InputError(f"device {name!r} is unknown; choose auto, {', '.join(present)}")
     if not present[name]:
-        raise InputError(f"device {name!r} is not on this machine; choose auto or cpu")
+        raise InputError(f"device {name!r} is not available on this machine; choose auto or cpu")
     return name

@@ -53,7 +53,7 @@ def download(
     file_name(name, version or "0")
     present = _present(name)
     if present and present.version == version:
-        say(f"{name} {version} is in {present.path} already, and whole")
+        say(f"{name} {version} is already installed and intact in {present.path}")
         return present
     url = index_url(where or source())
     try:
@@ -61,18 +61,24 @@ def download(
     except UnreachableError as error:
         if present is None or version is not None:
             raise
-        say(f"{name} {present.version} is in {present.path}, and whole; no newer one could be asked for: {error}")
+        say(
+            f"{name} {present.version} is installed and intact in {present.path}; could not check for a newer version: "
+            f"{error}"
+        )
         return present
     if version is None:
         _refuse_older(archive, url)
     _compare(archive, url)
     if present and present.version == archive.version:
-        say(f"{name} {present.version} is in {present.path} already, whole, and the newest of {url}")
+        say(
+            f"{name} {present.version} is already installed and intact in {present.path}, and is the newest "
+            f"version in {url}"
+        )
         return present
     with _working_folder(name, say) as folder:
         present = _present(name)  # another download may have put it there
         if present and present.version == archive.version:
-            say(f"{name} {present.version} is in {present.path}, where that process put it")
+            say(f"{name} {present.version} was installed in {present.path} by that process")
             return present
         return _install(archive, url, folder, progress, say)
 
@@ -99,7 +105,7 @@ def _index(url: str) -> list[Archive]:
     try:
         index = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{url}: is no JSON and so no index ({error}); check the source") from None
+        raise InputError(f"{url}: is not a JSON index ({error}); check the source") from None
     return read_index(index if isinstance(index, dict) else {}, url)
 
 
@@ -121,8 +127,8 @@ def _refuse_older(archive: Archive, url: str) -> None:
         bundle = _read(path)
         if bundle and numbers(bundle.version) > numbers(archive.version):
             raise InputError(
-                f"{url}: has {archive.name} {archive.version} as its newest, older than the {bundle.version} in "
-                f"{path}; add --version {archive.version} if you want that"
+                f"{url}: its newest {archive.name} is {archive.version}, older than the {bundle.version} in {path}; "
+                f"add --version {archive.version} to install it anyway"
             )
 
 
@@ -131,8 +137,9 @@ def _compare(archive: Archive, url: str) -> None:
     known = manifest().get(archive.name, {}).get(archive.version)
     if known and (known["sha256"], known["size"]) != (archive.sha256, archive.size):
         raise InputError(
-            f"{url}: lists {archive.name} {archive.version} with sha256 {archive.sha256[:12]}…, but this iregzoo "
-            f"signed off {known['sha256'][:12]}…; nothing was installed, do not trust this source or update iregzoo"
+            f"{url}: lists {archive.name} {archive.version} with sha256 {archive.sha256[:12]}…, but this "
+            f"version of iregzoo signed off {known['sha256'][:12]}…; nothing was installed; update iregzoo, or do not "
+            "trust this source"
         )
 
 
@@ -150,7 +157,7 @@ def _working_folder(name: str, say: Say) -> Iterator[Path]:
         try:
             held = lock.acquire(blocking=False)
         except Timeout:
-            say(f"another process downloads {name}; waiting for it")
+            say(f"another process is downloading {name}; waiting for it to finish")
             held = lock.acquire()
         with held:
             try:
@@ -161,7 +168,7 @@ def _working_folder(name: str, say: Say) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
-            f"{home()}: cannot be written ({reason}); make room, or move the folder with IREGZOO_HOME"
+            f"{home()}: cannot be written ({reason}); free up disk space, or choose another folder with IREGZOO_HOME"
         ) from None
 
 
@@ -188,7 +195,7 @@ def _install(archive: Archive, url: str, folder: Path, progress: Progress, say: 
     except InputError as error:
         partial.unlink()
         said = str(error).replace(str(new), archive.name)
-        raise InputError(f"{url}: {archive.file} is refused, nothing was installed: {said}") from None
+        raise InputError(f"{url}: {archive.file} was rejected, nothing was installed: {said}") from None
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
         place.rename(folder / "former")
@@ -196,12 +203,19 @@ def _install(archive: Archive, url: str, folder: Path, progress: Progress, say: 
     for leftover in folder.glob("*.partial"):
         leftover.unlink()
     known = archive.version in manifest().get(archive.name, {})
-    trust = "as signed off with this iregzoo" if known else f"not known to this iregzoo, so trusted as {url} is"
-    say(f"{archive.name} {archive.version} is in {place} ({archive.size:,} bytes), {trust}")
+    trust = (
+        "as signed off by this version of iregzoo"
+        if known
+        else f"unknown to this version of iregzoo, so only as trustworthy as {url}"
+    )
+    say(f"{archive.name} {archive.version} is installed in {place} ({archive.size:,} bytes), {trust}")
     for root in shipped():
         own = _read(root / archive.name)
         if own and numbers(own.version) > numbers(archive.version):
-            say(f"the {own.version} that came with iregzoo is newer, and is what --bundle {archive.name} means")
+            say(
+                f"version {own.version}, which came with iregzoo, is newer and is the one that --bundle "
+                f"{archive.name} uses"
+            )
     return read_bundle(place)
 
 
@@ -209,7 +223,7 @@ def _transfer(archive: Archive, url: str, partial: Path, progress: Progress, say
     """Transfer an archive and compare it with the index before anything is opened."""
     begun = partial.exists()
     if begun:
-        say(f"going on with what an earlier call had transferred, {partial.stat().st_size:,} bytes")
+        say(f"resuming an earlier download after {partial.stat().st_size:,} bytes")
     fetch(url, partial, archive.size, progress)
     if begun and sha256(partial) != archive.sha256:  # what was there was the beginning of something else
         partial.unlink()
@@ -218,8 +232,8 @@ def _transfer(archive: Archive, url: str, partial: Path, progress: Progress, say
     if found != archive.sha256:
         partial.unlink()
         raise InputError(
-            f"{url}: sha256 is {found[:12]}…, expected {archive.sha256[:12]}…: damaged on the way, or another file; "
-            "nothing was installed, try again or take another source"
+            f"{url}: sha256 is {found[:12]}…, expected {archive.sha256[:12]}…: the download is damaged, or "
+            "another file; nothing was installed; try again or use another source"
         )
 
 
@@ -227,7 +241,7 @@ def _examine(path: Path, archive: Archive) -> None:
     """Check that an unpacked bundle is what it was downloaded as, and that its network is one of iregzoo's own."""
     bundle = read_bundle(path)
     if bundle.version != archive.version:
-        raise InputError(f"it says that it is version {bundle.version!r}; do not trust this source")
+        raise InputError(f"it claims to be version {bundle.version!r}; do not trust this source")
     try:
         definition = json.loads((path / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"]
         controllers = [card.controller for card in bundle.weights.values() if card.controller]
@@ -235,7 +249,10 @@ def _examine(path: Path, archive: Archive) -> None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"its inference.json defines no network ({error!r})") from None
     if foreign:  # what a definition names would be imported and called
-        raise InputError(f"its network or controller {foreign[0]!r} is none of this iregzoo's; a newer one may have it")
+        raise InputError(
+            f"its network or controller {foreign[0]!r} is not part of this version of iregzoo; a newer "
+            "version may include it"
+        )
     if fault := first_fault(bundle):
         raise InputError(fault)
 

@@ -68,7 +68,9 @@ def on_this_machine(work: Callable[[Job], Result], jobs: Sequence[Job], *, worke
                     if tries < TRIES:
                         waiting.append((job, tries + 1))
                         continue
-                    outcome = f"its process ended {TRIES} times (exit code {code}); is the memory too small for it?"
+                    outcome = (
+                        f"its process ended {TRIES} times (exit code {code}); if memory ran out, use fewer workers"
+                    )
                 yield job, outcome
     finally:
         for worker in (*idle, *(worker for worker, _, _ in busy.values())):
@@ -151,7 +153,7 @@ def on_cluster(address: str) -> Iterator[Engine]:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"scheduler {address!r} does not answer ({reason}); give the address that it shows") from None
+        raise InputError(f"scheduler {address!r} does not answer ({reason}); give the address that it prints") from None
 
     def engine(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Outcomes[Job, Result]:
         from distributed import as_completed
@@ -160,7 +162,7 @@ def on_cluster(address: str) -> Iterator[Engine]:
         try:
             for future in as_completed(futures, loop=client.loop):
                 if future.cancelled():
-                    raise InputError(f"scheduler {address!r} was lost; start it and run the command again")
+                    raise InputError(f"scheduler {address!r} was lost; restart it and run the command again")
                 error = future.exception()
                 yield futures[future], future.result() if error is None else _first_line(error)
         finally:

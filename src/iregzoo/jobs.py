@@ -129,7 +129,7 @@ def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:
     cases, output = read_cases(pairs, check=False), output.absolute()
     names = folder_names(cases)
     if SUMMARY in names or pairs.resolve() == (output / SUMMARY).resolve():
-        raise InputError(f"{SUMMARY}: is what the summary in {output} is called; choose another name")
+        raise InputError(f"{SUMMARY}: is the name of the summary in {output}; choose another name")
     jobs = []
     for case, name in zip(cases, names, strict=True):
         paths = {column: str(Path(path).absolute()) for column in INPUTS if (path := getattr(case, column))}
@@ -162,7 +162,7 @@ def _check_places(jobs: Sequence[Job], output: Path) -> None:
             path = Path(stamp["path"]).resolve()
             among = path in folders or (path.parent in folders and path.name in FILES)
             if among or path == output or path in output.parents:
-                raise InputError(f"{path}: lies where the results would go; choose another --output")
+                raise InputError(f"{path}: would be overwritten by the results; choose another --output")
 
 
 def find_done(jobs: Sequence[Job], output: Path, *, overwrite: bool = False) -> dict[str, Report]:
@@ -198,12 +198,12 @@ def _check_summary(summary: Path, names: Collection[str]) -> None:
         return
     rows = _read_summary(summary)
     if rows is None:
-        raise InputError(f"{summary}: is not of a batch; choose another --output or add --overwrite")
+        raise InputError(f"{summary}: is not the summary of a batch; choose another --output or add --overwrite")
     lost = [row["name"] for row in rows if row["status"] == "done" and row["name"] not in names]
     if lost:
         others = f" and {len(lost) - 1} more" if lost[1:] else ""
         raise InputError(
-            f"{summary}: has {lost[0]}{others}, which the table of pairs does not have; choose another "
+            f"{summary}: lists {lost[0]}{others}, missing from the table of pairs; choose another "
             "--output or add --overwrite to replace the summary"
         )
 

@@ -45,8 +45,8 @@ def _works(device: torch.device) -> bool:
     except Exception as error:  # of a missing C compiler, a cache that cannot be written …: each means the same here
         reason = " ".join(str(error).split())
         warnings.warn(
-            f"Triton does not run on {device} ({reason}); registering without it, which takes longer. It needs a C "
-            "compiler and a folder of its own (TRITON_CACHE_DIR)",
+            f"Triton does not run on {device} ({reason}); continuing without it, which is slower. Triton needs a "
+            "C compiler and a writable cache folder (TRITON_CACHE_DIR)",
             stacklevel=2,
         )
         return False

@@ -22,15 +22,15 @@ def read_names(path: Path) -> dict[int, str]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not in UTF-8 (byte {error.start + 1}); save it in the encoding UTF-8") from None
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
     found: dict[int, str] = {}
     for place, (label, name) in _table(text, path) if path.suffix.lower() == ".csv" else _object(text, path):
         try:
             value = int(label)
         except ValueError:
-            raise InputError(f"{path}: {place}: label {label!r} is no whole number; {EXPECTED}") from None
+            raise InputError(f"{path}: {place}: label {label!r} is not a whole number; {EXPECTED}") from None
         if value in found:
-            raise InputError(f"{path}: {place}: names the label {value} a second time; name each once")
+            raise InputError(f"{path}: {place}: names the label {value} a second time; name each label once")
         found[value] = str(name or "").strip()
     return found
 
@@ -44,7 +44,7 @@ def _table(text: str, path: Path) -> list[tuple[str, tuple[str, object]]]:
         separator = next((sign for sign in (";", "\t") if sign in header), "")
         if separator:
             raise InputError(f"{path}: its columns are separated by {separator!r}; save it with commas")
-        raise InputError(f"{path}: begins with {header!r}, not with the columns; {EXPECTED}")
+        raise InputError(f"{path}: begins with {header!r} instead of the column names; {EXPECTED}")
     rows.fieldnames = columns
     return [(f"row {rows.line_num}", (row["label"] or "", row["name"])) for row in rows]
 
@@ -54,9 +54,9 @@ def _object(text: str, path: Path) -> list[tuple[str, tuple[str, object]]]:
     try:
         content = json.loads(text, object_pairs_hook=tuple)
     except ValueError as error:
-        raise InputError(f"{path}: is no whole JSON ({error}); {EXPECTED}") from None
+        raise InputError(f"{path}: is not valid JSON ({error}); {EXPECTED}") from None
     if not isinstance(content, tuple):
-        raise InputError(f"{path}: holds no JSON object; {EXPECTED}")
+        raise InputError(f"{path}: does not hold a JSON object; {EXPECTED}")
     return [(f"entry {number}", pair) for number, pair in enumerate(content, 1)]
 
 

@@ -22,7 +22,7 @@ def field_names(cases: Sequence[Case]) -> list[str]:
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise InputError(
-            f"--learn2reg: {count} pairs of the table would be written to {name}; give the scans names of their own"
+            f"--learn2reg: {count} pairs of the table would be written to {name}; give the scans unique names"
         )
     return names
 

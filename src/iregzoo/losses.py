@@ -129,7 +129,7 @@ def landmark_error(
     if fixed_points.shape != shape or moving_points.shape != shape or len(spacing) != axes:
         raise ValueError(
             f"fixed_points {tuple(fixed_points.shape)}, moving_points {tuple(moving_points.shape)} and "
-            f"spacing={tuple(spacing)}; expected (B, K, {axes}) twice and {axes} sizes, B = {shape[0]} as the field's"
+            f"spacing={tuple(spacing)}; expected (B, K, {axes}) twice and {axes} sizes, with the field's B = {shape[0]}"
         )
     given = (fixed_points + moving_points).isfinite().all(2)
     start, goal = (points.where(given[..., None], 0) for points in (fixed_points, moving_points))
@@ -239,7 +239,7 @@ def _orthogonality_of_heads(registration: Registration) -> Tensor:
     tokens = registration.auxiliary.get("tokens", ())
     if not tokens:
         raise ValueError(
-            "the orthogonality term needs a registration with tokens; it has none, for its network is not training or "
-            "has no attention heads to give them"
+            "the orthogonality term needs a registration with tokens, but this one has none because its network is not "
+            "in training mode or has no attention heads"
         )
     return torch.stack([orthogonality(each).mean() for each in tokens]).mean()

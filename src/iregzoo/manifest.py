@@ -30,9 +30,9 @@ def file_name(name: str, version: str) -> str:
         InputError: for a name or a version that MONAI could not read back from it.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "_v" in name:
-        raise InputError(f"bundle {name!r}: a name has letters, digits and _, no digit in front and no _v")
+        raise InputError(f"bundle {name!r}: use only letters, digits and _, without a leading digit and without _v")
     if not numbers(version):
-        raise InputError(f"version {version!r} of {name}: give numbers with dots between them, such as 0.2.0")
+        raise InputError(f"version {version!r} of {name}: give numbers separated by dots, such as 0.2.0")
     return f"{name}_v{version}.zip"
 
 
@@ -48,7 +48,7 @@ def files(bundle: Bundle) -> dict[str, Path]:
         if path.is_dir() or any(part.startswith(".") for part in name.split("/")):
             continue
         if not BELONGS.fullmatch(name) or path.is_symlink():
-            raise InputError(f"{path}: has no place in a bundle, which holds {KINDS}; move it elsewhere")
+            raise InputError(f"{path}: does not belong in a bundle, which holds only {KINDS}; move it elsewhere")
         found[name] = path
     return dict(sorted(found.items()))
 
@@ -85,7 +85,7 @@ def manifest() -> dict[str, dict[str, dict[str, Any]]]:
     """
     found = read_object(manifest_path())
     if not found:
-        raise InputError(f"{manifest_path()}: is missing or empty; install iregzoo again")
+        raise InputError(f"{manifest_path()}: is missing or empty; reinstall iregzoo")
     return found
 
 
@@ -138,7 +138,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the folder") from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: is no readable JSON ({error}); mend or remove it") from None
+        raise InputError(f"{path}: is not readable JSON ({error}); correct or remove it") from None
     return content
 
 

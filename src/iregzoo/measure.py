@@ -45,7 +45,9 @@ def _landmark_error(case: Case, result: Result) -> float:
     expected = read_points(case.moving_points)
     moved = move_points(read_points(case.fixed_points), result.displacement, result.frame.fixed)
     if len(moved) != len(expected):
-        raise InputError(f"{case.fixed_points}: {len(moved)} points, but {case.moving_points}: {len(expected)}")
+        raise InputError(
+            f"{case.fixed_points}: {len(moved)} points, but {case.moving_points}: {len(expected)}; give as many in both"
+        )
     return float(tre(moved, expected).mean())
 
 

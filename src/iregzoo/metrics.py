@@ -153,7 +153,7 @@ def tre(first_points: Tensor, second_points: Tensor) -> Tensor:
     """
     shapes = tuple(first_points.shape), tuple(second_points.shape)
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] != 3:
-        raise ValueError(f"points have shapes {shapes[0]} and {shapes[1]}; expected (N, 3) twice, with one N")
+        raise ValueError(f"points have shapes {shapes[0]} and {shapes[1]}; expected (N, 3) twice, with the same N")
     dtype = torch.promote_types(torch.promote_types(first_points.dtype, second_points.dtype), torch.float32)
     return (first_points.to(dtype) - second_points.to(dtype)).square().sum(1).sqrt()
 

@@ -71,7 +71,7 @@ def _resolved(target: Path, option: str) -> Path:
     real = Path(os.path.realpath(target))
     check_name(str(real))
     if real.is_symlink():
-        raise InputError(f"{target}: is a link that leads back to itself; choose another {option}")
+        raise InputError(f"{target}: is a circular link; choose another {option}")
     return real
 
 
@@ -98,7 +98,7 @@ def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[P
         missing = []
     except OSError as error:
         raise InputError(
-            f"{target}: writing failed ({error.strerror or error}); make room or choose another {option}"
+            f"{target}: writing failed ({error.strerror or error}); free up disk space or choose another {option}"
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -135,10 +135,12 @@ def check_target(
             raise InputError(f"{target}: is not empty; choose another {option} or add --overwrite")
     for name in owned:
         if (target / name).is_dir():
-            raise InputError(f"{target / name}: is a folder, where a file would go; move it or choose another {option}")
+            raise InputError(
+                f"{target / name}: is a folder, but a file must go there; move it or choose another {option}"
+            )
         for folder in (target / name).parents:
             if target in folder.parents and folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder}: is a file, where a folder would go; move it or choose another {option}")
+                raise InputError(f"{folder}: is a file, but a folder must go there; move it or choose another {option}")
 
 
 def held(folder: Path) -> set[str]:
@@ -150,7 +152,7 @@ def _check_file(target: Path, *, overwrite: bool, option: str) -> None:
     if target.is_dir():
         raise InputError(f"{target}: is a folder, not a file; choose another {option}")
     if target.exists() and not overwrite:
-        raise InputError(f"{target}: is there already; choose another {option} or add --overwrite")
+        raise InputError(f"{target}: already exists; choose another {option} or add --overwrite")
 
 
 def _missing_parents(target: Path) -> list[Path]:
@@ -170,8 +172,8 @@ def _publish(staging: Path, target: Path, owned: Collection[str], *, overwrite: 
         others = [name for name in {*owned, *written} if not overwrite and (target / name).exists()]
         if others:
             raise InputError(
-                f"{target}: another run has written {min(others)} there meanwhile; choose another {option} or add "
-                "--overwrite"
+                f"{target}: another run has written {min(others)} there in the meantime; choose another {option} or "
+                "add --overwrite"
             )
         place = {name: number for number, name in enumerate(owned)}
         alone = not held(target)

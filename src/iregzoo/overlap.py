@@ -32,7 +32,7 @@ def overlap_loss(displacement: Tensor, moving: Tensor | None, fixed: Tensor | No
     if moving.shape != fixed.shape or fixed.shape != (displacement.shape[0], 1, *shape):
         raise ValueError(
             f"label maps {tuple(moving.shape)} and {tuple(fixed.shape)}; expected both "
-            f"{(displacement.shape[0], 1, *shape)}, as the displacement {tuple(displacement.shape)}"
+            f"{(displacement.shape[0], 1, *shape)}, to match the displacement {tuple(displacement.shape)}"
         )
     source, target = _numbered(moving, values), _numbered(fixed, values)
     nothing = displacement.new_zeros(len(source), len(values) + 1)

@@ -82,11 +82,11 @@ def explained(report: Mapping[str, Any]) -> list[Line]:
 def _likeness(report: Mapping[str, Any]) -> Line:
     """How alike the images are."""
     return Line(
-        "Likeness of the images (NCC)",
-        "{ncc_before:.3f} as given → {ncc_start:.3f} at the start → {ncc_after:.3f} after".format_map(report),
-        "How well brightness in one image foretells that in the other: 1 perfectly, 0 not at all. It should rise. "
-        f"Lower than before, below {LITTLE_ALIKE:g}, or below {UNLIKE_AT_START:g} at the start, is worrying. "
-        "Scans of different contrasts, such as T1 and T2, stay low even where they fit.",
+        "Image similarity (NCC)",
+        "{ncc_before:.3f} before → {ncc_start:.3f} at affine start → {ncc_after:.3f} after".format_map(report),
+        "How well brightness in one image predicts brightness in the other: 1 perfectly, 0 not at all. It should rise. "
+        f"A value lower than before, below {LITTLE_ALIKE:g}, or below {UNLIKE_AT_START:g} at the affine start is a "
+        "warning sign. Scans of different contrasts, such as T1 and T2, stay low even when they are well aligned.",
         bool({"ncc_start", "ncc_after"} & doubts(report).keys()),
     )
 
@@ -95,13 +95,13 @@ def _overlap(report: Mapping[str, Any]) -> list[Line]:
     """Dice, where both scans have labels."""
     if "dice_mean" not in report:
         return []
-    before = f"{report['dice_before_mean']:.3f} as given → " if "dice_before_mean" in report else ""
+    before = f"{report['dice_before_mean']:.3f} before → " if "dice_before_mean" in report else ""
     meaning = (
-        "1 where every label covers its counterpart exactly, 0 where none touches it. It should rise. Small and thin "
-        "structures score lower than large ones; a label that loses overlap is worrying."
+        "1 if every label matches its counterpart exactly, 0 if none overlaps it. It should rise. Small and thin "
+        "structures score lower than large ones; a label that loses overlap is a warning sign."
     )
     value = f"{before}{report['dice_mean']:.3f} after"
-    return [Line("Overlap of the labels (Dice), mean", value, meaning, "dice_mean" in doubts(report))]
+    return [Line("Label overlap (Dice), mean", value, meaning, "dice_mean" in doubts(report))]
 
 
 def _regularity(report: Mapping[str, Any]) -> Iterator[Line]:
@@ -110,28 +110,28 @@ def _regularity(report: Mapping[str, Any]) -> Iterator[Line]:
     yield Line(
         "Folding",
         f"{report['folding_percent']:.3f} % of the voxels",
-        "Where the deformation turns space inside out (det J at or below 0), which no tissue does. Best is 0; above "
-        f"{MUCH_FOLDING:g} % is worrying, and so is any fold inside the structure you look at.",
+        "Where the deformation turns space inside out (det J ≤ 0), which tissue cannot do. The best value is 0; "
+        f"more than {MUCH_FOLDING:g} % is a warning sign, and so is any fold inside the structure of interest.",
         "folding_percent" in worrying,
     )
     yield Line(
-        "Squashed",
+        "Strong shrinkage",
         f"{report['near_singular_percent']:.3f} % of the voxels",
-        f"Shrunk to a tenth of their volume or less, folds included. Above {MUCH_SQUASHED:g} % is worrying.",
+        f"Shrunk to a tenth of their volume or less, folds included. More than {MUCH_SQUASHED:g} % is a warning sign.",
         "near_singular_percent" in worrying,
     )
     if "sdlogj" in report:
         yield Line(
-            "Unevenness (sd of log J)",
+            "Irregularity (sd of log J)",
             f"{report['sdlogj']:.3f}",
-            "How much growing and shrinking varies from place to place: 0 where nothing changes its volume, more in a "
-            "rougher deformation. It compares methods on the same scans, and has no limit of its own.",
+            "How much expansion and shrinkage vary from place to place: 0 if nothing changes its volume, higher for a "
+            "rougher deformation. Use it to compare methods on the same scans; it has no threshold.",
         )
     yield Line(
         "Deformation",
-        "{displacement_mean_mm:.1f} mm mean, {displacement_max_mm:.1f} mm largest".format_map(report),
-        "How far voxels move after the affine start. Worrying where it is more than anatomy can differ between these "
-        "two scans.",
+        "{displacement_mean_mm:.1f} mm mean, {displacement_max_mm:.1f} mm maximum".format_map(report),
+        "How far voxels move after the affine start. It is a warning sign if it exceeds the anatomical difference that "
+        "is plausible between these two scans.",
     )
 
 
@@ -142,9 +142,10 @@ def _start(report: Mapping[str, Any]) -> Line:
     angle = np.rad2deg(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))
     return Line(
         "Affine start",
-        f"{report['init']}: turned by {angle:.1f}°, volume × {np.linalg.det(linear):.2f}",
-        "How the moving scan was placed before anything deformed; none: the positions in the files are trusted. If the "
-        "moving image at the start lies far off, all that follows is doubtful: choose another --init.",
+        f"{report['init']}: rotated by {angle:.1f}°, volume × {np.linalg.det(linear):.2f}",
+        "How the moving scan was positioned before the deformation; none means that the positions in the files are "
+        "trusted. If the moving image is far off at the affine start, all later results are doubtful: choose another "
+        "--init.",
     )
 
 
@@ -153,15 +154,17 @@ def _extras(report: Mapping[str, Any]) -> Iterator[Line]:
     if "inverse_error_mean_mm" in report:
         yield Line(
             "Inverse",
-            "{inverse_error_mean_mm:.3f} mm mean, {inverse_error_max_mm:.2f} mm largest error".format_map(report),
-            "How far a voxel ends from where it began, there and back. It is large where the deformation folds.",
+            "{inverse_error_mean_mm:.3f} mm mean, {inverse_error_max_mm:.2f} mm maximum error".format_map(report),
+            "How far a voxel ends from its starting point after mapping it forward and back. It is large where the "
+            "deformation folds.",
         )
     if "refinement" in report:
         words = "{steps} steps, local NCC {local_ncc_before:.3f} → {local_ncc_after:.3f}"
         yield Line(
             "Refinement",
             words.format_map(report["refinement"]),
-            "Gradient steps after the network. They make the images more alike, which is not always better aligned.",
+            "Gradient steps after the network. They make the images more similar, which does not always mean "
+            "better aligned.",
         )
 
 

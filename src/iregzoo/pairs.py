@@ -61,7 +61,7 @@ class LoadScan(Transform):
         around = scan.grid
         if self.center == "labels":
             if labels is None or not labels.data.any():
-                raise InputError(f"{scan.path}: has no labels to stand in the middle; set center to scan")
+                raise InputError(f"{scan.path}: has no labels to center on; set center to scan")
             around = bounding_grid(labels.data[0, 0] != 0, scan.grid)
         return middle(network_grid(around, self.spacing, stride=1, minimum=self.shape), self.shape)
 

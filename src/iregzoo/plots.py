@@ -110,7 +110,7 @@ def time_figure(rows: Sequence[Row]) -> Figure:
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(LogFormatter())
     axis.xaxis.set_minor_formatter(LogFormatter())
-    axis.set_xlabel("seconds a pair (mean)")
+    axis.set_xlabel("seconds per pair (mean)")
     axis.set_ylabel("Dice, mean ± sd" if metric == "dice_mean" else "NCC, mean ± sd")
     axis.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper")
@@ -234,4 +234,4 @@ def _save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path, dpi=110, facecolor="white")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); make room on the disk") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free up disk space") from None

@@ -95,24 +95,25 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     said = {f"header_{n}": doubt for n, doubt in enumerate(found.get("header_doubts", ()))}
     if found["ncc_after"] < max(found["ncc_before"], found["ncc_start"]):
         when = "before" if found["ncc_after"] < found["ncc_before"] else "at the affine start"
-        said["ncc_after"] = f"the images are less alike than {when}"
+        said["ncc_after"] = f"the images are less similar than {when}"
     elif found["ncc_after"] < LITTLE_ALIKE:
-        said["ncc_after"] = f"the images are little alike even so (NCC {found['ncc_after']:.2f})"
+        said["ncc_after"] = f"the images are still dissimilar after registration (NCC {found['ncc_after']:.2f})"
     if found["ncc_start"] < UNLIKE_AT_START:
         said["ncc_start"] = (
-            f"the images hardly resembled each other before the deformation (NCC {found['ncc_start']:.2f}): are they "
-            "of the same part, side, orientation and contrast? If they are, try another init"
+            f"the images were hardly similar before the deformation (NCC {found['ncc_start']:.2f}): check that they "
+            "show the same body part, side, orientation and contrast; if they do, try another init"
         )
     if found["folding_percent"] > MUCH_FOLDING:
         said["folding_percent"] = f"the deformation folds in {found['folding_percent']:.1f} % of the voxels"
     if found["near_singular_percent"] > MUCH_SQUASHED:
         said["near_singular_percent"] = (
-            f"the deformation squashes {found['near_singular_percent']:.1f} % of the voxels to a tenth or less"
+            f"the deformation shrinks {found['near_singular_percent']:.1f} % of the voxels to a tenth of their "
+            "volume or less"
         )
     if found.get("field_size", 0) > LARGE_FIELD:
         said["field_size"] = (
-            f"the scans show {found['field_size']:.0f} times the volume that these weights were made for: choose "
-            "others with --weights (iregzoo list shows them), or crop the scans"
+            f"the scans cover {found['field_size']:.0f} times the volume that these weights were made for: choose "
+            "other weights with --weights (see iregzoo list), or crop the scans"
         )
     if found.get("labels_lost"):
         lost = ", ".join(map(str, found["labels_lost"][:8])) + ("…" if len(found["labels_lost"]) > 8 else "")

@@ -124,7 +124,7 @@ def choose_start(init: str | Path) -> str | Matrix:
         return init
     if not init.lower().endswith(TRANSFORM_FILES):
         files = ", ".join(TRANSFORM_FILES)
-        raise InputError(f"init {init!r} is unknown; choose auto, {', '.join(STARTS)} or a transform's file ({files})")
+        raise InputError(f"init {init!r} is unknown; choose auto, {', '.join(STARTS)} or a transform file ({files})")
     return read_linear(init)
 
 
@@ -167,8 +167,8 @@ def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
     if not image[:, 0].any():
         others = ", ".join(other for other in STARTS[1:] if other != init)
         raise InputError(
-            f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {init}); bring them "
-            f"together with --init {others} or a transform's file, or mend the affines of their headers"
+            f"{scans.moving.path}: does not overlap {scans.fixed.path.name} (init {init}); align them with --init "
+            f"{others} or a transform file, or correct the affines in their headers"
         )
     return image
 
@@ -186,7 +186,7 @@ def choose_controller(name: str, max_iterations: int | None, own: Controller | N
     if max_iterations is not None and not (whole and max_iterations >= 1):
         raise InputError(f"max-iterations {max_iterations!r}: give a whole number of at least 1")
     if max_iterations is not None and max_iterations > MOST_ITERATIONS:
-        raise InputError(f"max-iterations {max_iterations!r}: give at most {MOST_ITERATIONS} a level")
+        raise InputError(f"max-iterations {max_iterations!r}: give at most {MOST_ITERATIONS} per level")
     if own is None:
         _check_one_pass(name, max_iterations)
         return None
@@ -194,7 +194,9 @@ def choose_controller(name: str, max_iterations: int | None, own: Controller | N
     if max_iterations is None:
         return controller
     if not isinstance(controller, (TCI, IterStop, FixedIterations)):
-        raise InputError("this bundle's own controller takes no max-iterations; choose one with --controller")
+        raise InputError(
+            "this bundle's own controller does not support max-iterations; choose another one with --controller"
+        )
     return replace(controller, max_iterations=max_iterations)
 
 
@@ -202,7 +204,7 @@ def _check_one_pass(name: str, max_iterations: int | None) -> None:
     """Refuse iterations of a method that takes one pass."""
     asked = f"max-iterations {max_iterations!r}" if name in ("auto", "fixed") else f"controller {name!r}"
     if name not in ("auto", "fixed") or max_iterations not in (None, 1):
-        raise InputError(f"{asked}: this bundle's method takes one pass and has nothing to iterate; leave it out")
+        raise InputError(f"{asked}: this bundle's method runs a single pass and does not iterate; leave it out")
 
 
 def gradient_steps(refine: int | None, card: WeightsCard) -> int:
@@ -301,7 +303,9 @@ def conclude(
     seconds = {} if seconds is None else seconds
     predicted, refinement = registration.displacement, None
     if not torch.isfinite(predicted).all():
-        raise InputError("the network gave a displacement that is not finite; are these weights damaged?")
+        raise InputError(
+            "the network returned a displacement that is not finite; check that the weights are not damaged"
+        )
     registration = replace(registration, displacement=predicted.cpu())
     if steps:
         with timed("refine", seconds, progress):

@@ -55,7 +55,7 @@ def index_url(where: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InputError(f"source {where!r}: is no address ({error})") from None
+        raise InputError(f"source {where!r}: is not a valid address ({error})") from None
     if parts.scheme not in ("http", "https", "file"):
         raise InputError(f"source {where!r}: give an http or https address, or a folder")
     return url if parts.path.endswith(".json") else f"{url.rstrip('/')}/{INDEX}"
@@ -73,18 +73,18 @@ def read_index(content: Mapping[str, Any], where: str) -> list[Archive]:
     """
     entries = content.get("bundles")
     if not isinstance(entries, list):
-        raise InputError(f"{where}: is no index of bundles: it has no list 'bundles'; check the source")
+        raise InputError(f"{where}: is not an index of bundles: it has no list 'bundles'; check the source")
     return [_entry(entry, where) for entry in entries]
 
 
 def _entry(entry: Any, where: str) -> Archive:
     shown = json.dumps(entry)[:100]
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: the entry {shown} is no object; check the source")
+        raise InputError(f"{where}: the entry {shown} is not an object; check the source")
     for field in fields(Archive):
         if type(entry.get(field.name)) is not field.type:
             raise InputError(
-                f"{where}: the entry {shown} has no {field.name}, or one of another kind; check the source"
+                f"{where}: the entry {shown} has no {field.name}, or one of the wrong type; check the source"
             )
     archive = Archive(**{field.name: entry[field.name] for field in fields(Archive)})
     try:
@@ -92,9 +92,9 @@ def _entry(entry: Any, where: str) -> Archive:
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     if archive.file != expected:
-        raise InputError(f"{where}: the entry {shown} has another file than {expected}; check the source")
+        raise InputError(f"{where}: the entry {shown} names a file other than {expected}; check the source")
     if not re.fullmatch("[0-9a-f]{64}", archive.sha256) or not 1 <= archive.size <= LARGEST:
-        raise InputError(f"{where}: sha256 and size of {archive.file} are none; check the source")
+        raise InputError(f"{where}: sha256 or size of {archive.file} is invalid; check the source")
     return archive
 
 
@@ -118,7 +118,7 @@ def pack(bundle: Bundle, folder: Path) -> Archive:
     archives = read_index(read_object(index) or {"bundles": []}, str(index))
     if any(other.file == file and other.sha256 != archive.sha256 for other in archives):
         raise InputError(
-            f"{folder / file}: is another {bundle.name} {bundle.version}; raise the version in metadata.json, or "
+            f"{folder / file}: is a different {bundle.name} {bundle.version}; raise the version in metadata.json, or "
             "choose another --output"
         )
     archives = sorted({*archives, archive}, key=lambda other: (other.name, numbers(other.version)))

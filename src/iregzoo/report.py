@@ -24,9 +24,9 @@ from iregzoo.space.grid import canonical_axes
 
 COLUMNS = (
     "fixed",
-    "moving at the start",
+    "moving at affine start",
     "warped",
-    "difference at the start",
+    "difference at affine start",
     "difference after",
     "deformed grid",
     "Jacobian",
@@ -88,7 +88,7 @@ def picture(result: Result, images: Comparison, figures: Mapping[str, Any], path
     try:
         path.write_bytes(stream.getvalue())
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); make room on the disk") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free up disk space") from None
 
 
 def headline(result: Result, figures: Mapping[str, Any]) -> list[str]:
@@ -96,7 +96,7 @@ def headline(result: Result, figures: Mapping[str, Any]) -> list[str]:
     names = [result.scans.moving.path.name, result.scans.fixed.path.name]
     return [
         "  →  ".join("".join(letter if letter.isprintable() else "�" for letter in name) for name in names),
-        f"affine start: {result.init}; radiological convention, letters name the patient's sides",
+        f"affine start: {result.init}; radiological convention, letters mark the patient's sides",
         "   ·   ".join(key_figures(figures)),
     ]
 
@@ -104,12 +104,12 @@ def headline(result: Result, figures: Mapping[str, Any]) -> list[str]:
 def key_figures(figures: Mapping[str, Any]) -> list[str]:
     """The figures that matter, in words."""
     parts = [
-        "NCC {ncc_before:.3f} as given, {ncc_start:.3f} at the start, {ncc_after:.3f} after".format_map(figures),
+        "NCC {ncc_before:.3f} before, {ncc_start:.3f} at affine start, {ncc_after:.3f} after".format_map(figures),
         f"folding {figures['folding_percent']:.3f} %",
-        f"deformation {figures['displacement_mean_mm']:.1f} mm mean, {figures['displacement_max_mm']:.1f} mm largest",
+        f"deformation {figures['displacement_mean_mm']:.1f} mm mean, {figures['displacement_max_mm']:.1f} mm maximum",
     ]
     if "dice_mean" in figures:
-        parts.insert(1, f"Dice {figures['dice_before_mean']:.3f} as given, {figures['dice_mean']:.3f} after")
+        parts.insert(1, f"Dice {figures['dice_before_mean']:.3f} before, {figures['dice_mean']:.3f} after")
     return parts
 
 

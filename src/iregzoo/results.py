@@ -151,7 +151,7 @@ def _write_inverse(result: Result, folder: Path, *, jacobian: bool) -> dict[str,
     if jacobian:
         determinant = jacobian_determinant(replace(frame, fixed=frame.moving).in_voxels(here).float())
         write_image(folder / "inverse_jacobian.nii.gz", determinant[None], frame.moving)
-    begun = "" if own is None else ", begun from the method's own"
+    begun = "" if own is None else ", starting from the method's own inverse"
     return {"inverse": f"point by point{begun}", **_there_and_back(result, undone, grid)}
 
 

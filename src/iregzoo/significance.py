@@ -37,7 +37,7 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> SignedRank:
         ValueError: where they are empty, of unequal length, or not finite.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} and {len(second)} measurements; expected as many of each, at least one")
+        raise ValueError(f"{len(first)} and {len(second)} measurements; expected the same number of each, at least one")
     difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     if not np.isfinite(difference).all():
         raise ValueError("measurements hold NaN or infinite values; leave those pairs out")

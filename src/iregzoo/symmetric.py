@@ -125,7 +125,7 @@ def _both_ways(registration: Registration) -> tuple[Tensor, Tensor, list[Tensor]
     if opposite is None or registration.inverse is None or opposite.inverse is None:
         raise ValueError(
             "the symmetric loss needs the registration of fixed to moving as opposite, and the inverse of both; "
-            "SMGICNet gives them in training or with both=True"
+            "SMGICNet provides them in training or with both=True"
         )
     pyramid = [torch.cat(levels) for levels in zip(registration.pyramid, opposite.pyramid, strict=True)]
     displacement = torch.cat((registration.displacement, opposite.displacement))

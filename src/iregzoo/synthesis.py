@@ -80,7 +80,7 @@ class Synthesis:
 
     def __post_init__(self) -> None:
         if 0 not in self.tissues:
-            raise ValueError(f"tissues of labels {sorted(self.tissues)[:5]}…; expected one of label 0, the background")
+            raise ValueError(f"tissues of labels {sorted(self.tissues)[:5]}…; expected one for label 0, the background")
         object.__setattr__(self, "highest", max(self.tissues))
 
     def look(self, random: Random) -> Look:

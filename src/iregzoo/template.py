@@ -91,7 +91,7 @@ def default(name: str = "hippocampus") -> Atlas:
     roots = [home() / "templates", package / "templates", package.parents[1] / "templates"]
     found = {path.parent.name: path.parent for root in reversed(roots) for path in root.glob(f"*/{NAMES}")}
     if name not in found:
-        raise InputError(f"template {name!r} is unknown; there are: {', '.join(sorted(found)) or 'none'}")
+        raise InputError(f"template {name!r} is unknown; available: {', '.join(sorted(found)) or 'none'}")
     return read_atlas(found[name])
 
 
@@ -103,7 +103,7 @@ def read_atlas(folder: Path) -> Atlas:
     """
     missing = [name for name in (IMAGE, LABELS, NAMES) if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{folder / missing[0]}: is missing; put the atlas {folder.name!r} there again")
+        raise InputError(f"{folder / missing[0]}: is missing; restore the atlas {folder.name!r}")
     return Atlas(folder.name, folder / IMAGE, folder / LABELS, read_names(folder / NAMES))
 
 
@@ -119,10 +119,10 @@ def read_group(scans: Sequence[Entry], method: Method) -> Group:
             ``read_scan`` and ``read_labels`` do.
     """
     if len(scans) < 2:
-        raise InputError(f"template: a group of {len(scans)} has no mean worth the name; give two scans or more")
+        raise InputError(f"template: a group of {len(scans)} is too small for a mean; give at least two scans")
     for entry in scans:
         if "label" not in entry:
-            raise InputError(f"{entry['image']}: has no label map; a template needs that of every scan")
+            raise InputError(f"{entry['image']}: has no label map; a template needs one for every scan")
     images = [read_image(entry["image"]) for entry in scans]
     labels = [read_label_map(entry["label"], image) for entry, image in zip(scans, images, strict=True)]
     values = _common_values(labels)
@@ -150,8 +150,8 @@ def _common_values(labels: Sequence[Scan]) -> tuple[int, ...]:
     for label, found in zip(labels, values, strict=True):
         if found != values[0]:
             raise InputError(
-                f"{label.path}: has the labels {found}, but {labels[0].path} has {values[0]}; give scans that all have "
-                "the same"
+                f"{label.path}: has the labels {found}, but {labels[0].path} has {values[0]}; give scans with the "
+                "same labels"
             )
     if values[0] == [0]:
         raise InputError(f"{labels[0].path}: is empty; a template needs labels")
@@ -180,7 +180,7 @@ def build_template(group: Group, method: Method, *, rounds: int, batch: int = 2)
         InputError: for rounds or a batch that are no such numbers.
     """
     if rounds < 0 or batch < 1:
-        raise InputError(f"rounds {rounds}, batch {batch}: give no fewer than 0 rounds and a batch of 1 at least")
+        raise InputError(f"rounds {rounds}, batch {batch}: give at least 0 rounds and a batch of at least 1")
     template = _average(group)
     yield template
     for _ in range(rounds):

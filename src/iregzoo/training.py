@@ -51,7 +51,7 @@ class TrainStep:
     def __post_init__(self) -> None:
         object.__setattr__(self, "amp", flag(self.amp, "amp"))
         if not isinstance(self.clip, (int, float)) or not 0 <= self.clip < math.inf:
-            raise InputError(f"clip {self.clip!r}: give the largest norm of a gradient, or 0 for any")
+            raise InputError(f"clip {self.clip!r}: give the maximum gradient norm, or 0 for no limit")
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
         device = engine.state.device
@@ -61,7 +61,7 @@ class TrainStep:
         controller = FixedIterations(int(passes))
         network = getattr(engine.network, "module", engine.network)
         if network.controller is None and max(self.passes) > 1:
-            raise InputError(f"passes {list(self.passes)}: this method takes one pass; set passes to [1]")
+            raise InputError(f"passes {list(self.passes)}: this method runs a single pass; set passes to [1]")
         if self.amp and device.type == "cpu":
             _check_bfloat16(image.shape[2], network.stride)
         engine.network.train()
@@ -90,8 +90,8 @@ def _check_finite(number: Tensor, name: str, step: int) -> None:
     """Refuse what would make the weights worthless, before it does."""
     if not number.isfinite():
         raise InputError(
-            f"the {name} of step {step} is not finite; lower learning_rate and give the same command to go on from the "
-            "last checkpoint"
+            f"the {name} of step {step} is not finite; lower learning_rate and run the same command again to resume "
+            "from the last checkpoint"
         )
 
 
@@ -103,7 +103,7 @@ def _check_bfloat16(depth: int, stride: int) -> None:
     if depth <= 2 * stride and depth.bit_count() == 1:
         raise InputError(
             f"shape {depth} along the first axis: a coarse level would have 2 voxels there, where torch's bfloat16 on "
-            "a CPU gives wrong gradients; choose another shape, or amp false"
+            "a CPU gives wrong gradients; choose another shape, or set amp to false"
         )
 
 
@@ -117,7 +117,7 @@ def prepare_pairs(batch: Sample, device: torch.device, non_blocking: bool = Fals
     """
     target = batch.get("label", batch.get("points"))
     if target is None:
-        raise InputError("validation needs label maps or landmarks, and the scans of val have none")
+        raise InputError("validation needs label maps or landmarks, but the scans of val have none")
     return batch["image"].to(device, non_blocking=non_blocking), target.to(device, non_blocking=non_blocking)
 
 
@@ -198,7 +198,7 @@ class ProgressiveLevels:
         self.starts, self.frozen = tuple(starts), frozen
         levels = len(self.network.estimators)
         if not 1 <= len(self.starts) <= levels or self.starts[0] != 0 or sorted(set(self.starts)) != [*self.starts]:
-            raise ValueError(f"starts={self.starts}; expected 1 to {levels} increasing numbers of steps from 0")
+            raise ValueError(f"starts={self.starts}; expected 1 to {levels} step numbers that increase from 0")
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_STARTED, self)

@@ -48,9 +48,9 @@ def read(url: str, most: int) -> bytes:
             while block := _block(response):
                 content += block
                 if len(content) > most:
-                    raise InputError(f"{url}: has more than {most:,} bytes, too many for what it should be")
+                    raise InputError(f"{url}: has more than {most:,} bytes, too many for such a file; check the source")
             if getattr(response, "length", None):  # bytes that were promised and did not come
-                raise _BrokenOffError("the server ended early")
+                raise _BrokenOffError("the server closed the connection early")
         return bytes(content)
 
     content, reason = _tried(attempt)
@@ -79,8 +79,8 @@ def fetch(url: str, target: Path, size: int, progress: Progress) -> None:
     if not done:
         there = target.stat().st_size if target.exists() else 0
         raise InputError(
-            f"{url}: broke off after {there:,} of {size:,} bytes ({reason}); check the connection and run the same "
-            "command again, it goes on from there"
+            f"{url}: stopped after {there:,} of {size:,} bytes ({reason}); check the connection and run the same "
+            "command again to resume"
         )
 
 
@@ -110,7 +110,7 @@ def _go_on(url: str, target: Path, size: int, progress: Progress) -> bool:
             there = 0
         elif not (response.headers.get("Content-Range") or "").startswith(f"bytes {there}-"):
             target.unlink()
-            raise _BrokenOffError("the server sent another part than the one asked for")
+            raise _BrokenOffError("the server sent a different part than requested")
         with _on_disk(target), target.open("ab" if there else "wb") as stream:
             progress(there, size)
             while block := _block(response):
@@ -122,9 +122,9 @@ def _go_on(url: str, target: Path, size: int, progress: Progress) -> bool:
                 progress(there, size)
     if there > size:
         target.unlink()
-        raise InputError(f"{url}: has more than the {size:,} bytes that the index says; nothing was taken")
+        raise InputError(f"{url}: has more than the {size:,} bytes that the index states; nothing was installed")
     if there < size:
-        raise _BrokenOffError("the server ended early")
+        raise _BrokenOffError("the server closed the connection early")
     return True
 
 
@@ -137,18 +137,18 @@ def _opened(request: Request, partial: Path | None = None) -> Iterator[Any]:
     except HTTPError as error:
         with closing(error):
             circles = "infinite loop" in str(error.reason)  # which Python tells in three lines
-            answer = f"{error.code} again and again" if circles else f"{error.code} {error.reason}"
+            answer = f"{error.code} in an endless loop" if circles else f"{error.code} {error.reason}"
             if error.code == 416 and partial is not None:
                 partial.unlink(missing_ok=True)
             elif error.code not in AGAIN and error.code < 500:
-                raise InputError(f"{request.full_url}: the server answers {answer}; check the source") from None
+                raise InputError(f"{request.full_url}: the server answered {answer}; check the source") from None
             raise _BrokenOffError(answer) from None
     except (HTTPException, OSError) as error:
         if request.type == "file":
             raise InputError(f"{request.full_url}: cannot be read ({_reason(error)}); check the source") from None
         raise _BrokenOffError(_reason(error)) from None
     except ValueError as error:  # an address that is none
-        raise InputError(f"{request.full_url}: is no address ({error}); check the source") from None
+        raise InputError(f"{request.full_url}: is not a valid address ({error}); check the source") from None
     with closing(response):
         yield response
 
@@ -165,7 +165,7 @@ def _block(response: Any) -> bytes:
 def _reason(error: Exception) -> str:
     cause = error.reason if isinstance(error, URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"nothing came for {TIMEOUT:g} s"
+        return f"no data for {TIMEOUT:g} s"
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
@@ -175,5 +175,6 @@ def _on_disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or move the folder with IREGZOO_HOME"
+            f"{path}: cannot be written ({error.strerror or error}); free up disk space, or choose another folder "
+            "with IREGZOO_HOME"
         ) from None

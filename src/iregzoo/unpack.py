@@ -36,7 +36,7 @@ def unpack(archive: Path, name: str, folder: Path) -> None:
         raise
     # A damaged archive raises many kinds; an encrypted one RuntimeError.
     except (BadZipFile, ZlibError, EOFError, RuntimeError, ValueError, LookupError) as error:
-        raise InputError(f"{name}: its archive is no sound ZIP file ({error})") from None
+        raise InputError(f"{name}: its archive is not an intact ZIP file ({error})") from None
 
 
 def _entries(content: ZipFile, name: str, size: int) -> dict[str, ZipInfo]:
@@ -45,9 +45,9 @@ def _entries(content: ZipFile, name: str, size: int) -> dict[str, ZipInfo]:
     for entry in content.infolist():
         top, _, path = entry.filename.partition("/")
         if top != name or not BELONGS.fullmatch(path):
-            raise _refused(name, f"holds {entry.filename!r}, which has no place in a bundle ({name}/ with {KINDS})")
+            raise _refused(name, f"holds {entry.filename!r}, which does not belong in a bundle ({name}/ with {KINDS})")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise _refused(name, f"holds {entry.filename!r}, which is a link or another thing that is no file")
+            raise _refused(name, f"holds {entry.filename!r}, which is a link or not a regular file")
         if path.lower() in (other.lower() for other in found):
             raise _refused(name, f"holds {entry.filename!r} twice")
         found[path] = entry

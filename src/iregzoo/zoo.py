@@ -77,7 +77,7 @@ class Bundle:
             return {name: WeightsCard(**card) for name, card in self.metadata.get("weights", {}).items()}
         except (AttributeError, TypeError):
             raise InputError(
-                f"{self.path}: the weights' cards in metadata.json are not as iregzoo reads them"
+                f"{self.path}: the weights' cards in metadata.json are not in a form that iregzoo can read"
             ) from None
 
 
@@ -147,7 +147,7 @@ def read_bundle(path: str | Path) -> Bundle:
         if not isinstance(metadata, dict):
             raise TypeError("not an object")
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{file}: is no readable metadata ({error}); install the bundle again") from None
+        raise InputError(f"{file}: is not readable metadata ({error}); install the bundle again") from None
     return Bundle(file.parents[1], metadata)
 
 
@@ -159,7 +159,7 @@ def find(name: str) -> Bundle:
     """
     known = {bundle.name: bundle for bundle in bundles()}
     if name not in known:
-        raise InputError(f"bundle {name!r} is unknown; there are: {', '.join(known) or 'none'}")
+        raise InputError(f"bundle {name!r} is unknown; available: {', '.join(known) or 'none'}")
     return known[name]
 
 
@@ -175,7 +175,7 @@ def build(definition: Mapping[str, Any]) -> Any:
     }
     target = locate(definition["_target_"])
     if not callable(target):
-        raise InputError(f"{definition['_target_']!r} cannot be imported; is the package that has it installed?")
+        raise InputError(f"{definition['_target_']!r} cannot be imported; install the package that provides it")
     return target(**arguments)
 
 
@@ -254,7 +254,7 @@ def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
     if card.sha256 and digest != card.sha256:
         raise InputError(
             f"{path}: sha256 is {digest[:12]}…, expected {card.sha256[:12]}…: the file is damaged, or the card "
-            "in metadata.json is of another; get the bundle again"
+            "in metadata.json belongs to another file; get the bundle again"
         )
     return Weights(weights, card, path, digest)
 
@@ -281,9 +281,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file raises many kinds (IndexError, struct.error, …); all mean the same
         reason = str(error).strip().split("\n")[0][:100]
         if reason.startswith("Weights only"):  # torch's advice is to run the code in it
-            reason = "not a file of tensors alone"
+            reason = "it holds more than tensors"
         raise InputError(
-            f"{path}: is no readable weights file ({reason or type(error).__name__}); get it again"
+            f"{path}: is not a readable weights file ({reason or type(error).__name__}); get it again"
         ) from None
     state = content.get("model_state", content) if isinstance(content, dict) else content
     if (
@@ -291,7 +291,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         or not state
         or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
     ):
-        raise InputError(f"{path}: holds no state_dict, itself or as model_state; it is no weights file")
+        raise InputError(f"{path}: holds no state_dict, directly or as model_state; it is not a weights file")
     return state
 
 
@@ -303,15 +303,15 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], sou
     """
     for name, tensor in expected.items():
         if name not in state:
-            raise InputError(f"{source}: has no tensor {name!r}; the weights are of another network")
+            raise InputError(f"{source}: has no tensor {name!r}; the weights belong to another network")
         if state[name].shape != tensor.shape:
             shapes = f"{tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-            raise InputError(f"{source}: tensor {name!r} has shape {shapes}; the weights are of another network")
+            raise InputError(f"{source}: tensor {name!r} has shape {shapes}; the weights belong to another network")
         if not torch.isfinite(state[name]).all():
             raise InputError(f"{source}: tensor {name!r} holds NaN or infinite values; the weights are damaged")
     foreign = [name for name in state if name not in expected]
     if foreign:
-        raise InputError(f"{source}: has the foreign tensor {foreign[0]!r}; the weights are of another network")
+        raise InputError(f"{source}: has the unexpected tensor {foreign[0]!r}; the weights belong to another network")
 
 
 def load_strictly(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
@@ -336,12 +336,12 @@ def import_checkpoint(bundle: str, checkpoint: str | Path, output: str | Path) -
     found = find(bundle)
     rules_file = found.path / "configs" / "import.json"
     if not rules_file.is_file():
-        raise InputError(f"bundle {bundle} knows no published checkpoint to import")
+        raise InputError(f"bundle {bundle} has no published checkpoint to import")
     source, target = Path(checkpoint), Path(output)
     if not source.is_file():
         raise InputError(f"{source}: no such file; check the path")
     if target.exists():
-        raise InputError(f"{target}: exists already; choose another --output")
+        raise InputError(f"{target}: already exists; choose another --output")
     rules = json.loads(rules_file.read_text("utf-8"))
     published = {
         name: tensor

@@ -213,7 +213,7 @@ def test_scans_that_do_not_meet_are_refused(pair: Pair, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(scan.get_fdata(), far @ scan.affine), tmp_path / "far.nii.gz")
     with pytest.raises(RuntimeError) as caught:
         run("iirp", replace(pair, moving=tmp_path / "far.nii.gz"), tmp_path / "monai", init="none")
-    assert "far.nii.gz: shows nothing where" in refusal(caught)
+    assert "far.nii.gz: does not overlap" in refusal(caught)
     assert not (tmp_path / "monai").exists()
 
 

@@ -160,7 +160,7 @@ def test_a_missing_part_of_an_atlas_is_refused(
         ("--label-names", "none.json", "none.json: cannot be read"),
         ("--atlas-labels", "a.nii.gz,b.nii.gz", "1 atlases and 2 label maps"),
         ("--bundles", "nonesuch", "bundle 'nonesuch' is unknown"),
-        ("--bundles", ",", "--bundles names nothing"),
+        ("--bundles", ",", "--bundles is empty"),
         ("--bundles", "", "--bundles is empty"),
         ("--atlas", "", "--atlas is empty"),
         ("--weights", "nonesuch", "no bundle has weights nonesuch"),
@@ -185,13 +185,13 @@ def test_bad_choices_are_refused(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ('["thalamus", "putamen"]', "holds no JSON object; give JSON"),
-        ("thalamus 1", "is no whole JSON"),
-        ('{"one": "thalamus"}', "entry 1: label 'one' is no whole number; give JSON"),
+        ('["thalamus", "putamen"]', "does not hold a JSON object; give JSON"),
+        ("thalamus 1", "is not valid JSON"),
+        ('{"one": "thalamus"}', "entry 1: label 'one' is not a whole number; give JSON"),
         ('{"1": "thalamus"}', "does not name the labels [2]"),
         ('{"1": "thalamus", "2": " "}', "does not name the labels [2]"),
-        ('{"1": "thalamus", "2": "Thalamus"}', "labels 1 and 2 are both 'thalamus'"),
-        ('{"1": "thalamus", "2": "background"}', "labels 0 and 2 are both 'background'"),
+        ('{"1": "thalamus", "2": "Thalamus"}', "labels 1 and 2 are both named 'thalamus'"),
+        ('{"1": "thalamus", "2": "background"}', "labels 0 and 2 are both named 'background'"),
     ],
 )
 def test_names_that_do_not_tell_labels_apart_are_refused(
@@ -280,7 +280,7 @@ def test_a_folder_in_use_is_refused(
     mine.write_text("print('mine')")
     for option in ([], ["--overwrite"]):
         error = refused(monkeypatch, capsys, str(tmp_path), *option)
-        assert "is not empty, and no Label app; choose another folder" in error
+        assert "is not empty and not a Label app; choose another folder" in error
     assert mine.read_text("utf-8") == "print('mine')"
     assert list(tmp_path.iterdir()) == [mine]
 

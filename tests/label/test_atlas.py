@@ -64,7 +64,7 @@ def test_too_many_labels_are_refused(tmp_path: Path) -> None:
     labels = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE) % 300
     nib.save(nib.Nifti1Image(labels, np.diag([-1.2, 1.0, 0.9, 1.0])), options[3])
     (tmp_path / "names.json").write_text(json.dumps({str(value): f"part {value}" for value in range(300)}))
-    with pytest.raises(InputError, match="299 labels, but viewers show 255"):
+    with pytest.raises(InputError, match="299 labels, but viewers show at most 255"):
         read_own(options)
 
 
@@ -83,24 +83,24 @@ def test_two_images_may_share_a_label_map(tmp_path: Path) -> None:
 
 def test_atlas_of_no_such_name_is_refused(tmp_path: Path) -> None:
     write(tmp_path, [packaged()])
-    with pytest.raises(InputError, match="atlas 'lung' is unknown; there are: hippocampus"):
+    with pytest.raises(InputError, match="atlas 'lung' is unknown; available: hippocampus"):
         place_of(tmp_path, "lung")
 
 
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("names.csv", b"value,title\n1,thalamus\n", "begins with 'value,title', not with the columns; give JSON"),
-        ("names.csv", b"", "begins with '', not with the columns"),
+        ("names.csv", b"value,title\n1,thalamus\n", "begins with 'value,title' instead of the column names; give JSON"),
+        ("names.csv", b"", "begins with '' instead of the column names"),
         ("names.csv", b"label;name\n1;thalamus\n", "its columns are separated by ';'; save it with commas"),
         ("names.csv", b"label\tname\n1\tthalamus\n", "are separated by"),
-        ("names.csv", b"label,name\n1,a\none,thalamus\n", "row 3: label 'one' is no whole number"),
+        ("names.csv", b"label,name\n1,a\none,thalamus\n", "row 3: label 'one' is not a whole number"),
         ("names.csv", b"label,name\n1,a\n1,b\n2,c\n", "row 3: names the label 1 a second time"),
-        ("names.csv", "label,name\n1,no\xfdau\n".encode("latin-1"), "is not in UTF-8 .byte 16.; save it"),
+        ("names.csv", "label,name\n1,no\xfdau\n".encode("latin-1"), "is not UTF-8 text .byte 16.; save it"),
         ("names.json", b'{"1": "a", "01": "b"}', "entry 2: names the label 1 a second time"),
         ("names.json", b'{"1": "a", "1": "b"}', "entry 2: names the label 1 a second time"),
-        ("names.json", b'{"1": "a", "2": ', "is no whole JSON"),
-        ("names.json", b'["a"]', "holds no JSON object"),
+        ("names.json", b'{"1": "a", "2": ', "is not valid JSON"),
+        ("names.json", b'["a"]', "does not hold a JSON object"),
     ],
 )
 def test_files_that_do_not_name_labels_say_where(tmp_path: Path, file: str, content: bytes, words: str) -> None:

@@ -252,12 +252,12 @@ def test_own_atlases_can_be_chosen(server: Server, hippocampi: Path, patients: l
         ({"refine": 10**7}, "refine 10000000: give at most 1000 gradient steps"),
         ({"refine": 1.5}, "refine 1.5: give a whole number"),
         ({"init": "sideways"}, "init 'sideways' is unknown"),
-        ({"atlas": "../../lung"}, "atlas '../../lung' is unknown; there are: hippocampus"),
+        ({"atlas": "../../lung"}, "atlas '../../lung' is unknown; available: hippocampus"),
         ({"mirror": "maybe"}, "mirror 'maybe': give true or false"),
         ({"when_in_doubt": "cry"}, "when_in_doubt 'cry': choose warn or refuse"),
         ({"model_filename": "mine.pt"}, "model_filename 'mine.pt': is not among this method's weights"),
         ({"device": "nope"}, "device 'nope' is unknown; choose auto, cpu, cuda, mps"),
-        ({"device": "cpu:7"}, "device 'cpu:7' is not on this machine"),
+        ({"device": "cpu:7"}, "device 'cpu:7' is not available on this machine"),
         ({"Init": "rigid"}, "option 'Init' is unknown; did you mean 'init'?"),
         ({"max-iterations": 3}, "option 'max-iterations' is unknown; did you mean 'max_iterations'?"),
     ],
@@ -317,7 +317,7 @@ def test_a_corrupt_upload_is_refused_and_the_next_one_works(
 def test_an_unknown_image_is_refused(server: Server) -> None:
     answer = server.infer("pan", "image=nobody&output=json")
     assert answer.status == 400
-    assert "no image of this name" in answer.content["detail"]
+    assert "no image with this name" in answer.content["detail"]
 
 
 @pytest.mark.parametrize("file", ["template.nii.gz", "labels.nii.gz", "labels.json"])

@@ -14,7 +14,7 @@ from iregzoo.zoo import load
 from .scans import write_atlas
 
 
-@pytest.mark.parametrize(("init", "mend"), [("none", "try init rigid"), ("rigid", "take an atlas of your own")])
+@pytest.mark.parametrize(("init", "mend"), [("none", "try init rigid"), ("rigid", "use your own atlas")])
 def test_what_is_advised_has_not_been_tried(tmp_path: Path, init: str, mend: str) -> None:
     options = write_atlas(tmp_path)
     (atlas,) = own([options[1]], [options[3]], options[5])

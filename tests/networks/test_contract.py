@@ -189,7 +189,7 @@ def test_network_that_takes_one_pass_refuses_to_iterate(name: str) -> None:
     if network.controller is not None:
         pytest.skip("iterates")
     for controller in (FixedIterations(2), TCI()):
-        with pytest.raises(ValueError, match=r"controller=.*one pass"):
+        with pytest.raises(ValueError, match=r"controller=.*single pass"):
             network(*images(network), controller)
 
 

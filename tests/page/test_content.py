@@ -38,13 +38,13 @@ def test_figures_are_those_of_the_report(page: Page) -> None:
     rows = dict(zip(page.texts("#lines th"), page.texts("#lines td:nth-child(2)"), strict=True))
     expected = {line.name: line.value for line in explained(report)}
     assert rows == expected
-    likeness = rows["Likeness of the images (NCC)"]
+    likeness = rows["Image similarity (NCC)"]
     assert [float(word) for word in likeness.split() if word[0].isdigit()] == [
         round(report[f"ncc_{when}"], 3) for when in ("before", "start", "after")
     ]
     assert rows["Folding"].startswith(f"{report['folding_percent']:.3f} %")
     assert rows["Deformation"] == (
-        f"{report['displacement_mean_mm']:.1f} mm mean, {report['displacement_max_mm']:.1f} mm largest"
+        f"{report['displacement_mean_mm']:.1f} mm mean, {report['displacement_max_mm']:.1f} mm maximum"
     )
     assert "Inverse" in rows
     assert page.texts("#dice tbody th") == ["1", "2", "3", "4"]
@@ -64,7 +64,7 @@ def test_iterations_are_drawn_as_they_were_tried(page: Page) -> None:
     assert np.argsort(heights).tolist() == np.argsort(flat)[::-1].tolist()
     words = page.texts("#trace-words li")
     assert len(words) == len(taken)
-    assert words[0].startswith(f"Level 1 (coarsest): {taken[0]} taken, {len(scores[0])} tried")
+    assert words[0].startswith(f"Level 1 (coarsest): {taken[0]} accepted, {len(scores[0])} tried")
 
 
 def test_pictures_show_the_three_planes_with_the_patients_sides(page: Page, tmp_path: Path) -> None:

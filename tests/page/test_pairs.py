@@ -32,7 +32,7 @@ def test_no_warnings_are_said_and_warnings_stand_on_top(browser: Chrome, page: P
     assert page.find("#warnings").rect["y"] < 250
     worrying = page.texts("#lines tr.worrying th")
     assert len(worrying) == 1
-    assert "Likeness" in worrying[0]
+    assert "Image similarity" in worrying[0]
 
 
 def test_names_of_files_stay_names(browser: Chrome, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_space_blinks_between_fixed_and_warped(page: Page) -> None:
     page.find("#swap").click()
     assert page.find("#now").text == "warped"
     page.choose(other="moving")
-    assert page.find("#now").text == "moving at the start"
+    assert page.find("#now").text == "moving at affine start"
     assert apart(page.pixels("axial"), second) > 10 * SAME
 
 
@@ -121,7 +121,7 @@ def test_slider_uncovers_one_image_over_the_other(page: Page) -> None:
 
 def test_difference_is_smaller_after(page: Page) -> None:
     page.choose(mode="difference", crosshair=False, labels=False)
-    assert page.texts("#axial figcaption") == ["difference at the start", "difference after"]
+    assert page.texts("#axial figcaption") == ["difference at affine start", "difference after"]
     for plane in PLANES:
         assert page.pixels(plane, 1).mean() < 0.7 * page.pixels(plane, 0).mean()
 

@@ -57,7 +57,7 @@ def test_csv_may_have_other_columns_and_the_mark_that_spreadsheets_add(tmp_path:
 def test_csv_that_is_no_list_of_landmarks_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "points.csv"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"points.csv: is no list of landmarks; expected .*CoordinateSystem = LPS"):
+    with pytest.raises(InputError, match=r"points.csv: is not a list of landmarks; expected .*CoordinateSystem = LPS"):
         read_points(path)
 
 
@@ -65,14 +65,14 @@ def test_csv_that_is_no_list_of_landmarks_is_refused(tmp_path: Path, text: str) 
     ("table", "words"),
     [
         ("a,b,c\n1,2,3\n", ": has columns 'a, b, c'; expected x, y, z"),
-        ("x;y;z\n1;2;3\n", ": has columns 'x;y;z'; expected x, y, z, once each, with commas"),
+        ("x;y;z\n1;2;3\n", ": has columns 'x;y;z'; expected x, y, z, once each, separated by commas"),
         ("x,y,x,z\n1,2,3,4\n", ": has columns 'x, y, x, z'"),
         ("x,y,z\n1,2,3\n\n1,2\n", ", line 5, column z: is empty"),
         ("label,x,y,z\na,1,,3\n", ", line 3, column y: is empty"),
-        ("x,y,z\n1,two,3\n", ", line 3, column y: 'two' is no number"),
+        ("x,y,z\n1,two,3\n", ", line 3, column y: 'two' is not a number"),
         ("z,y,x\n1,2,3\n1,2,nan\n", ", line 4, column x: 'nan' is not finite"),
         ("x,y,z\n1,2,inf\n", ", line 3, column z: 'inf' is not finite"),
-        ("x,y,z\n1,5,2,3\n", ", line 3: has more cells than there are columns"),
+        ("x,y,z\n1,5,2,3\n", ", line 3: has more cells than columns"),
         ("x,y,z\n", ": holds no points"),
     ],
 )
@@ -99,7 +99,7 @@ def test_json_that_is_no_list_of_landmarks_is_refused(tmp_path: Path, text: str)
     path = tmp_path / "points.mrk.json"
     path.write_text(text)
     with pytest.raises(
-        InputError, match=r"points.mrk.json: is no list of landmarks; expected a Slicer .mrk.json: markups"
+        InputError, match=r"points.mrk.json: is not a list of landmarks; expected a Slicer .mrk.json: markups"
     ) as refused:
         read_points(path)
     assert "CSV" not in str(refused.value)
@@ -118,7 +118,7 @@ def test_file_that_is_missing_or_binary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent.csv: cannot be read \(No such file"):
         read_points(tmp_path / "absent.csv")
     (tmp_path / "binary.csv").write_bytes(bytes(range(128, 256)))
-    with pytest.raises(InputError, match=r"binary.csv: is no text in UTF-8"):
+    with pytest.raises(InputError, match=r"binary.csv: is not UTF-8 text"):
         read_points(tmp_path / "binary.csv")
 
 

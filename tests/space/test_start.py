@@ -154,7 +154,7 @@ def test_a_matrix_is_taken_as_it_is() -> None:
     ids=["small", "singular", "nan", "projective"],
 )
 def test_a_matrix_that_is_no_affine_is_refused(matrix: Matrix) -> None:
-    with pytest.raises(InputError, match=r"init: the matrix \[\[1.0, 0.0.* is no affine \(4, 4\) that has an inverse"):
+    with pytest.raises(InputError, match=r"init: the matrix \[\[1.0, 0.0.* is not an invertible affine \(4, 4\)"):
         affine_start(fixed_scan(), fixed_scan(), matrix)
 
 

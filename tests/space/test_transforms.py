@@ -109,7 +109,7 @@ def test_a_file_that_holds_no_affine_with_an_inverse_is_refused(tmp_path: Path) 
     grid = GRIDS["plain"]
     write_transform(tmp_path / "bends.h5", waves(grid), grid, AFFINE)
     stored(sitk.ScaleTransform(3, (1.0, 0.0, 1.0)), tmp_path / "flattens.tfm")
-    for name, words in (("bends.h5", "holds more than a rigid or affine"), ("flattens.tfm", "that has an inverse")):
+    for name, words in (("bends.h5", "holds more than a rigid or affine"), ("flattens.tfm", "not an invertible")):
         with pytest.raises(InputError, match=f"{name}: .*{words}"):
             read_linear(tmp_path / name)
 
@@ -285,19 +285,19 @@ def noise(path: Path) -> Path:
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absent.h5": (lambda path: path, "no such file"),
     "absent.nii.gz": (lambda path: path, "no such file"),
-    "noise.h5": (noise, "is no transform that ITK reads"),
-    "noise.tfm": (noise, "is no transform that ITK reads"),
-    "noise.mat": (noise, "is no transform that ITK reads"),
+    "noise.h5": (noise, "is not a transform that ITK can read"),
+    "noise.tfm": (noise, "is not a transform that ITK can read"),
+    "noise.mat": (noise, "is not a transform that ITK can read"),
     "noise.nii.gz": (noise, "is not a readable NIfTI file"),
     "noise.xyz": (noise, "cannot be read as an image"),
-    "half.h5": (half_of, "is no transform that ITK reads"),
+    "half.h5": (half_of, "is not a transform that ITK can read"),
     "nan.nii.gz": (nan_field, "NaN or infinite"),
     "nan.nrrd": (nan_field, "NaN or infinite"),
-    "nan.h5": (nan_field, "its DisplacementFieldTransform holds NaN or infinite numbers"),
-    "matrix.h5": (nan_matrix, "its AffineTransform holds NaN or infinite numbers"),
-    "scalar.nii.gz": (scalar_image, "has 1 value a voxel; expected a displacement field"),
+    "nan.h5": (nan_field, "its DisplacementFieldTransform holds NaN or infinite values"),
+    "matrix.h5": (nan_matrix, "its AffineTransform holds NaN or infinite values"),
+    "scalar.nii.gz": (scalar_image, "has 1 value per voxel; expected a displacement field"),
     "flat.nii.gz": (flat_field, "expected one 3-D volume"),
-    "flat.tfm": (lambda path: stored(sitk.Euler2DTransform(), path), "is a transform of 2-D images"),
+    "flat.tfm": (lambda path: stored(sitk.Euler2DTransform(), path), "is a transform for 2-D images"),
     "flat.h5": (lambda path: stored(sitk.CompositeTransform(2), path), "2-D images|holds no transform"),
     "learn2reg.nii.gz": (learn2reg_field, "expected one 3-D volume"),
 }

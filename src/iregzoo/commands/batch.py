@@ -26,30 +26,30 @@ def batch(
     scheduler: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Register every pair of a table, each into a folder of its own with the files of iregzoo register.
+    """Register every pair of a table, each into its own folder with the files of iregzoo register.
 
-    The same command again goes on where a run was stopped, or killed, and tries pairs that failed once more. A pair is
-    done when its folder is whole and was made by the same method with the same options from the same files. The folder
-    also gets summary.csv: a row for each pair with its status, the reason where it failed, and its figures.
+    Running the same command again resumes the batch and retries failed pairs. A pair counts as done if its folder is
+    complete and was made by the same method with the same options from the same files. The output folder also gets
+    summary.csv, with a row for each pair: its status, the reason if it failed, and its figures.
 
     Args:
         pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, init (a file with the
-            pair's own linear start), name (of the pair's folder; MOVING_to_FIXED after its files if empty); relative
-            paths are looked for beside it.
+            pair's own linear start), name (of the pair's folder; by default MOVING_to_FIXED from the file names).
+            Relative paths are resolved from the table's folder.
         output: folder for the pairs' folders and the summary.
         bundle: the method; see iregzoo list.
-        weights: a name from iregzoo list, or a weights file; the bundle's first if not given.
+        weights: a name from iregzoo list, or a weights file; by default the bundle's first.
         device: auto, cpu, cuda or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
-        controller: of the iterations: auto (the method's own), tci, iterstop or fixed.
-        max_iterations: the most iterations a level of the method's pyramid, 100 at most.
-        refine: gradient steps after the network, as for register; what the weights' card says if not given.
-        inverse: also write the way from fixed to moving.
+        controller: iteration controller: auto (the best for the weights), tci, iterstop or fixed.
+        max_iterations: maximum iterations per pyramid level (at most 100).
+        refine: gradient steps after the network, as in register; by default those in the weights' card.
+        inverse: also write the inverse transform, as iregzoo register does.
         jacobian: also write jacobian.nii.gz, as iregzoo register does.
-        workers: processes that register pairs side by side; each needs the memory of iregzoo register.
-        threads: of each process. The last digits of a result depend on them, but not on the number of workers.
-        scheduler: address of a Dask cluster whose workers do it instead, such as tcp://host:8786; they must have
+        workers: number of processes that register pairs in parallel; each needs the memory of iregzoo register.
+        threads: threads per process. The last digits of a result depend on it, but not on the number of workers.
+        scheduler: address of a Dask cluster that does the work instead, such as tcp://host:8786; its workers must have
             iregzoo, and see the files and the output folder under the same paths.
         overwrite: replace results in the folder that were made with other settings.
     """
@@ -62,7 +62,7 @@ def batch(
 
     check_workers(workers)
     if scheduler and workers != 1:
-        raise InputError(f"workers {workers}: a cluster has its own; leave out --workers or --scheduler")
+        raise InputError(f"workers {workers}: a cluster has its own workers; leave out --workers or --scheduler")
     settings = Settings(
         bundle,
         weights,
@@ -89,7 +89,7 @@ def batch(
     if failed:
         raise InputError(
             f"{len(failed)} of {len(rows)} pairs failed, first {failed[0]['name']}: {failed[0]['reason']} "
-            f"(all are in {target / 'summary.csv'}; the same command tries them again)"
+            f"(all are in {target / 'summary.csv'}; run the same command again to retry them)"
         )
     print(f"written to {output}: summary.csv has a row for each pair")
 
@@ -97,7 +97,7 @@ def batch(
 def totals(rows: Sequence[dict[str, Any]], earlier: int) -> str:
     """What a batch has done, in a line: how many pairs, and their mean figures."""
     done = [row for row in rows if row["status"] == "done"]
-    parts = [f"{len(done)} of {len(rows)} pairs registered" + (f", {earlier} of them earlier" if earlier else "")]
+    parts = [f"{len(done)} of {len(rows)} pairs registered" + (f", {earlier} in an earlier run" if earlier else "")]
     for title, before, after in (("NCC", "ncc_before", "ncc_after"), ("Dice", "dice_before_mean", "dice_mean")):
         both = [(row[before], row[after]) for row in done if before in row and after in row]
         if both:

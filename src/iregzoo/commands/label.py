@@ -17,16 +17,16 @@ def label_app(
 ) -> None:
     """Prepare MONAI Label's stock app with these methods, and print the command that starts its server.
 
-    A patient's image goes in, the labels of an atlas come out on that image: in 3D Slicer, in OHIF, or through REST.
-    The atlas is the hippocampus template, or one's own.
+    The app transfers the labels of an atlas to a patient's image, in 3D Slicer, in OHIF, or through REST. The atlas is
+    the hippocampus template, or your own.
 
     Args:
-        folder: for the app, new or empty.
-        atlas: an image, or several of the same labels, separated by commas.
-        atlas_labels: the label map of each.
-        label_names: the labels' names, JSON such as {"1": "thalamus"} or CSV with the columns label and name.
-        bundles: one or more methods, separated by commas; all that have weights if not given.
-        weights: a name from iregzoo list, or a weights file; each bundle's first if not given.
+        folder: folder for the app, new or empty.
+        atlas: an image, or several with the same labels, separated by commas.
+        atlas_labels: the label map of each atlas, separated by commas.
+        label_names: the labels' names, as JSON such as {"1": "thalamus"} or CSV with the columns label and name.
+        bundles: one or more methods, separated by commas; by default all that have weights.
+        weights: a name from iregzoo list, or a weights file; by default the first of each bundle.
         overwrite: replace an app that is in the folder.
     """
     from iregzoo.flags import flag
@@ -54,5 +54,5 @@ def label_app(
     print(f"written to {folder}: {', '.join(methods)} with the atlas {', '.join(one.name for one in atlases)}")
     said = [f"{value} {labels[value]}{former.get(value, '')}" for value in sorted(labels)]
     print(f"labels: {', '.join(said)}")
-    print("start the server, with the folder of your scans (or an empty one) in place of scans:")
+    print("start the server with this command, replacing scans with the folder of your scans (or an empty one):")
     print(start_command(Path(folder), methods, "scans"))

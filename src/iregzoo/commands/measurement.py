@@ -25,39 +25,40 @@ def evaluate(
 ) -> None:
     """Register every pair of a table with every method and peer, and measure the results.
 
-    The folder gets metrics.csv (a row per pair and method), summary.json (of each method mean, standard deviation and
-    median of every figure and label, its worst case, and its comparison with each peer), table.md (the means), dice.png
-    (box plots by structure), time.png (accuracy against seconds) and cases.png (best and worst case of each method).
+    The folder gets metrics.csv (a row per pair and method), summary.json (for each method the mean, standard deviation
+    and median of every figure and label, its worst case, and its comparison with each peer), table.md (the means),
+    dice.png (box plots by structure), time.png (accuracy against seconds) and cases.png (best and worst case of each
+    method).
 
     Everything is measured on the fixed scan's own grid: Dice, HD95 and ASSD (mm) of the moving labels, warped once with
-    nearest neighbours; folding (%), near-singular voxels (%) and sd of log det J of the deformation without the affine;
-    NCC, MSE and SSIM of intensities in [0, 1]; landmark error (mm). Seconds are from scans in memory to the warped
-    scan, of a peer its registration alone.
+    nearest-neighbour interpolation; folding (%), near-singular voxels (%) and sd of log det J of the deformation
+    without the affine; NCC, MSE and SSIM of intensities in [0, 1]; landmark error (mm). Seconds run from scans in
+    memory to the warped scan; for a peer, its registration only.
 
-    Peers start from the scans as they are in the files, with the same number of threads, and their fields are measured
-    by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its affine and
-    then its deformable registration, WNCC 2x2x2, 100x50x25 iterations each. pip install "iregzoo[peers]" has both.
-    Every method is compared with each peer on Dice (NCC where there are no labels) by Wilcoxon's signed-rank test, with
-    Holm's correction over all comparisons of the run.
+    Peers start from the scans as positioned in the files, with the same number of threads, and their fields are
+    measured by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its
+    affine and then its deformable registration, WNCC 2x2x2, 100x50x25 iterations each. pip install "iregzoo[peers]"
+    installs both. Every method is compared with each peer on Dice (NCC where there are no labels) by Wilcoxon's
+    signed-rank test, with Holm's correction over all comparisons of the run.
 
     Args:
         pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
-            moving_points, init (a file with the pair's own linear start, for the methods); relative paths are looked
-            for beside it.
+            moving_points, init (a file with the pair's own linear start, for the methods). Relative paths are resolved
+            from the table's folder.
         bundle: one or more methods, separated by commas.
         output: folder for the results, new or empty.
-        weights: a name from iregzoo list, or a weights file; each bundle's first if not given.
-        peers: one or more of ants-syn, greedy, separated by commas, to measure beside the methods.
+        weights: a name from iregzoo list, or a weights file; by default the first of each bundle.
+        peers: one or more of ants-syn, greedy, separated by commas, to compare the methods with.
         device: auto, cpu, cuda or mps; peers run on the CPU.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto, none, center, rigid or affine.
         controller: one or more of auto, tci, iterstop, fixed, separated by commas.
-        max_iterations: the most iterations a level, 100 at most.
-        refine: gradient steps after the network, as for register; what the weights' card says if not given.
+        max_iterations: maximum iterations per pyramid level (at most 100).
+        refine: gradient steps after the network, as in register; by default those in the weights' card.
         learn2reg: folder, new or empty, for the displacement fields as Learn2Reg's evaluator reads them,
-            disp_<fixed>_<moving>.nii.gz in voxels of the moving array; in a folder for each where there are several
-            methods or peers.
-        plots: draw the three pictures.
+            disp_<fixed>_<moving>.nii.gz in voxels of the moving array; with several methods or peers, each in its own
+            subfolder.
+        plots: draw dice.png, time.png and cases.png.
         overwrite: replace the results of an earlier run in the folders.
     """
     from contextlib import ExitStack
@@ -105,7 +106,7 @@ def evaluate(
         first = summary["failed"][0]
         raise InputError(
             f"{len(summary['failed'])} of {registrations} registrations failed, first {first['pair']} with "
-            f"{first['bundle']}: {first['reason']} (the others are in {output})"
+            f"{first['bundle']}: {first['reason']} (the other results are in {output})"
         )
 
 
@@ -124,5 +125,5 @@ def result_line(result: dict[str, Any]) -> str:
     parts.append(f"NCC {result['ncc_before']['mean']:.3f} → {result['ncc_after']['mean']:.3f}")
     if result["iterations"]:
         parts.append(f"iterations {result['iterations']}")
-    parts.append(f"{result['seconds']['mean']:.2f} s a pair")
+    parts.append(f"{result['seconds']['mean']:.2f} s per pair")
     return ", ".join(parts)

@@ -29,27 +29,27 @@ def register(
 
     Scans are NIfTI, NRRD, MetaImage, .mgz or a folder with one DICOM series. The folder gets warped.nii.gz,
     displacement.nii.gz (LPS mm), transform.h5 (ITK), and the report: report.html for a browser, report.png and
-    report.json; warped_labels.nii.gz where moving labels are given; with --inverse the same for the other way.
+    report.json; warped_labels.nii.gz if moving labels are given; with --inverse the same for the inverse direction.
 
     Args:
-        fixed: the scan that stays.
-        moving: the scan that is brought to it.
+        fixed: the scan that stays in place.
+        moving: the scan to align with the fixed one.
         output: folder for the results, new or empty.
         bundle: the method; see iregzoo list.
-        weights: a name from iregzoo list, or a weights file; the bundle's first if not given.
+        weights: a name from iregzoo list, or a weights file; by default the bundle's first.
         fixed_labels: label map on the fixed scan's grid.
         moving_labels: label map on the moving scan's grid.
         device: auto, cpu, cuda or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine; or a file
-            with a linear transform, as 3D Slicer and ANTs write (.h5, .tfm, .mat, .txt), which is taken as it is.
-        controller: of the iterations: auto (what the weights are best with), tci, iterstop or fixed.
-        max_iterations: the most iterations a level of the method's pyramid, 100 at most.
-        refine: gradient steps on the images' agreement, at the fixed scan's resolution, after the network, 1000 at
-            most; 0 for none. If not given, what suits the weights: 48 for brains, none for the hippocampus.
-        inverse: also write the way from fixed to moving.
-        jacobian: also write jacobian.nii.gz, the deformation's Jacobian determinant without the affine start: above 1
-            where what lies there takes more room in the moving scan than in the fixed one.
+            with a linear transform as written by 3D Slicer and ANTs (.h5, .tfm, .mat, .txt), which is used unchanged.
+        controller: iteration controller: auto (the best for the weights), tci, iterstop or fixed.
+        max_iterations: maximum iterations per pyramid level (at most 100).
+        refine: gradient steps after the network that increase the similarity of the images at the fixed scan's
+            resolution (at most 1000; 0 for none). By default 48 for brain weights and none for hippocampus weights.
+        inverse: also write the inverse transform, from fixed to moving, and the fixed scan warped by it.
+        jacobian: also write jacobian.nii.gz, the Jacobian determinant of the deformation without the affine start;
+            above 1, tissue takes up more room in the moving scan than in the fixed one.
         overwrite: replace the results of an earlier run in the folder.
     """
     from iregzoo.devices import choose_device
@@ -61,7 +61,7 @@ def register(
 
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels, init)):
         if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
-            raise InputError(f"{path}: lies where the results would go; choose another --output")
+            raise InputError(f"{path}: would be overwritten by the results; choose another --output")
     start = choose_start(init)
     stages = len(STAGES) + bool(inverse)
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(stages) as bar:
@@ -83,12 +83,12 @@ def register(
 def demo(
     output: str = "iregzoo-demo", bundle: str = "iirp", weights: str | None = None, overwrite: bool = False
 ) -> None:
-    """Make a phantom pair with a known deformation, register it, and say how much of the deformation was found.
+    """Make a phantom pair with a known deformation, register it, and report how much of the deformation was recovered.
 
     Args:
         output: folder for the phantom (fixed, moving, labels) and the results.
         bundle: the method.
-        weights: a name from iregzoo list, or a weights file.
+        weights: a name from iregzoo list, or a weights file; by default the bundle's first.
         overwrite: replace an earlier demo in the folder.
     """
     from iregzoo.outputs import whole_folder
@@ -113,7 +113,7 @@ def demo(
     for doubt in report["warnings"]:
         print(f"warning: {doubt}")
     print(
-        f"known deformation {found['known_mm']:.2f} mm on average, of which {found['left_mm']:.2f} mm are left: "
+        f"known deformation {found['known_mm']:.2f} mm on average, {found['left_mm']:.2f} mm of it remaining: "
         f"{found['recovered_percent']:.0f} % recovered"
     )
     print(f"written to {output}: open report.html first")

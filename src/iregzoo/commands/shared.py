@@ -25,7 +25,7 @@ def listed(value: str, option: str) -> list[str]:
     """
     found = [part.strip() for part in value.split(",") if part.strip()]
     if not found:
-        raise InputError(f"--{option} names nothing; give one name, or several separated by commas")
+        raise InputError(f"--{option} is empty; give one name, or several separated by commas")
     return found
 
 

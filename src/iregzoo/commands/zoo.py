@@ -4,7 +4,7 @@ from iregzoo.errors import InputError
 
 
 def list_bundles(json: bool = False) -> None:
-    """List the bundles at hand with their weights.
+    """List the available bundles with their weights.
 
     Args:
         json: print a JSON list instead of a table.
@@ -44,16 +44,16 @@ def list_bundles(json: bool = False) -> None:
 
 
 def download(name: str, version: str | None = None, source: str | None = None) -> None:
-    """Install a bundle from a release into the user's folder, ~/.cache/iregzoo unless IREGZOO_HOME names another.
+    """Install a bundle from a release into the user's folder, ~/.cache/iregzoo or the folder that IREGZOO_HOME names.
 
-    What is there and whole is not transferred again, and a transfer that broke off goes on. Size and sha256 are
-    compared with the release's index, and with what this iregzoo signs off, before anything is opened. A bundle takes
-    its place as a whole or not at all.
+    A bundle that is installed and intact is not downloaded again, and an interrupted download resumes. Size and sha256
+    are compared with the release's index, and with what this version of iregzoo signs off, before anything is opened. A
+    bundle is installed completely or not at all.
 
     Args:
-        name: of the bundle.
-        version: which one; the newest if not given. An older one than that at hand has to be named.
-        source: address or folder of a release; IREGZOO_SOURCE or the project's own releases if not given.
+        name: name of the bundle.
+        version: version to install, by default the newest. One older than the installed version must be named.
+        source: address or folder of a release; by default IREGZOO_SOURCE or the project's own releases.
     """
     from iregzoo.commands.shared import Bytes
     from iregzoo.download import download as install
@@ -63,10 +63,10 @@ def download(name: str, version: str | None = None, source: str | None = None) -
 
 
 def verify(name: str) -> None:
-    """Check a bundle at hand: its weights against their cards and its network, its files against the manifest.
+    """Check an installed bundle: its weights against their cards and its network, its files against the manifest.
 
     Args:
-        name: of the bundle.
+        name: name of the bundle.
     """
     from iregzoo.checks import check
     from iregzoo.zoo import find
@@ -84,12 +84,12 @@ def verify(name: str) -> None:
 
 
 def pack(name: str, output: str) -> None:
-    """Write a bundle's archive as a release has it, and enter it into index.json and MONAI's model_info.json beside it.
+    """Write a bundle's archive for a release, and add it to index.json and MONAI's model_info.json next to it.
 
-    The same bundle gives the same bytes, on any machine. Several bundles may go into one folder.
+    The same bundle gives the same bytes on any machine. Several bundles may go into one folder.
 
     Args:
-        name: of the bundle.
+        name: name of the bundle.
         output: folder of the release.
     """
     from pathlib import Path
@@ -102,7 +102,7 @@ def pack(name: str, output: str) -> None:
 
 
 def import_checkpoint(bundle: str, checkpoint: str, output: str) -> None:
-    """Turn a checkpoint of a method's published code into weights for its bundle, for --weights FILE.
+    """Convert a checkpoint of a method's published code into weights for its bundle, for --weights FILE.
 
     Args:
         bundle: the method.

@@ -70,7 +70,7 @@ def having(weights: str | None) -> list[str]:
     """
     found = [bundle.name for bundle in bundles() if (weights in bundle.weights if weights else bundle.weights)]
     if not found:
-        raise InputError(f"no bundle has weights {weights or 'of any name'}; name one with --bundles")
+        raise InputError(f"no bundle has weights {weights or 'at all'}; choose one with --bundles")
     return found
 
 
@@ -87,7 +87,7 @@ def stock_files() -> Iterator[tuple[str, Path]]:
     found = [(file.as_posix().split(STOCK)[1], Path(str(file.locate()))) for file in files if STOCK in file.as_posix()]
     if not found:
         raise InputError(
-            "MONAI Label is not installed; with Python 3.10 or 3.11, do so as docs/clinicians.md says: "
+            "MONAI Label is not installed; with Python 3.10 or 3.11, install it as described in docs/clinicians.md: "
             'pip install --no-build-isolation "iregzoo[label]"'
         )
     yield from ((place, source.resolve()) for place, source in found if "__pycache__" not in place)
@@ -100,7 +100,7 @@ def check_is_app(folder: Path) -> None:
         InputError: for a folder that holds something else.
     """
     if folder.is_dir() and held(folder) and not (folder / MODELS).is_dir():
-        raise InputError(f"{folder}: is not empty, and no Label app; choose another folder")
+        raise InputError(f"{folder}: is not empty and not a Label app; choose another folder")
 
 
 def _of_earlier_run(folder: Path) -> list[str]:
@@ -164,7 +164,7 @@ def _metadata(method: Method, cards: Mapping[str, Any], atlases: Sequence[Labell
         **metadata,
         "name": f"{metadata['name']}: atlas labels",
         "task": "Atlas-based segmentation by deformable registration",
-        "description": f"Registers an atlas ({called}) to a patient's image and gives the atlas's labels there. "
+        "description": f"Registers an atlas ({called}) to a patient's image and transfers the atlas's labels to it. "
         f"{metadata['description']} For research only, not a medical device.",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": labels}},
         "weights": dict(cards),

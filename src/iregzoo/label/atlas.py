@@ -60,7 +60,9 @@ def own(images: Sequence[str], labels: Sequence[str], names: str) -> list[Labell
             their own, more than 255 labels, atlases of one name, and one given twice.
     """
     if len(images) != len(labels):
-        raise InputError(f"{len(images)} atlases and {len(labels)} label maps: give --atlas-labels one map an atlas")
+        raise InputError(
+            f"{len(images)} atlases and {len(labels)} label maps: give one map per atlas with --atlas-labels"
+        )
     for image in images:
         if images.count(image) > 1:
             raise InputError(f"{image}: is given {images.count(image)} times; give each atlas once")
@@ -88,7 +90,7 @@ def _named(labels: Scan, names: Mapping[int, str], source: str) -> dict[int, str
     values = [int(value) for value in np.unique(labels.data.numpy()) if value]
     if not values or values[0] < 0:
         what = f"holds the negative label {values[0]}" if values else "is empty"
-        raise InputError(f"{labels.path}: {what}; an atlas needs labels of 1 or more")
+        raise InputError(f"{labels.path}: {what}; an atlas needs positive labels")
     nameless = [value for value in values if not names.get(value)]
     if nameless:
         raise InputError(f"{source}: does not name the labels {nameless} of {labels.path.name}; name every label")
@@ -97,7 +99,7 @@ def _named(labels: Scan, names: Mapping[int, str], source: str) -> dict[int, str
         name = names[value].lower()
         if name in known:
             raise InputError(
-                f"{source}: the labels {known[name]} and {value} are both {name!r}; give each its own name"
+                f"{source}: the labels {known[name]} and {value} are both named {name!r}; give each its own name"
             )
         known[name] = value
     return {value: names[value] for value in values}
@@ -107,7 +109,7 @@ def _fit_bytes(atlases: Sequence[LabelledImage]) -> list[LabelledImage]:
     """The same atlases with labels of at most 255."""
     values = sorted({value for atlas in atlases for value in atlas.names})
     if len(values) > MOST:
-        raise InputError(f"the atlas has {len(values)} labels, but viewers show {MOST} at most; leave some out")
+        raise InputError(f"the atlas has {len(values)} labels, but viewers show at most {MOST}; leave some out")
     if values[-1] <= MOST:
         return list(atlases)
     fitted = []
@@ -140,5 +142,5 @@ def place_of(folder: Path, name: str) -> Path:
     """
     known = sorted(path.name for path in (folder / ATLASES).glob("*") if path.is_dir())
     if name and known and name not in known:
-        raise InputError(f"atlas {name!r} is unknown; there are: {', '.join(known)}")
+        raise InputError(f"atlas {name!r} is unknown; available: {', '.join(known)}")
     return folder / ATLASES / (name or next(iter(known), ""))

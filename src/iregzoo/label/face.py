@@ -82,7 +82,8 @@ class Options:
         most = whole("max_iterations")
         if not isinstance(most, int) or not 0 <= most <= MOST_ITERATIONS:
             raise InputError(
-                f"max_iterations {most!r}: give a whole number from 1 to {MOST_ITERATIONS}, or 0 for the method's own"
+                f"max_iterations {most!r}: give a whole number from 1 to {MOST_ITERATIONS}, or 0 for the method's "
+                "default"
             )
         options = cls(
             controller=str(asked("controller") or "auto"),
@@ -134,7 +135,9 @@ class ReadRequest(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         with answering(BAD_REQUEST):
             if not data.get("image"):
-                raise InputError("the server has no image of this name; upload it, or look for it in /datastore/")
+                raise InputError(
+                    "the server has no image with this name; upload it, or look up the names in /datastore/"
+                )
             options = Options.of(data)
             place = place_of(self.root, options.atlas)
             _check_device(data.get("device"))
@@ -176,7 +179,7 @@ def _check_device(name: Any) -> None:
     kind, _, number = str(name or "cpu").partition(":")
     choose_device(kind)
     if number and not (kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count()):
-        raise InputError(f"device {name!r} is not on this machine; choose cpu or cuda")
+        raise InputError(f"device {name!r} is not available on this machine; choose cpu or cuda")
 
 
 class AtlasInferer(Inferer):

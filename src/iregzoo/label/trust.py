@@ -56,19 +56,19 @@ def _doubts(found: Mapping[str, Any], init: str) -> dict[str, str]:
     said = {}
     if found["covered_percent"] < LITTLE_COVERED:
         said["covered_percent"] = (
-            f"little overlap: the atlas covers {found['covered_percent']:.0f} % of what the scan shows; "
-            "crop the scan to what the atlas shows"
+            f"little overlap: the atlas covers {found['covered_percent']:.0f} % of the scan's content; "
+            "crop the scan to the region that the atlas shows"
         )
     if found["ncc_start"] < LITTLE_ALIKE_AT_START:
         searched = init in ("rigid", "affine")
-        mend = "crop it to what the atlas shows, or take an atlas of your own" if searched else "try init rigid"
+        mend = "crop it to the region that the atlas shows, or use your own atlas" if searched else "try init rigid"
         said["ncc_start"] = (
-            f"the scan does not resemble the atlas (NCC {found['ncc_start']:.2f} before the deformation): is it the "
-            f"right part, side, orientation and contrast? If it is, {mend}"
+            f"the scan does not resemble the atlas (NCC {found['ncc_start']:.2f} before the deformation): check "
+            f"body part, side, orientation and contrast; if they are right, {mend}"
         )
     for name, size in found["label_size"].items():
         if size == 0:
             said[f"label {name}"] = f"no {name} found"
         elif not SMALLEST <= size <= LARGEST:
-            said[f"label {name}"] = f"the {name} has {size:.2f} times the volume that it has in the atlas"
+            said[f"label {name}"] = f"the {name} has {size:.2f} times its volume in the atlas"
     return said

@@ -248,4 +248,4 @@ def check_pair(moving: Tensor, fixed: Tensor, stride: int) -> None:
 def check_one_pass(controller: Controller | None) -> None:
     """Raise ValueError for a controller that would have a method iterate that takes one pass."""
     if controller not in (None, FixedIterations(1)):
-        raise ValueError(f"controller={controller}: this method takes one pass; leave the controller out")
+        raise ValueError(f"controller={controller}: this method runs a single pass; leave the controller out")

@@ -185,7 +185,9 @@ class IPEARNet(nn.Module):
     ) -> None:
         super().__init__()
         if any(2 * count < reduction or count < 2 for count in channels):
-            raise ValueError(f"channels={tuple(channels)}; expected at least 2 and half of reduction={reduction}")
+            raise ValueError(
+                f"channels={tuple(channels)}; expected at least 2 and at least half of reduction={reduction}"
+            )
         self.controller: Controller = TCI() if controller is None else controller
         self.stride = 2 ** (len(channels) - 1)
         attention = [level > 0 for level in range(len(channels))]

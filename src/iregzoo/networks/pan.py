@@ -177,11 +177,13 @@ class PANNet(nn.Module):
 def _check_settings(base: int, heads: Sequence[int], head_channels: int, orthogonal_heads: Sequence[int]) -> None:
     """Raise ValueError for settings that leave a layer without channels, or the orthogonality loss without a use."""
     if 2 * base < REDUCTION:
-        raise ValueError(f"base={base}; expected at least {REDUCTION // 2}, for squeeze-and-excitation divides 2·base")
+        raise ValueError(
+            f"base={base}; expected at least {REDUCTION // 2}, because squeeze-and-excitation divides 2·base"
+        )
     if not heads or min(heads) < 1:
         raise ValueError(f"heads={tuple(heads)}; expected at least one head at each of one or more levels")
     if head_channels < 2:
-        raise ValueError(f"head_channels={head_channels}; expected at least 2, for LayerNorm makes one a constant")
+        raise ValueError(f"head_channels={head_channels}; expected at least 2, because LayerNorm makes one a constant")
     for count in orthogonal_heads:
         if count < 2 or count not in heads:
             raise ValueError(

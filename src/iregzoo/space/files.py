@@ -148,4 +148,4 @@ def _fill(file: BinaryIO, size: int) -> None:
 
 def _cannot_write(path: Path, error: RuntimeError | OSError) -> InputError:
     reason = error.strerror if isinstance(error, OSError) else str(error).strip().splitlines()[-1][-120:]
-    return InputError(f"{path}: cannot be written ({reason}); check that the disk has room")
+    return InputError(f"{path}: cannot be written ({reason}); check the free disk space")

@@ -81,7 +81,7 @@ def read_landmarks(path: str | Path, scan: Scan) -> Tensor:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as landmarks ({error}); get it again") from None
     if index.shape[1:] != (3,) or len(index) == 0:
-        raise InputError(f"{path}: is a table of shape {tuple(index.shape)}; expected three voxel indices a line")
+        raise InputError(f"{path}: is a table of shape {tuple(index.shape)}; expected three voxel indices per line")
     return map_points(scan.grid.affine, index)
 
 
@@ -128,7 +128,7 @@ def _unpickle(path: Path, which: int) -> tuple[NDArray[Any], Grid]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except Exception as error:  # a pickle that is damaged or foreign raises many kinds; each means the same here
-        raise InputError(f"{path}: is refused ({error}); a pickle may hold nothing but numpy arrays") from None
+        raise InputError(f"{path}: was rejected ({error}); a pickle may hold only numpy arrays") from None
     arrays = content if isinstance(content, (tuple, list)) else ()
     if len(arrays) != 2 or not all(isinstance(a, np.ndarray) and a.ndim == 3 and a.dtype.kind in "iuf" for a in arrays):
         raise InputError(f"{path}: does not hold a pair of 3-D arrays of numbers, image and label map")

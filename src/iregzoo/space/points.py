@@ -71,11 +71,11 @@ def read_point_list(path: str | Path) -> PointList:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is no text in UTF-8; save it in UTF-8") from None
+        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except InputError:  # which already names the place
         raise
     except (LookupError, ValueError, TypeError, RuntimeError, csv.Error):
-        raise InputError(f"{path}: is no list of landmarks; expected {MARKUPS if json_file else TABLE}") from None
+        raise InputError(f"{path}: is not a list of landmarks; expected {MARKUPS if json_file else TABLE}") from None
     if len(found.points) == 0:
         raise InputError(f"{path}: holds no points")
     return found
@@ -129,7 +129,7 @@ def _read_csv(text: str, path: Path) -> PointList:
     columns = _columns(names[1], path)
     for line, row in rows:
         if any(cell.strip() for cell in row[len(names[1]) :]):
-            raise InputError(f"{path}, line {line}: has more cells than there are columns")
+            raise InputError(f"{path}, line {line}: has more cells than columns")
     places = [_place(row, columns, f"{path}, line {line}") for line, row in rows]
 
     def other(points: Tensor) -> str:
@@ -148,9 +148,7 @@ def _columns(names: list[str], path: Path) -> dict[str, int]:
     """Where x, y and z stand."""
     found = [name.strip() for name in names]
     if any(found.count(axis) != 1 for axis in AXES):
-        raise InputError(
-            f"{path}: has columns {', '.join(names)!r}; expected x, y, z, once each, with commas between them"
-        )
+        raise InputError(f"{path}: has columns {', '.join(names)!r}; expected x, y, z, once each, separated by commas")
     return {axis: found.index(axis) for axis in AXES}
 
 
@@ -164,7 +162,7 @@ def _place(row: list[str], columns: dict[str, int], where: str) -> list[float]:
         try:
             place.append(float(cell))
         except ValueError:
-            raise InputError(f"{where}, column {axis}: {cell!r} is no number") from None
+            raise InputError(f"{where}, column {axis}: {cell!r} is not a number") from None
         if not math.isfinite(place[-1]):
             raise InputError(f"{where}, column {axis}: {cell!r} is not finite")
     return place

@@ -98,8 +98,8 @@ def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
     single = as_float32(array, path)
     if single.min() == single.max() and array.min() != array.max():
         raise InputError(
-            f"{path}: its voxels, around {single.flat[0]:g}, differ by less than single precision tells; subtract or "
-            "multiply by a constant"
+            f"{path}: its voxel values, around {single.flat[0]:g}, differ by less than single precision resolves; "
+            "subtract a constant or scale the values"
         )
     if single.min() == single.max():
         raise InputError(f"{path}: every voxel is {single.flat[0]:g}; an image without contrast cannot be registered")
@@ -120,12 +120,12 @@ def label_scan(array: NDArray[Any], grid: Grid, path: Path, scan: Scan) -> Scan:
     """The label map of voxels (X, Y, Z), with the checks of ``read_labels``."""
     if not np.isfinite(array).all() or (array != np.round(array)).any():
         odd = array[~np.isfinite(array) | (array != np.round(array))].flat[0]
-        raise InputError(f"{path}: holds the value {odd:g}; a label map holds whole numbers only")
+        raise InputError(f"{path}: holds the value {odd:g}; a label map may hold only whole numbers")
     if np.abs(array.astype(np.float64)).max() >= 2**31:
-        raise InputError(f"{path}: holds the label {array.max()}; give labels numbers below 2147483648")
+        raise InputError(f"{path}: holds the label {array.max()}; use labels below 2147483648")
     if not grid.matches(scan.grid):
         raise InputError(
-            f"{path}: its grid ({_describe(grid)}) is not that of {scan.path.name} ({_describe(scan.grid)}); "
+            f"{path}: its grid ({_describe(grid)}) differs from that of {scan.path.name} ({_describe(scan.grid)}); "
             "resample the labels to the image with nearest-neighbour interpolation"
         )
     return Scan(_tensor(array.astype(np.int32)), scan.grid, path)
@@ -197,21 +197,22 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
         if "orthonormal direction cosines" in str(error):
             raise _sheared(path) from None
         raise InputError(
-            f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is whole, or convert it to NIfTI"
+            f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is complete, or "
+            "convert it to NIfTI"
         ) from None
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[..., 0]
     if image.GetDimension() != 3 or min(image.GetSize()) < 2:
         raise InputError(
-            f"{path}: has size {'×'.join(map(str, image.GetSize()))}; expected one 3-D volume of at least 2 voxels an "
-            "axis: extract the volume first"
+            f"{path}: has size {'×'.join(map(str, image.GetSize()))}; expected one 3-D volume of at least 2 voxels "
+            "per axis; extract the volume first"
         )
     if "complex" in image.GetPixelIDTypeAsString():
         raise InputError(f"{path}: holds complex numbers; give its magnitude image")
     found = image.GetNumberOfComponentsPerPixel()
     if found != components:
         expected = "a grey-scale image" if components == 1 else "a displacement field, a vector image in LPS mm"
-        raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} a voxel; expected {expected}")
+        raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} per voxel; expected {expected}")
     return image, path
 
 
@@ -238,8 +239,8 @@ def _read_file(path: Path) -> sitk.Image:
 
 def _sheared(path: Path) -> InputError:
     return InputError(
-        f"{path}: its affine is sheared, so its axes do not stand at right angles; resample it to a grid whose "
-        "axes do, for instance with nibabel.processing.resample_to_output"
+        f"{path}: its affine is sheared, so its axes are not orthogonal; resample it to an orthogonal grid, for "
+        "instance with nibabel.processing.resample_to_output"
     )
 
 
@@ -251,7 +252,7 @@ def _check_there(path: Path) -> None:
         else:
             path.open("rb").close()
     except PermissionError:
-        raise InputError(f"{path}: may not be read (permission denied); give yourself the right to read it") from None
+        raise InputError(f"{path}: permission denied; check the file's permissions") from None
     except OSError:
         raise InputError(f"{path}: no such file or folder; check the path") from None
 
@@ -272,8 +273,8 @@ def as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:
     least, largest = array.min(), array.max()
     if least < -most or largest > most:
         raise InputError(
-            f"{path}: holds the value {max(least, largest, key=abs):g}, more than single precision takes ({most:.1e}); "
-            "divide the image by a constant"
+            f"{path}: holds the value {max(least, largest, key=abs):g}, beyond the range of single precision "
+            f"({most:.1e}); divide the image by a constant"
         )
     return array.astype(np.float32)
 
@@ -304,7 +305,7 @@ def _check_nifti(path: Path) -> None:
         return
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         raise InputError(
-            f"{path}: has no affine (sform and qform codes are 0), so its place in the scanner is unknown; "
+            f"{path}: has no affine (sform and qform codes are 0), so its position in scanner space is unknown; "
             "set one, for instance with nibabel's set_sform"
         )
     affine = header.get_best_affine()
@@ -338,13 +339,15 @@ def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
         reader.SetFileName(file)
         reader.ReadImageInformation()
         if not reader.HasMetaDataKey(DICOM_PLACE):
-            raise InputError(f"{folder}: {Path(file).name} does not say where its slice lies; export the series again")
+            raise InputError(
+                f"{folder}: {Path(file).name} does not give the position of its slice; export the series again"
+            )
         corners.append(reader.GetOrigin())
         turns.append(reader.GetDirection())
     turned = np.abs(np.array(turns) - turns[0]).max(axis=1)
     if turned.max() > ANOTHER_ANGLE:
         names = f"{Path(files[0]).name} and {Path(files[turned.argmax()]).name}"
-        raise InputError(f"{folder}: {names} lie at different angles; give a folder with one volume alone")
+        raise InputError(f"{folder}: {names} have different orientations; give a folder with only one volume")
     normal = np.array(turns[0]).reshape(3, 3)[:, 2]
     order = np.argsort(np.array(corners) @ normal, kind="stable")
     places, files = np.array(corners)[order], [files[number] for number in order]
@@ -354,11 +357,11 @@ def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
     worst = int(steps.argmin() if twice else np.abs(steps - usual).argmax())
     names = " and ".join(Path(file).name for file in files[worst : worst + 2])
     if twice:
-        raise InputError(f"{folder}: {names} are slices of one place; give a folder with one volume alone")
+        raise InputError(f"{folder}: {names} are slices at the same position; give a folder with only one volume")
     if np.abs(along - np.linspace(along[0], along[-1], len(along))).max() > UNEVEN * usual:
         raise InputError(
-            f"{folder}: its slices are {usual:.3g} mm apart, but {names} are {steps[worst]:.3g} mm; export the series "
-            "again, whole and as one volume"
+            f"{folder}: its slices are {usual:.3g} mm apart, but {names} are {steps[worst]:.3g} mm; export the "
+            "complete series again as one volume"
         )
     shift = float(np.linalg.norm(places - places[0] - np.outer(along - along[0], normal), axis=1).max())
     if shift > max(reader.GetSpacing()[:2]):

@@ -60,7 +60,7 @@ def check_affine(matrix: Matrix, source: str) -> None:
     affine = np.shape(matrix) == (4, 4) and np.isfinite(matrix).all() and np.array_equal(matrix[3], (0, 0, 0, 1))
     if not affine or np.linalg.cond(matrix[:3, :3]) > SINGULAR:
         shown = np.round(matrix, 6).tolist()
-        raise InputError(f"{source}: the matrix {shown} is no affine (4, 4) that has an inverse; make it again")
+        raise InputError(f"{source}: the matrix {shown} is not an invertible affine (4, 4); recreate it")
 
 
 def _check_extent(scan: Scan) -> None:
@@ -69,8 +69,8 @@ def _check_extent(scan: Scan) -> None:
     if extent.prod() > MOST_MM3:
         size, voxel = ("×".join(f"{length:.4g}" for length in lengths) for lengths in (extent, scan.grid.spacing))
         raise InputError(
-            f"{scan.path}: measures {size} mm, more than any person, with voxels of {voxel} mm; set its spacing in mm "
-            "or crop it"
+            f"{scan.path}: measures {size} mm, larger than any person, with voxels of {voxel} mm; set its spacing in "
+            "mm or crop it"
         )
 
 

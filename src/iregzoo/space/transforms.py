@@ -136,7 +136,7 @@ def read_linear(path: str | Path) -> Matrix:
     """
     chain = read_chain([path])
     if not chain.linear:
-        raise InputError(f"{path}: holds more than a rigid or affine transform; give that alone")
+        raise InputError(f"{path}: holds more than a rigid or affine transform; give a file with only that")
     matrix = matrix_of(chain.composite)
     check_affine(matrix, str(path))
     return matrix
@@ -155,17 +155,17 @@ def _read(path: Path) -> list[sitk.Transform]:
         except RuntimeError as error:
             unknown = "Could not create" in str(error)  # of which ITK says much, and that the suffix were wrong
             reason = "" if unknown else f" ({itk_reason(error)})"
-            raise InputError(f"{path}: is no transform that ITK reads{reason}; write it again") from None
+            raise InputError(f"{path}: is not a transform that ITK can read{reason}; export it again") from None
         if path.suffix.lower() in TEXTS:
             _check_alone(path)
     if transform.GetDimension() != 3:
-        raise InputError(f"{path}: is a transform of {transform.GetDimension()}-D images; give one of 3-D images")
+        raise InputError(f"{path}: is a transform for {transform.GetDimension()}-D images; give one for 3-D images")
     parts = list(flatten(transform))
     if not parts:
-        raise InputError(f"{path}: holds no transform; write it again")
+        raise InputError(f"{path}: holds no transform; export it again")
     for part in parts:
         if not np.isfinite(_numbers(part)).all():
-            raise InputError(f"{path}: its {part.GetName()} holds NaN or infinite numbers; make it again")
+            raise InputError(f"{path}: its {part.GetName()} holds NaN or infinite values; recreate it")
     return parts
 
 
@@ -174,7 +174,7 @@ def _check_alone(path: Path) -> None:
     with path.open("rb") as stream:
         kinds = [line for line in stream if line.startswith(b"Transform:")]
     if len(kinds) > 1 and b"Composite" not in kinds[0]:
-        raise InputError(f"{path}: holds {len(kinds)} transforms side by side; write each into a file of its own")
+        raise InputError(f"{path}: holds {len(kinds)} transforms side by side; write each to its own file")
 
 
 def flatten(transform: sitk.Transform) -> Iterator[sitk.Transform]:
@@ -228,7 +228,7 @@ def inverse_matrix(transform: sitk.Transform) -> Matrix:
     matrix = matrix_of(transform)
     if np.linalg.cond(matrix[:3, :3]) > SINGULAR:
         shown = [[round(value, 6) for value in row] for row in matrix[:3, :3].tolist()]
-        raise InputError(f"the transform's matrix {shown} is singular: nothing undoes it; leave out --inverse")
+        raise InputError(f"the transform's matrix {shown} is singular and has no inverse; leave out --inverse")
     return inverse(matrix)
 
 

@@ -14,14 +14,14 @@ function showWarnings(warnings) {
     note.append(element("strong", { textContent: warnings.length > 1 ? `⚠ ${warnings.length} warnings` : "⚠ Warning" }));
     note.append(element("ul", {}, ...warnings.map((words) => element("li", { textContent: words }))));
   } else {
-    note.append(element("strong", { textContent: "No warnings. " }), "That is no proof: look at the images.");
+    note.append(element("strong", { textContent: "No warnings. " }), "This is no guarantee: check the images.");
   }
   byId("warnings").append(note);
 }
 
 function showLines(lines) {
   for (const { name, value, meaning, worrying } of lines) {
-    const flag = worrying ? [element("span", { className: "flag", textContent: "⚠", title: "worrying" })] : [];
+    const flag = worrying ? [element("span", { className: "flag", textContent: "⚠", title: "warning sign" })] : [];
     const cells = [element("th", { scope: "row" }, ...flag, name), element("td", {}, value), element("td", {}, meaning)];
     byId("lines").tBodies[0].append(element("tr", { className: worrying ? "worrying" : "" }, ...cells));
   }
@@ -34,7 +34,7 @@ function showOverlap(after, before = {}) {
   const number = (value) => (value === undefined ? "–" : value.toFixed(3));
   for (const label of labels) {
     const fell = after[label] < before[label];
-    const filled = element("i"), mark = element("u", { title: "as given" });
+    const filled = element("i"), mark = element("u", { title: "before" });
     filled.style.width = `${100 * (after[label] ?? 0)}%`;
     mark.style.left = `${100 * (before[label] ?? 0)}%`;
     const name = element("th", { scope: "row" }, fell ? `⚠ ${label}` : label);
@@ -49,17 +49,17 @@ function showIterations(scores, iterations) {
   const levels = scores.map((level, i) => ({ level, taken: Math.min(iterations[i], level.length), name: i + 1 }));
   const scored = levels.filter(({ level }) => level.length);
   byId("trace-note").textContent = !iterations.length
-    ? "None recorded: a method of one pass has none, and a run through MONAI does not keep them."
+    ? "None recorded: single-pass methods do not iterate, and runs through MONAI do not record iterations."
     : scored.length
-      ? "The controller's score (higher is more alike) after every step tried, level by level from coarse to fine. " +
-        "Filled: taken. Open: tried and left."
-      : "A fixed number of steps at each level; nothing was scored.";
+      ? "The controller's score (higher is more similar) after every step tried, level by level from coarse to fine. " +
+        "Filled: accepted. Open: tried and rejected."
+      : "A fixed number of steps at each level; no scores were computed.";
   if (scored.length) byId("trace").append(chart(scored));
   const end = iterations.length;
   byId("trace-words").append(...iterations.map((count, i) => {
     const tried = scores[i]?.length ? `, ${scores[i].length} tried, score ${scores[i].map((s) => s.toFixed(3)).join(", ")}` : "";
     const where = i === 0 ? " (coarsest)" : i === end - 1 ? " (finest)" : "";
-    return element("li", { textContent: `Level ${i + 1}${where}: ${count} taken${tried}` });
+    return element("li", { textContent: `Level ${i + 1}${where}: ${count} accepted${tried}` });
   }));
 }
 
@@ -83,7 +83,7 @@ function chart(levels) {
     for (let i = Math.max(taken, 1); i < level.length; i++) picture.append(svg("path", { class: "try", d: `M${at(i - 1)}L${at(i)}` }));
     level.forEach((score, i) => {
       const dot = svg("circle", { class: i < taken ? "taken" : "left", cx: x(begin + i), cy: y(score), r: 4.5 });
-      dot.append(svg("title", {}, `level ${name}, step ${i + 1}: ${score.toFixed(4)}, ${i < taken ? "taken" : "left"}`));
+      dot.append(svg("title", {}, `level ${name}, step ${i + 1}: ${score.toFixed(4)}, ${i < taken ? "accepted" : "rejected"}`));
       picture.append(dot);
     });
     const centre = x(begin + (level.length - 1) / 2);
@@ -104,7 +104,7 @@ function showOrigin(report, views) {
     "Weights' SHA-256": report.weights_sha256,
     Device: report.device,
     iregzoo: report.iregzoo,
-    "The network saw": size(report.network_shape, report.network_spacing_mm),
+    "Network input": size(report.network_shape, report.network_spacing_mm),
     "Affine start, LPS mm": report.affine_lps_mm.slice(0, 3).map((row) => row.map((v) => v.toFixed(3)).join("  ")).join(" | "),
   };
   for (const [name, fact] of Object.entries(facts)) {
@@ -116,7 +116,7 @@ function showOrigin(report, views) {
     ? `Shown at ${size(views.shape, views.spacing)}, coarser than the scan: for detail, open warped.nii.gz in a viewer. `
     : `Shown at the fixed scan's own ${size(views.shape, views.spacing)}. `;
   const aslant = views.oblique_degrees > 1
-    ? `The scan is oblique by ${views.oblique_degrees.toFixed(0)}°: letters name the nearest side. ` : "";
+    ? `The scan is oblique by ${views.oblique_degrees.toFixed(0)}°: letters mark the nearest side. ` : "";
   byId("resolution").textContent = convention + detail + aslant;
 }
 
@@ -133,7 +133,7 @@ function showPage({ names, summary, lines, report, views }) {
   byId("report").textContent = JSON.stringify(report, null, 2);
   startViewer(views).catch((error) => {
     byId("warnings").append(element("p", { className: "note worrying" },
-      `This browser cannot show the images (${error.message}): look at report.png, or use a newer browser.`));
+      `This browser cannot show the images (${error.message}): see report.png, or use a newer browser.`));
   });
 }
 

@@ -1,6 +1,6 @@
 // The linked views: six pictures of a scene, at most two a plane, and what steers them.
 
-const NAMES = { fixed: "fixed", warped: "warped", moving: "moving at the start" };
+const NAMES = { fixed: "fixed", warped: "warped", moving: "moving at affine start" };
 const BLINK_MS = 700;
 const EDGE_PX = 12; // how near to the slider's edge a drag takes hold of it
 
@@ -82,7 +82,7 @@ function picturesOf({ scene, swapped }, { mode, other }) {
     side: [plain("fixed"), plain(other)],
     wipe: [both],
     blink: [plain(swapped ? other : "fixed")],
-    difference: [changed("moving", "at the start"), changed("warped", "after")],
+    difference: [changed("moving", "at affine start"), changed("warped", "after")],
   }[mode];
 }
 
@@ -128,8 +128,8 @@ function legend({ volumes, folds, jacobian_limits: [low, high] }, show) {
     show.mode === "difference" && bar(DARKER, BRIGHTER, "darker than fixed · same · brighter"),
     show.labels && volumes.fixed_labels && item("stroke", COLOURS.fixed, "labels of the fixed scan"),
     show.labels && volumes.warped_labels && item("stroke", COLOURS.warped, "labels of the moving scan, warped"),
-    show.grid && item("stroke", COLOURS.grid, "where the deformation takes a regular grid"),
-    show.jacobian && bar(SHRUNK, GROWN, `det J ${low} (shrunk to nothing) · 1 (as before) · ${high} (grown)`),
+    show.grid && item("stroke", COLOURS.grid, "deformed regular grid"),
+    show.jacobian && bar(SHRUNK, GROWN, `det J ${low} (shrunk to nothing) · 1 (unchanged) · ${high} (expanded)`),
     show.folds && item("block", COLOURS.fold, folds ? `folds: ${folds} of the voxels shown` : "folds: none"),
   ].filter(Boolean);
 }
