@@ -20,13 +20,12 @@ from iregzoo.fields import (
     integrate,
     inverse_error,
     invert,
-    jacobian,
-    jacobian_determinant,
     length,
     resize,
     sample,
     warp,
 )
+from iregzoo.jacobian import jacobian, jacobian_determinant
 
 # No two sizes alike, so that a swapped axis shows.
 SHAPES = {2: (17, 23), 3: (13, 17, 22)}
@@ -537,7 +536,7 @@ def test_jacobian_equals_numpy_gradient(axes: int) -> None:
 @pytest.mark.parametrize("slab", [1, 40, 2**17])
 def test_the_determinant_is_the_same_slab_by_slab(monkeypatch: pytest.MonkeyPatch, axes: int, slab: int) -> None:
     """As of the whole volume, which is taken where a gradient is wanted, and of the matrices; also at the faces."""
-    monkeypatch.setattr(fields, "_SLAB", slab)
+    monkeypatch.setattr("iregzoo.jacobian._SLAB", slab)
     u = rough_field(axes)
     found = jacobian_determinant(u)
     close(found, jacobian_determinant(u.clone().requires_grad_()).detach(), 1e-12)

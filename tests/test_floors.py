@@ -27,6 +27,7 @@ FLOORS = {
         "iteration",
         "attention",
         "inversion",
+        "jacobian",
         "precision",
         "registration",
         "silence",

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from iregzoo.fields import invert, jacobian_determinant, warp
+from iregzoo.fields import invert, warp
+from iregzoo.jacobian import jacobian_determinant
 from iregzoo.losses import (
     RegistrationLoss,
     diffusion,

@@ -17,7 +17,8 @@ from geometry import GRIDS, make_grid, move_all, noise_image, waves
 from iregzoo import refinement
 from iregzoo.errors import InputError
 from iregzoo.evaluate import evaluate
-from iregzoo.fields import identity, jacobian_determinant, warp
+from iregzoo.fields import identity, warp
+from iregzoo.jacobian import jacobian_determinant
 from iregzoo.losses import diffusion, folding
 from iregzoo.phantom import Phantom, make_phantom, recovered
 from iregzoo.refinement import likeness, refine_displacement

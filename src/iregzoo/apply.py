@@ -10,8 +10,9 @@ from iregzoo.errors import InputError
 from iregzoo.space.files import write_volume
 from iregzoo.space.grid import Grid
 from iregzoo.space.points import read_point_list, voxel_places
-from iregzoo.space.scan import Scan, as_float32, check_finite, looks_like_labels, read_volume
+from iregzoo.space.scan import Scan, as_float32, looks_like_labels
 from iregzoo.space.transforms import Chain, Moved, move
+from iregzoo.space.volume import check_finite, read_volume
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 POINTS = (".csv", ".json")

@@ -15,12 +15,10 @@ from torch.autograd.function import once_differentiable
 from iregzoo.fields import (
     check_displacement,
     compose,
-    jacobian,
-    jacobian_determinant,
-    jacobian_determinant_at,
     sample,
     warp,
 )
+from iregzoo.jacobian import jacobian, jacobian_determinant, jacobian_determinant_at
 from iregzoo.overlap import overlap_loss
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc, ncc, ssim

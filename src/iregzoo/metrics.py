@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iregzoo.fields import jacobian_determinant
+from iregzoo.jacobian import jacobian_determinant
 
 _LEARN2REG_CROP = 2
 _LEARN2REG_OFFSET = 3.0
@@ -161,7 +161,7 @@ def tre(first_points: Tensor, second_points: Tensor) -> Tensor:
 def folding_percent(displacement: Tensor) -> Tensor:
     """Percent of voxels where x + u(x) folds, det J ≤ 0: (B,), in [0, 100]; NaN for a field that holds a NaN.
 
-    Every voxel of the grid counts, those at the faces with one-sided differences; see ``fields.jacobian``.
+    Every voxel of the grid counts, those at the faces with one-sided differences; see ``jacobian``.
 
     Args:
         displacement: (B, 3, X, Y, Z) in voxels.

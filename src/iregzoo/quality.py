@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iregzoo.fields import jacobian_determinant, length
+from iregzoo.fields import length
+from iregzoo.jacobian import jacobian_determinant
 from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
 from iregzoo.register import Result
 from iregzoo.similarity import mse, ncc

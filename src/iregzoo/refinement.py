@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iregzoo import losses
-from iregzoo.fields import check_displacement, identity, jacobian_determinant, sample
+from iregzoo.fields import check_displacement, identity, sample
+from iregzoo.jacobian import jacobian_determinant
 from iregzoo.similarity import box_sum, local_information, local_ncc
 from iregzoo.slices import Slices
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iregzoo import __version__
-from iregzoo.fields import jacobian_determinant
+from iregzoo.jacobian import jacobian_determinant
 from iregzoo.page import write_page
 from iregzoo.precision import resolve
 from iregzoo.quality import compare, figures

@@ -22,7 +22,8 @@ from geometry import (
     waves,
     world_points,
 )
-from iregzoo.fields import inverse_error, invert, jacobian_determinant
+from iregzoo.fields import inverse_error, invert
+from iregzoo.jacobian import jacobian_determinant
 from iregzoo.space import frame as frame_module
 from iregzoo.space.frame import Frame, affine_displacement, make_frame, network_input, warp_scan
 from iregzoo.space.grid import Grid, Matrix, network_grid, pull, slabs, to_voxels

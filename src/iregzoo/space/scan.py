@@ -1,37 +1,25 @@
 """Reading scans and label maps, with every check that input needs, and their intensities."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iregzoo.errors import InputError, check_name
-from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix, pull, to_voxels
+from iregzoo.errors import InputError
+from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
 from iregzoo.space.separable import axis_order, resample_axes
+from iregzoo.space.volume import check_finite, header_doubt, read_volume
 
-NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
-FREESURFER = (".mgz", ".mgh")
-NIFTI_2 = (nib.Nifti2Image, nib.Nifti2Pair)
-SHEAR = 1e-3  # between the cosines of axes
 PERCENTILES = (0.5, 99.5)
 SMALLEST_MM = 1.0  # of a scan, along its longest axis
-APART = 0.5  # voxels that the two affines of a NIfTI file may differ
 SPARSE = 0.001  # of the voxels: no image shows so little
-# Of the slices of a DICOM series. Places rounded to 0.1 mm are up to an eighth of a slice from those of an even stack;
-# one slice missing among any others puts some half a slice away.
-UNEVEN = 0.2  # of the usual distance between slices: how far from there one may lie
-SAME_PLACE_MM = 1e-3  # between two slices: the same one again, or another volume's
-ANOTHER_ANGLE = 1e-3  # between cosines
-DICOM_PLACE = "0020|0032"
 NO_BLUR = 0.25  # voxels: a narrower Gaussian changes nothing
 Window = Sequence[float]  # the intensities that become 0 and 1
 
@@ -72,20 +60,7 @@ def read_scan(path: str | Path) -> Scan:
     image, path = read_volume(path)
     grid = Grid.of(image)
     scan = image_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), grid, path)
-    return replace(scan, doubt=_doubt(grid, path)) if path.name.lower().endswith(NIFTI) else scan
-
-
-def _doubt(grid: Grid, path: Path) -> str:
-    """In words, how far apart a NIfTI file's two affines lie, of which ITK took one."""
-    header = nib.load(path).header
-    if "sform_code" not in header or 0 in (int(header["sform_code"]), int(header["qform_code"])):
-        return ""
-    sform, qform = (RAS_FROM_LPS @ affine for affine in (header.get_sform(), header.get_qform()))
-    apart = grid.farthest(sform, qform)
-    if apart < APART * float(grid.spacing.min()):
-        return ""
-    taken = "qform" if grid.farthest(grid.affine, qform) <= grid.farthest(grid.affine, sform) else "sform"
-    return f"{path.name}: its sform and its qform place it up to {apart:.1f} mm apart; its {taken} was used"
+    return replace(scan, doubt=header_doubt(grid, path))
 
 
 def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
@@ -161,108 +136,6 @@ def _describe(grid: Grid) -> str:
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """ITK without its warnings, several lines each: what matters is said in one line of ours."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.GlobalWarningDisplayOff()
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path]:
-    """One 3-D volume as ITK reads it, in its own type of voxel, and its path.
-
-    Args:
-        path: a file, or a folder with one DICOM series.
-        components: numbers a voxel: 1, or 3 of a displacement field.
-
-    Raises:
-        InputError: missing, unreadable, not 3-D, of another number of components, no, a singular or a sheared affine,
-            or, in NIfTI, NaN or infinite voxels.
-    """
-    if not str(path).strip():
-        raise InputError("a path is empty; give a file or a DICOM folder")
-    path = Path(path)
-    check_name(str(path.absolute()))
-    _check_there(path)
-    if path.is_file() and path.name.lower().endswith(NIFTI):
-        _check_nifti(path)
-    try:
-        with _quiet():
-            image = _read_dicom(path) if path.is_dir() else _read_file(path)
-    except RuntimeError as error:
-        if "orthonormal direction cosines" in str(error):
-            raise _sheared(path) from None
-        raise InputError(
-            f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is complete, or "
-            "convert it to NIfTI"
-        ) from None
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[..., 0]
-    if image.GetDimension() != 3 or min(image.GetSize()) < 2:
-        raise InputError(
-            f"{path}: has size {'×'.join(map(str, image.GetSize()))}; expected one 3-D volume of at least 2 voxels "
-            "per axis; extract the volume first"
-        )
-    if "complex" in image.GetPixelIDTypeAsString():
-        raise InputError(f"{path}: holds complex numbers; give its magnitude image")
-    found = image.GetNumberOfComponentsPerPixel()
-    if found != components:
-        expected = "a grey-scale image" if components == 1 else "a displacement field, a vector image in LPS mm"
-        raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} per voxel; expected {expected}")
-    return image, path
-
-
-def _read_file(path: Path) -> sitk.Image:
-    """An image by ITK, or by nibabel where ITK cannot read it: FreeSurfer's volumes and NIfTI-2."""
-    name = path.name.lower()
-    if not (name.endswith(FREESURFER) or (name.endswith(NIFTI) and isinstance(nib.load(path), NIFTI_2))):
-        return sitk.ReadImage(str(path))
-    try:
-        image = nib.load(path)
-        array = np.asanyarray(image.dataobj)
-    except Exception as error:  # nibabel raises many kinds for a file that it cannot read
-        raise InputError(f"{path}: is not a readable FreeSurfer volume ({error}); check or export it again") from None
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise InputError(f"{path}: has shape {array.shape}; expected one 3-D volume: extract the volume first")
-    grid = Grid(array.shape, RAS_FROM_LPS @ image.affine)
-    axes = grid.affine[:3, :3] / grid.spacing
-    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR:
-        raise _sheared(path)
-    return grid.to_sitk(array.astype(array.dtype.newbyteorder("=")))
-
-
-def _sheared(path: Path) -> InputError:
-    return InputError(
-        f"{path}: its affine is sheared, so its axes are not orthogonal; resample it to an orthogonal grid, for "
-        "instance with nibabel.processing.resample_to_output"
-    )
-
-
-def _check_there(path: Path) -> None:
-    """Refuse what is missing, and what may not be read, which libraries take for a damaged file."""
-    try:
-        if path.is_dir():
-            next(path.iterdir(), None)
-        else:
-            path.open("rb").close()
-    except PermissionError:
-        raise InputError(f"{path}: permission denied; check the file's permissions") from None
-    except OSError:
-        raise InputError(f"{path}: no such file or folder; check the path") from None
-
-
-def itk_reason(error: RuntimeError) -> str:
-    """The telling line of an ITK error, without its source file and pointers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
-    return lines[-1].split("): ")[-1][:160] if lines else "unknown reason"
-
-
 def as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:
     """Finite values in the precision in which everything is computed.
 
@@ -277,99 +150,6 @@ def as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:
             f"({most:.1e}); divide the image by a constant"
         )
     return array.astype(np.float32)
-
-
-def check_finite(array: NDArray[Any], path: Path) -> None:
-    """Refuse NaN and infinite voxels.
-
-    Raises:
-        InputError: saying how many there are.
-    """
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        raise InputError(f"{path}: {bad} voxels are NaN or infinite; replace them, for instance with 0")
-
-
-def _check_nifti(path: Path) -> None:
-    """What ITK passes over in silence: voxels that a truncated file lacks or that are NaN, and a missing affine."""
-    try:
-        image = nib.load(path)
-        voxels = np.asanyarray(image.dataobj.get_unscaled())
-    except Exception as error:  # nibabel raises many kinds for a file that is no NIfTI; each means the same here
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: is not a readable NIfTI file ({reason}); check or export it again") from None
-    if voxels.dtype.kind == "f":
-        check_finite(voxels, path)
-    header = image.header
-    if "sform_code" not in header:
-        return
-    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        raise InputError(
-            f"{path}: has no affine (sform and qform codes are 0), so its position in scanner space is unknown; "
-            "set one, for instance with nibabel's set_sform"
-        )
-    affine = header.get_best_affine()
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(f"{path}: its affine is singular ({affine[:3, :3].tolist()}); set a valid sform or qform")
-
-
-def _read_dicom(folder: Path) -> sitk.Image:
-    for path in folder.iterdir():
-        check_name(str(path))
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        found = "no DICOM series" if not series else f"{len(series)} DICOM series"
-        raise InputError(f"{folder}: holds {found}; give a folder with exactly one")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(_in_order(reader.GetGDCMSeriesFileNames(str(folder), series[0]), folder))
-    return reader.Execute()
-
-
-def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
-    """The files of a series from the first slice to the last.
-
-    Raises:
-        InputError: for what ITK would lay out evenly although it is not: slices without a place or at different angles,
-            and one that is missing, there twice, or shifted.
-    """
-    if len(files) < 2:
-        return files
-    reader, corners, turns = sitk.ImageFileReader(), [], []
-    for file in files:
-        reader.SetFileName(file)
-        reader.ReadImageInformation()
-        if not reader.HasMetaDataKey(DICOM_PLACE):
-            raise InputError(
-                f"{folder}: {Path(file).name} does not give the position of its slice; export the series again"
-            )
-        corners.append(reader.GetOrigin())
-        turns.append(reader.GetDirection())
-    turned = np.abs(np.array(turns) - turns[0]).max(axis=1)
-    if turned.max() > ANOTHER_ANGLE:
-        names = f"{Path(files[0]).name} and {Path(files[turned.argmax()]).name}"
-        raise InputError(f"{folder}: {names} have different orientations; give a folder with only one volume")
-    normal = np.array(turns[0]).reshape(3, 3)[:, 2]
-    order = np.argsort(np.array(corners) @ normal, kind="stable")
-    places, files = np.array(corners)[order], [files[number] for number in order]
-    along = places @ normal
-    steps = np.diff(along)
-    usual, twice = float(np.median(steps)), steps.min() < SAME_PLACE_MM
-    worst = int(steps.argmin() if twice else np.abs(steps - usual).argmax())
-    names = " and ".join(Path(file).name for file in files[worst : worst + 2])
-    if twice:
-        raise InputError(f"{folder}: {names} are slices at the same position; give a folder with only one volume")
-    if np.abs(along - np.linspace(along[0], along[-1], len(along))).max() > UNEVEN * usual:
-        raise InputError(
-            f"{folder}: its slices are {usual:.3g} mm apart, but {names} are {steps[worst]:.3g} mm; export the "
-            "complete series again as one volume"
-        )
-    shift = float(np.linalg.norm(places - places[0] - np.outer(along - along[0], normal), axis=1).max())
-    if shift > max(reader.GetSpacing()[:2]):
-        raise InputError(
-            f"{folder}: its slices are shifted by {shift:.3g} mm from the first to the last (a tilted gantry); "
-            "resample it to a volume without tilt"
-        )
-    return files
 
 
 def scale(data: Tensor, limits: tuple[float, float]) -> Tensor:

@@ -21,8 +21,8 @@ from iregzoo.silence import silence
 from iregzoo.space.files import affine_transform
 from iregzoo.space.grid import Grid, Matrix, inverse
 from iregzoo.space.points import STEP, TOLERANCE_MM, move_points, move_points_back, reached
-from iregzoo.space.scan import itk_reason, read_volume
 from iregzoo.space.start import SINGULAR, check_affine, matrix_of
+from iregzoo.space.volume import itk_reason, read_volume
 
 TEXTS = (".tfm", ".txt")
 TRANSFORM_FILES = (".h5", ".hdf5", ".mat", *TEXTS)

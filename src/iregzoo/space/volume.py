@@ -1,0 +1,172 @@
+"""Volumes from files: by ITK, or by nibabel where ITK cannot read them, and what both pass over in silence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from iregzoo.errors import InputError, check_name
+from iregzoo.space.dicom import read_dicom
+from iregzoo.space.grid import RAS_FROM_LPS, Grid
+
+NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
+NIFTI_2 = (nib.Nifti2Image, nib.Nifti2Pair)
+FREESURFER = (".mgz", ".mgh")
+SHEAR = 1e-3  # between the cosines of axes
+APART = 0.5  # voxels that the two affines of a NIfTI file may differ
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """ITK without its warnings, several lines each: what matters is said in one line of ours."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.GlobalWarningDisplayOff()
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path]:
+    """One 3-D volume as ITK reads it, in its own type of voxel, and its path.
+
+    Args:
+        path: a file, or a folder with one DICOM series.
+        components: numbers a voxel: 1, or 3 of a displacement field.
+
+    Raises:
+        InputError: missing, unreadable, not 3-D, of another number of components, no, a singular or a sheared affine,
+            or, in NIfTI, NaN or infinite voxels.
+    """
+    if not str(path).strip():
+        raise InputError("a path is empty; give a file or a DICOM folder")
+    path = Path(path)
+    check_name(str(path.absolute()))
+    _check_there(path)
+    if path.is_file() and path.name.lower().endswith(NIFTI):
+        _check_nifti(path)
+    try:
+        with _quiet():
+            image = read_dicom(path) if path.is_dir() else _read_file(path)
+    except RuntimeError as error:
+        if "orthonormal direction cosines" in str(error):
+            raise _sheared(path) from None
+        raise InputError(
+            f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is complete, or "
+            "convert it to NIfTI"
+        ) from None
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[..., 0]
+    if image.GetDimension() != 3 or min(image.GetSize()) < 2:
+        raise InputError(
+            f"{path}: has size {'×'.join(map(str, image.GetSize()))}; expected one 3-D volume of at least 2 voxels "
+            "per axis; extract the volume first"
+        )
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise InputError(f"{path}: holds complex numbers; give its magnitude image")
+    found = image.GetNumberOfComponentsPerPixel()
+    if found != components:
+        expected = "a grey-scale image" if components == 1 else "a displacement field, a vector image in LPS mm"
+        raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} per voxel; expected {expected}")
+    return image, path
+
+
+def _read_file(path: Path) -> sitk.Image:
+    """An image by ITK, or by nibabel where ITK cannot read it: FreeSurfer's volumes and NIfTI-2."""
+    name = path.name.lower()
+    if not (name.endswith(FREESURFER) or (name.endswith(NIFTI) and isinstance(nib.load(path), NIFTI_2))):
+        return sitk.ReadImage(str(path))
+    try:
+        image = nib.load(path)
+        array = np.asanyarray(image.dataobj)
+    except Exception as error:  # nibabel raises many kinds for a file that it cannot read
+        raise InputError(f"{path}: is not a readable FreeSurfer volume ({error}); check or export it again") from None
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise InputError(f"{path}: has shape {array.shape}; expected one 3-D volume: extract the volume first")
+    grid = Grid(array.shape, RAS_FROM_LPS @ image.affine)
+    axes = grid.affine[:3, :3] / grid.spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR:
+        raise _sheared(path)
+    return grid.to_sitk(array.astype(array.dtype.newbyteorder("=")))
+
+
+def _sheared(path: Path) -> InputError:
+    return InputError(
+        f"{path}: its affine is sheared, so its axes are not orthogonal; resample it to an orthogonal grid, for "
+        "instance with nibabel.processing.resample_to_output"
+    )
+
+
+def _check_there(path: Path) -> None:
+    """Refuse what is missing, and what may not be read, which libraries take for a damaged file."""
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+        else:
+            path.open("rb").close()
+    except PermissionError:
+        raise InputError(f"{path}: permission denied; check the file's permissions") from None
+    except OSError:
+        raise InputError(f"{path}: no such file or folder; check the path") from None
+
+
+def itk_reason(error: RuntimeError) -> str:
+    """The telling line of an ITK error, without its source file and pointers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
+    return lines[-1].split("): ")[-1][:160] if lines else "unknown reason"
+
+
+def check_finite(array: NDArray[Any], path: Path) -> None:
+    """Refuse NaN and infinite voxels.
+
+    Raises:
+        InputError: saying how many there are.
+    """
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise InputError(f"{path}: {bad} voxels are NaN or infinite; replace them, for instance with 0")
+
+
+def _check_nifti(path: Path) -> None:
+    """What ITK passes over in silence: voxels that a truncated file lacks or that are NaN, and a missing affine."""
+    try:
+        image = nib.load(path)
+        voxels = np.asanyarray(image.dataobj.get_unscaled())
+    except Exception as error:  # nibabel raises many kinds for a file that is no NIfTI; each means the same here
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: is not a readable NIfTI file ({reason}); check or export it again") from None
+    if voxels.dtype.kind == "f":
+        check_finite(voxels, path)
+    header = image.header
+    if "sform_code" not in header:
+        return
+    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
+        raise InputError(
+            f"{path}: has no affine (sform and qform codes are 0), so its position in scanner space is unknown; "
+            "set one, for instance with nibabel's set_sform"
+        )
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: its affine is singular ({affine[:3, :3].tolist()}); set a valid sform or qform")
+
+
+def header_doubt(grid: Grid, path: Path) -> str:
+    """In words, how far apart a NIfTI file's two affines lie, of which ITK took one."""
+    if not path.name.lower().endswith(NIFTI):
+        return ""
+    header = nib.load(path).header
+    if "sform_code" not in header or 0 in (int(header["sform_code"]), int(header["qform_code"])):
+        return ""
+    sform, qform = (RAS_FROM_LPS @ affine for affine in (header.get_sform(), header.get_qform()))
+    apart = grid.farthest(sform, qform)
+    if apart < APART * float(grid.spacing.min()):
+        return ""
+    taken = "qform" if grid.farthest(grid.affine, qform) <= grid.farthest(grid.affine, sform) else "sform"
+    return f"{path.name}: its sform and its qform place it up to {apart:.1f} mm apart; its {taken} was used"
