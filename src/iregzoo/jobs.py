@@ -44,8 +44,8 @@ class Settings:
     """What every pair of a batch is registered with, as ``iregzoo register`` has it.
 
     Attributes:
-        threads: of each process. The last digits of a result depend on them, and with an affine start sometimes more,
-            so they do not follow the number of processes.
+        threads: of each process. The last digits of a result depend on them, so they do not follow the number of
+            processes.
         refine: gradient steps; None is the card's, which ``checked`` puts here.
         origin: versions and the weights' hash, from ``checked``.
     """

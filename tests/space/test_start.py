@@ -1,5 +1,6 @@
 """The affine start finds what was done to a phantom."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid
 from iregzoo.errors import InputError
 from iregzoo.space import start
 from iregzoo.space.grid import Grid, Matrix
-from iregzoo.space.scan import Scan
+from iregzoo.space.scan import Scan, read_scan
 from iregzoo.space.start import affine_start, mutual_information
 
 SIZE = 0.7  # of the phantom: a small head is as hard to find, and sooner found
@@ -65,7 +66,28 @@ def test_rigid_start_finds_a_rigid_motion_and_the_same_each_time() -> None:
     first, again = (affine_start(fixed_scan(), moving_scan(AWAY), "rigid") for _ in range(2))
     assert error_mm(first, AWAY) < 2.0
     np.testing.assert_allclose(first[:3, :3] @ first[:3, :3].T, np.eye(3), atol=1e-6)
-    np.testing.assert_allclose(first, again, atol=1e-6)  # ITK's threads add up in any order
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.fixture
+def itk_threads() -> Iterator[Callable[[int], None]]:
+    usual = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    yield sitk.ProcessObject.SetGlobalDefaultNumberOfThreads
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(usual)
+
+
+def test_affine_start_of_real_scans_is_the_same_whatever_the_threads(
+    test_data: Path, itk_threads: Callable[[int], None]
+) -> None:
+    folder = test_data / "hippocampus" / "images"
+    fixed, moving = (read_scan(folder / f"hippocampus_{number}.nii.gz") for number in ("087", "105"))
+    found = []
+    for threads in (1, 2, 4, 4):
+        itk_threads(threads)
+        found.append(affine_start(fixed, moving, "affine"))
+        assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
 
 
 @pytest.mark.parametrize("world", SCALED.values(), ids=SCALED)

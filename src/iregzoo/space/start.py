@@ -1,6 +1,8 @@
 """Affine start: where to look in the moving image before anything deforms."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 
@@ -90,8 +92,9 @@ def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
         return mutual_information(seen, resample_to(coarse[1], coarse[0].grid, world)[0, 0].numpy())
 
     ranked = sorted(_candidates(*coarse), key=information, reverse=True)
-    best = max([ranked[0], *_rigid(coarse, ranked, fixed)], key=information)
-    found = _optimise(fine, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
+    with _one_thread():
+        best = max([ranked[0], *_rigid(coarse, ranked, fixed)], key=information)
+        found = _optimise(fine, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
     return best if found is None else max((best, found), key=information)
 
 
@@ -105,19 +108,18 @@ def _rigid(scans: tuple[Scan, Scan], ranked: list[Matrix], fixed: Scan) -> list[
         return any(grid.farthest(world @ grid.affine, other @ grid.affine) < part * diagonal for other in others)
 
     begun: list[Matrix] = []
-    found: list[Matrix] = []
     for world in ranked[:TRIED]:
-        if among(world, begun, NEAR):
-            continue
-        begun.append(world)
-        end = _optimise(scans, _euler(world, fixed), steps=100)
-        if end is None:
-            continue
-        again = among(end, found, SAME)
-        found.append(end)
-        if again:
-            break
-    return found
+        if not among(world, begun, NEAR):
+            begun.append(world)
+
+    def search(world: Matrix) -> Matrix | None:
+        return _optimise(scans, _euler(world, fixed), steps=100)
+
+    with ThreadPoolExecutor(2) as pool:  # side by side, for each is in one thread
+        found = [end for end in pool.map(search, begun[:2]) if end is not None]
+    if len(found) == 2 and among(found[1], found[:1], SAME):
+        return found
+    return found + [end for end in map(search, begun[2:]) if end is not None]
 
 
 def _candidates(fixed: Scan, moving: Scan) -> Iterator[Matrix]:
@@ -207,6 +209,20 @@ def _optimise(scans: tuple[Scan, Scan], initial: sitk.Transform, *, steps: int) 
     except RuntimeError:
         return None
     return matrix_of(initial)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Each search of ITK's in one thread: several add up its metric in another order each time, and it goes astray.
+
+    The number that a registration method has of its own is not heeded.
+    """
+    usual = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(usual)
 
 
 def matrix_of(transform: sitk.Transform) -> Matrix:
