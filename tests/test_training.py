@@ -13,11 +13,14 @@ from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss
 from iregzoo.networks import IIRPNet
 from iregzoo.registration import PairNetwork
+from iregzoo.similarity import ncc
 from iregzoo.training import (
+    ImageSimilarity,
     LandmarkErrors,
     SaveBest,
     TrainStep,
     WarpLabels,
+    check_measurable,
     label_values,
     latest_checkpoint,
     prepare_pairs,
@@ -48,6 +51,23 @@ def make_engine(loss: RegistrationLoss) -> Any:
 def make_batch(size: int = 16) -> dict[str, Tensor]:
     image = torch.rand(1, 2, size, size, size, generator=torch.manual_seed(1))
     return {"image": image, "label": (image > 0.5).int()}
+
+
+@pytest.mark.parametrize(
+    ("amp", "computed", "expected"),
+    [("auto", False, torch.float32), ("auto", True, torch.bfloat16), (True, False, torch.bfloat16)],
+)
+def test_bfloat16_is_trained_in_where_asked_or_computed(
+    monkeypatch: pytest.MonkeyPatch, amp: bool | str, computed: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr("iregzoo.precision.computes_bfloat16", lambda device: computed)
+    engine, seen = make_engine(RegistrationLoss()), set[torch.dtype]()
+    convolution = next(part for part in engine.network.modules() if isinstance(part, torch.nn.Conv3d))
+    convolution.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    TrainStep(amp=amp)(engine, make_batch(24))
+    assert seen == {expected}
+    with pytest.raises(InputError, match="amp 'perhaps': give true or false"):
+        TrainStep(amp="perhaps")
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -163,11 +183,35 @@ def test_warped_and_fixed_labels_become_one_channel_a_label() -> None:
     assert torch.equal(found["pred"], found["label"])
 
 
-def test_validation_gets_landmarks_where_there_are_no_labels() -> None:
+def test_validation_gets_landmarks_where_there_are_no_labels_and_images_where_there_is_neither() -> None:
     batch = {"image": make_batch()["image"], "points": torch.rand(1, 2, 5, 3)}
     assert torch.equal(prepare_pairs(batch, torch.device("cpu"))[1], batch["points"])
-    with pytest.raises(InputError, match="validation needs label maps or landmarks"):
-        prepare_pairs({"image": batch["image"]}, torch.device("cpu"))
+    assert torch.equal(prepare_pairs({"image": batch["image"]}, torch.device("cpu"))[1], batch["image"])
+
+
+@pytest.mark.parametrize(
+    ("measured", "kind", "wanted"),
+    [(WarpLabels([1]), "label", "label maps"), (LandmarkErrors((1.0, 1.0, 1.0)), "points", "landmarks")],
+)
+def test_scans_that_validation_cannot_measure_are_refused_at_once(measured: Any, kind: str, wanted: str) -> None:
+    image = make_batch()["image"]
+    check_measurable([{"image": image, kind: image}], measured)
+    check_measurable([{"image": image}], ImageSimilarity())
+    with pytest.raises(InputError, match=f"validation needs {wanted}, .*add configs/unlabelled.json"):
+        check_measurable([{"image": image, kind: image}, {"image": image}], measured)
+
+
+def test_image_similarity_is_the_ncc_of_what_is_warped() -> None:
+    fixed = make_batch()["image"][0, 1:]
+    moving = fixed.roll(2, dims=1)
+    pred = torch.zeros(3, *fixed.shape[1:])
+    pred[0] = 2.0
+    apart, found = (
+        ImageSimilarity()({"pred": field, "image": torch.cat((moving, fixed))}) for field in (0 * pred, pred)
+    )
+    assert found["pred"].shape == found["label"].shape == (1,)
+    assert float(found["pred"]) > float(apart["pred"])
+    assert float(apart["pred"]) == pytest.approx(float(ncc(moving[None], fixed[None])), abs=1e-6)
 
 
 @pytest.mark.parametrize("labels", ["null", ["1", "2"], [0.5]])

@@ -56,6 +56,14 @@ def install(home: Path, metadata: dict[str, Any] | None = None) -> Path:
 # --- finding
 
 
+def test_bundle_may_be_a_folder_of_ones_own(tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "bundles" / "iirp", tmp_path / "mine")
+    method = zoo.load(str(folder))
+    assert (method.bundle.name, method.bundle.path) == ("mine", folder)
+    with pytest.raises(InputError, match=r"available: .*, or the folder of a bundle of your own"):
+        zoo.find(str(tmp_path))
+
+
 def test_bundles_of_the_checkout_are_found_by_name() -> None:
     folders = sorted(path.parents[1].name for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
     assert [bundle.name for bundle in zoo.bundles()] == folders

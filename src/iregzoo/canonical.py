@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.flags import flag
 from iregzoo.networks.canonical import (
     BRIGHTNESS,
     CORNERS,
@@ -22,6 +21,7 @@ from iregzoo.networks.canonical import (
     canonical_image,
 )
 from iregzoo.pairs import Sample
+from iregzoo.precision import trains_in_bfloat16
 from iregzoo.synthesis import BRIGHTEST, Synthesis, Tissue
 
 PREFIX = "canonical."  # of its tensors among those of a method
@@ -37,23 +37,23 @@ class CanonicalStep:
     Of each block of 2×2×2 voxels a step sees one corner, the next one each step: neighbours say much the same.
 
     Args:
-        amp: run the network in bfloat16.
+        amp: run the network in bfloat16; ``auto`` where a device computes it.
 
     Raises:
         InputError: where the loss is not finite.
     """
 
-    amp: bool = False
+    amp: bool | str = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "amp", flag(self.amp, "amp"))
+        trains_in_bfloat16(self.amp, torch.device("cpu"))  # refuses what is none
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
         image, label = (batch[key].to(engine.state.device) for key in ("image", "label"))
         corner = engine.state.iteration % len(CORNERS)
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=trains_in_bfloat16(self.amp, image.device)):
             logits = engine.network.logits(engine.network.features(image), corner)
         classes = canonical_class(at_corner(label.flatten(0, 1), corner))
         loss = F.cross_entropy(logits, classes, logits.new_tensor(WEIGHTS))

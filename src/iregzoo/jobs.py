@@ -111,7 +111,8 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
     steps = gradient_steps(settings.refine, method.card)
     own = settings.weights is None or settings.weights in method.bundle.weights
     weights = settings.weights if own else str(Path(str(settings.weights)).absolute())
-    return replace(settings, weights=weights, refine=steps, origin=origin_of(method))
+    bundle = settings.bundle if settings.bundle == method.bundle.name else str(method.bundle.path)
+    return replace(settings, bundle=bundle, weights=weights, refine=steps, origin=origin_of(method))
 
 
 def origin_of(method: Method) -> dict[str, Any]:

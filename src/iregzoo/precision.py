@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from iregzoo.errors import InputError
+from iregzoo.flags import flag
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -33,6 +34,15 @@ def computes_bfloat16(device: torch.device) -> bool:
         checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
         return any(check() for check in checks if check is not None)
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def trains_in_bfloat16(amp: bool | str, device: torch.device) -> bool:
+    """What a training's setting ``amp`` means on a device: ``auto`` is bfloat16 where it computes it.
+
+    Raises:
+        InputError: for what is neither true, false nor auto.
+    """
+    return computes_bfloat16(device) if amp == "auto" else flag(amp, "amp")
 
 
 def resolve(precision: Precision, device: torch.device | str) -> Precision:

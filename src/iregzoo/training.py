@@ -1,6 +1,7 @@
 """Training and validation on pairs of scans: the training step, and the validation's post-processing."""
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +15,20 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Transform
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from iregzoo.datasets import find_scans as find_scans  # the name of these four in configs
 from iregzoo.errors import InputError
 from iregzoo.fields import sample as read_at
 from iregzoo.fields import warp
-from iregzoo.flags import flag
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss, one_hot
 from iregzoo.pairs import CyclicPairs as CyclicPairs
 from iregzoo.pairs import LoadScan as LoadScan
 from iregzoo.pairs import RandomPairs as RandomPairs
 from iregzoo.pairs import Sample, plain
+from iregzoo.precision import trains_in_bfloat16
+from iregzoo.similarity import ncc
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class TrainStep:
     """One step of MONAI's ``SupervisedTrainer``, as its ``iteration_update``: gives every loss term under its name.
 
     Args:
-        amp: run the network in bfloat16 (fields and losses stay in float32).
+        amp: run the network in bfloat16 (fields and losses stay in float32); ``auto`` where a device computes it, and
+            not where it would be emulated, which takes several times as long as float32.
         passes: refinements a level, of which each step takes one at random (the same for the same iteration). The
             papers train with one; weights that have seen more stay accurate when iterated.
         clip: largest norm of a step's gradient, to which a longer one is shortened; 0 for any. One pair that goes wrong
@@ -44,12 +48,12 @@ class TrainStep:
             passes of a method that takes one, and for bfloat16 on a CPU with a shape that it gets wrong.
     """
 
-    amp: bool = False
+    amp: bool | str = False
     passes: Sequence[int] = (1,)
     clip: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "amp", flag(self.amp, "amp"))
+        trains_in_bfloat16(self.amp, torch.device("cpu"))  # refuses what is none
         if not isinstance(self.clip, (int, float)) or not 0 <= self.clip < math.inf:
             raise InputError(f"clip {self.clip!r}: give the maximum gradient norm, or 0 for no limit")
 
@@ -62,11 +66,12 @@ class TrainStep:
         network = getattr(engine.network, "module", engine.network)
         if network.controller is None and max(self.passes) > 1:
             raise InputError(f"passes {list(self.passes)}: this method runs a single pass; set passes to [1]")
-        if self.amp and device.type == "cpu":
+        amp = trains_in_bfloat16(self.amp, device)
+        if amp and device.type == "cpu":
             _check_bfloat16(image.shape[2], network.stride)
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             registration = engine.network(image, True, controller)
         loss: RegistrationLoss = engine.loss_function
         channels = [image[:, :1], image[:, 1:]]
@@ -110,15 +115,11 @@ def _check_bfloat16(depth: int, stride: int) -> None:
 def prepare_pairs(batch: Sample, device: torch.device, non_blocking: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
     """MONAI's ``prepare_batch`` for validation: the images (B, 2, *shape), and as target the label maps (B, 2, *shape).
 
-    Landmarks (B, 2, K, 3) are the target where there are no label maps.
-
-    Raises:
-        InputError: where there is neither.
+    Landmarks (B, 2, K, 3) are the target where there are no label maps, and the images where there is neither.
     """
-    target = batch.get("label", batch.get("points"))
-    if target is None:
-        raise InputError("validation needs label maps or landmarks, but the scans of val have none")
-    return batch["image"].to(device, non_blocking=non_blocking), target.to(device, non_blocking=non_blocking)
+    image = batch["image"]
+    target = next(batch[kind] for kind in ("label", "points", "image") if kind in batch)
+    return image.to(device, non_blocking=non_blocking), target.to(device, non_blocking=non_blocking)
 
 
 def label_values(labels: Sequence[int] | None, scans: Sequence[Sample]) -> tuple[int, ...]:
@@ -138,6 +139,25 @@ def label_values(labels: Sequence[int] | None, scans: Sequence[Sample]) -> tuple
     return tuple(sorted(value for value in found if value > 0))
 
 
+def check_measurable(scans: Sequence[Sample], measured: Transform) -> None:
+    """Refuse, before any step, scans of the val split that have nothing to be measured by.
+
+    Args:
+        scans: of the split.
+        measured: the validation's post-processing.
+
+    Raises:
+        InputError: where label maps or landmarks are wanted that a scan has not.
+    """
+    kind = {WarpLabels: "label", LandmarkErrors: "points"}.get(type(measured))
+    if kind is not None and any(isinstance(scan, Mapping) and kind not in scan for scan in scans):
+        wanted = "label maps" if kind == "label" else "landmarks"
+        raise InputError(
+            f"validation needs {wanted}, but scans of val have none; provide them, or add configs/unlabelled.json to "
+            "the config files to validate by the similarity of the images"
+        )
+
+
 class WarpLabels(Transform):
     """After inference: ``pred`` and ``label`` become what a Dice metric compares, warped and fixed labels one-hot.
 
@@ -152,6 +172,18 @@ class WarpLabels(Transform):
         maps = plain(data["label"])[None]
         warped = warp(maps[:, :1], plain(data["pred"])[None], mode="nearest")
         return {**data, "pred": one_hot(warped, self.labels)[0], "label": one_hot(maps[:, 1:], self.labels)[0]}
+
+
+class ImageSimilarity(Transform):
+    """After inference: ``pred`` becomes the NCC (1,) of the warped moving image and the fixed one, ``label`` zero.
+
+    The mean absolute error of the two is the mean NCC.
+    """
+
+    def __call__(self, data: Sample) -> Sample:
+        images = plain(data["image"])[None]
+        found = ncc(warp(images[:, :1], plain(data["pred"])[None]), images[:, 1:])
+        return {**data, "pred": found, "label": torch.zeros_like(found)}
 
 
 class LandmarkErrors(Transform):
@@ -210,6 +242,33 @@ class ProgressiveLevels:
         self.network.levels = level
         for number, estimator in enumerate(self.network.estimators, start=1):
             estimator.requires_grad_(number >= level or not alone)
+
+
+class FromCommand:
+    """A learning rate's scheduler in a checkpoint: how far it has come, and nothing else.
+
+    PyTorch's own state also holds the rates and the length that the training began with, which would win over those of
+    the command that resumes it: a lower learning rate would do nothing, and a longer training end at its highest.
+
+    Args:
+        scheduler: stands at its beginning, with the command's settings.
+    """
+
+    def __init__(self, scheduler: LRScheduler) -> None:
+        self.scheduler = scheduler
+
+    def state_dict(self) -> dict[str, int]:
+        return {"last_epoch": self.scheduler.last_epoch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go from the beginning to where the training stood; the optimizer's state has been loaded before."""
+        for group, rate in zip(self.scheduler.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
+            group["initial_lr"] = rate
+            group["lr"] = rate
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # before any optimizer.step
+            for _ in range(state["last_epoch"]):
+                self.scheduler.step()
 
 
 def halving(step: int, *, starts: Sequence[int] = (0,), hold: int = 60_000, every: int = 50_000) -> float:

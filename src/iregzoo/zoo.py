@@ -152,15 +152,19 @@ def read_bundle(path: str | Path) -> Bundle:
 
 
 def find(name: str) -> Bundle:
-    """The bundle of a name.
+    """The bundle of a name, or in a folder of the user's.
 
     Raises:
         InputError: where there is none.
     """
     known = {bundle.name: bundle for bundle in bundles()}
-    if name not in known:
-        raise InputError(f"bundle {name!r} is unknown; available: {', '.join(known) or 'none'}")
-    return known[name]
+    if name in known:
+        return known[name]
+    if (Path(name) / "configs" / "metadata.json").is_file():
+        return read_bundle(name)
+    raise InputError(
+        f"bundle {name!r} is unknown; available: {', '.join(known) or 'none'}, or the folder of a bundle of your own"
+    )
 
 
 def build(definition: Mapping[str, Any]) -> Any:
@@ -207,7 +211,7 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
     """Load a bundle's network with weights, ready for inference.
 
     Args:
-        name: of the bundle.
+        name: of the bundle, or its folder.
         weights: a name in the bundle's metadata (default: its first), or the path of a file.
         device: where the network goes.
         precision: ``float32``, ``bfloat16``, or ``auto``: what the weights' card says.

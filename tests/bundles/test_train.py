@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +110,23 @@ def test_training_without_a_label_term_logs_none(dataset: Path, tmp_path: Path) 
     assert {tag.rpartition("/")[2] for tag in logged(tmp_path)} == {"loss", "similarity", "smoothness", "val_dice"}
 
 
+@EACH_BUNDLE
+def test_scans_without_labels_train_and_keep_the_weights_that_match_best(
+    folder: Path, dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dataset / "images", tmp_path / "data" / "images")
+    shutil.copy(dataset / "splits.json", tmp_path / "data")
+    with pytest.raises(RuntimeError) as caught:
+        workflow(tmp_path / "data", tmp_path / "out", bundle=folder)
+    assert "validation needs label maps, but scans of val have none" in str(caught.value.__cause__)
+    assert not (tmp_path / "out").exists()
+    made = workflow(tmp_path / "data", tmp_path / "out", ("train.json", "unlabelled.json"), folder, steps=2)
+    made.run()
+    (found,) = events_of(tmp_path / "out").Scalars("val_ncc")
+    assert 0.1 < found.value <= 1
+    assert (tmp_path / "out" / "best.pt").exists()
+
+
 def test_same_seed_gives_the_same_weights_and_another_does_not(trained: Path, dataset: Path, tmp_path: Path) -> None:
     train(dataset, tmp_path / "again", overlap=1.0)
     train(dataset, tmp_path / "other", overlap=1.0, seed=1)
@@ -170,6 +189,18 @@ def test_resumed_training_keeps_the_best_weights_of_before(dataset: Path, tmp_pa
     assert best.step <= 2
     found, expected = torch.load(tmp_path / "best.pt", weights_only=True), weights_of(tmp_path, best.step)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_command_that_resumes_says_the_learning_rate_and_the_length(dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path, steps=4, learning_rate=0.01)
+    resumed = workflow(dataset, tmp_path, steps=12, learning_rate=0.002)
+    optimizer, rates = resumed.parser.get_parsed_content("optimizer"), {}
+    resumed.trainer.add_event_handler(
+        Events.EPOCH_STARTED, lambda engine: rates.update({engine.state.epoch: optimizer.param_groups[0]["lr"]})
+    )
+    resumed.run()
+    whole = [0.0001 + (0.002 - 0.0001) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]
+    assert rates == pytest.approx({epoch: whole[epoch - 1] for epoch in (3, 4, 5, 6)})
 
 
 def test_finished_training_stays_finished(trained: Path, dataset: Path) -> None:

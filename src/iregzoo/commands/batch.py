@@ -37,7 +37,7 @@ def batch(
             pair's own linear start), name (of the pair's folder; by default MOVING_to_FIXED from the file names).
             Relative paths are resolved from the table's folder.
         output: folder for the pairs' folders and the summary.
-        bundle: the method; see iregzoo list.
+        bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
         weights: a name from iregzoo list, or a weights file; by default the bundle's first.
         device: auto, cpu, cuda or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.

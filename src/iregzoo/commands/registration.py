@@ -35,7 +35,7 @@ def register(
         fixed: the scan that stays in place.
         moving: the scan to align with the fixed one.
         output: folder for the results, new or empty.
-        bundle: the method; see iregzoo list.
+        bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
         weights: a name from iregzoo list, or a weights file; by default the bundle's first.
         fixed_labels: label map on the fixed scan's grid.
         moving_labels: label map on the moving scan's grid.
