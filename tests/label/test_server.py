@@ -22,7 +22,7 @@ from iregzoo import zoo
 from .conftest import Server
 from .scans import USELESS, mirrored, thick, turned, write_dicom
 
-METHODS = ["ad_regnet", "iirp", "ipear", "pan", "sm_gicnet"]
+METHODS = [bundle.name for bundle in zoo.bundles() if "hippocampus" in bundle.weights]
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
 ENOUGH = 0.75  # mean Dice of a patient; over the test split it is higher
 
