@@ -65,6 +65,23 @@ def test_command_that_rewrites_the_manifest(monkeypatch: pytest.MonkeyPatch, tmp
     assert after == before
 
 
+def test_weights_that_are_not_those_of_their_card_are_not_signed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(BUNDLES, tmp_path / "bundles")
+    monkeypatch.setattr(manifest, "manifest_path", lambda: tmp_path / "bundles" / "manifest.json")
+    before = manifest.manifest_path().read_bytes()
+    assert manifest.sign() == manifest.manifest_path()
+    card = tmp_path / "bundles/pan/configs/metadata.json"
+    digest = zoo.find("pan").weights["hippocampus"].sha256
+    card.write_text(card.read_text("utf-8").replace(digest, "0" * 64), "utf-8")
+    with pytest.raises(
+        InputError, match=f"model.pt: sha256 is {digest}, expected 000.*enter the hash of a file of your own"
+    ):
+        manifest.sign()
+    assert manifest.manifest_path().read_bytes() == before
+
+
 def test_manifest_keeps_other_versions_and_orders_them_as_numbers(tmp_path: Path) -> None:
     before = {"iirp": {"0.9.0": {"sha256": "a"}, "0.2.0": {"sha256": "b"}}, "gone": {"0.1.0": {"sha256": "c"}}}
     said = manifest.signed([zoo.read_bundle(variant(tmp_path, "0.10.0"))], before)

@@ -195,10 +195,18 @@ def test_validation_gets_landmarks_where_there_are_no_labels_and_images_where_th
 )
 def test_scans_that_validation_cannot_measure_are_refused_at_once(measured: Any, kind: str, wanted: str) -> None:
     image = make_batch()["image"]
-    check_measurable([{"image": image, kind: image}], measured)
+    check_measurable([{"image": image, kind: torch.ones_like(image)}], measured)
     check_measurable([{"image": image}], ImageSimilarity())
     with pytest.raises(InputError, match=f"validation needs {wanted}, .*add configs/unlabelled.json"):
         check_measurable([{"image": image, kind: image}, {"image": image}], measured)
+
+
+def test_labels_that_no_scan_has_are_refused_at_once() -> None:
+    labels = torch.zeros(1, 4, 4, 4)
+    labels[0, 0] = 7
+    check_measurable([{"label": labels}, {"label": 0 * labels}], WarpLabels([7, 9]))
+    with pytest.raises(InputError, match=r"labels \[1, 2\]: the label maps of val have none of them, but \[7\]"):
+        check_measurable([{"label": labels}], WarpLabels([1, 2]))
 
 
 def test_image_similarity_is_the_ncc_of_what_is_warped() -> None:

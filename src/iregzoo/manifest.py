@@ -12,7 +12,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from iregzoo.errors import InputError
 from iregzoo.outputs import whole_file
-from iregzoo.zoo import Bundle, numbers, read_bundle, sha256, shipped
+from iregzoo.zoo import Bundle, find_weights, numbers, read_bundle, sha256, shipped
 
 SIGN = "python -m iregzoo.manifest"
 # Everything that a bundle may hold: no code, and no name that leads out of its folder.
@@ -116,10 +116,14 @@ def sign() -> Path:
     """Rewrite the manifest to be true of the bundles beside it, and give back its path.
 
     Raises:
-        InputError: where one of them cannot be released, or the manifest cannot be read or written.
+        InputError: where one of them cannot be released, as where a weights file is not the one of its card, or the
+            manifest cannot be read or written.
     """
-    path = manifest_path()
-    write_object(path, signed(own_bundles(), read_object(path)))
+    path, bundles = manifest_path(), own_bundles()
+    for bundle in bundles:
+        for name in bundle.weights:
+            find_weights(bundle, name)
+    write_object(path, signed(bundles, read_object(path)))
     return path
 
 

@@ -143,19 +143,28 @@ def check_measurable(scans: Sequence[Sample], measured: Transform) -> None:
     """Refuse, before any step, scans of the val split that have nothing to be measured by.
 
     Args:
-        scans: of the split.
+        scans: of the split; anatomies, which are no scans yet, are taken as they are.
         measured: the validation's post-processing.
 
     Raises:
-        InputError: where label maps or landmarks are wanted that a scan has not.
+        InputError: where label maps or landmarks are wanted that a scan has not, and where no label map has any of the
+            labels to compare.
     """
+    scans = [scan for scan in scans if isinstance(scan, Mapping)]
     kind = {WarpLabels: "label", LandmarkErrors: "points"}.get(type(measured))
-    if kind is not None and any(isinstance(scan, Mapping) and kind not in scan for scan in scans):
+    if kind is not None and any(kind not in scan for scan in scans):
         wanted = "label maps" if kind == "label" else "landmarks"
         raise InputError(
             f"validation needs {wanted}, but scans of val have none; provide them, or add configs/unlabelled.json to "
             "the config files to validate by the similarity of the images"
         )
+    if isinstance(measured, WarpLabels) and scans:
+        found = label_values(None, scans)
+        if not set(measured.labels) & set(found):
+            raise InputError(
+                f"labels {list(measured.labels)}: the label maps of val have none of them, but {list(found[:20])}; set "
+                "labels to those to compare"
+            )
 
 
 class WarpLabels(Transform):

@@ -257,8 +257,8 @@ def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
     digest = sha256(path)
     if card.sha256 and digest != card.sha256:
         raise InputError(
-            f"{path}: sha256 is {digest[:12]}…, expected {card.sha256[:12]}…: the file is damaged, or the card "
-            "in metadata.json belongs to another file; get the bundle again"
+            f"{path}: sha256 is {digest}, expected {card.sha256[:12]}…: the file is damaged, or the card in "
+            "metadata.json belongs to another file; get the bundle again, or enter the hash of a file of your own there"
         )
     return Weights(weights, card, path, digest)
 
