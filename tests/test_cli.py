@@ -324,6 +324,10 @@ def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
         (["register", "-dcpu"], "-dcpu is not an option; use the full name: --device"),
         (["register", "--fixed", "a.nii", "--fixed=b.nii"], "--fixed is given twice; give it once"),
         (["apply", "--transform", "a.h5", "-t", "b.h5"], "--transform is given twice; give it once, with commas"),
+        (
+            ["batch", "--pairs", "a.csv", "--output", "out", "--workers", "0"],
+            "workers 0: give a whole number of at least 1",
+        ),
         (["register", "--inverse", "maybe"], "--inverse 'maybe': give true or false"),
         (["register", "--jacobian", "maybe"], "--jacobian 'maybe': give true or false"),
         (["batch", "--overwrite=1"], "--overwrite '1': give true or false"),

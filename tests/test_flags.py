@@ -3,7 +3,7 @@
 import pytest
 
 from iregzoo.errors import InputError
-from iregzoo.flags import flag
+from iregzoo.flags import check_count, flag
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,13 @@ def test_text_is_read_as_it_says(value: bool | str, expected: bool) -> None:
 def test_other_text_is_refused(value: str) -> None:
     with pytest.raises(InputError, match=rf"overwrite '{value}': give true or false"):
         flag(value, "overwrite")
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "two", None])
+def test_what_is_no_count_is_refused(value: object) -> None:
+    check_count(1, "workers")
+    with pytest.raises(InputError, match=f"workers {value!r}: give a whole number of at least 1"):
+        check_count(value, "workers")
+    check_count(0, "refine", least=0, most=5)
+    with pytest.raises(InputError, match="refine 6: give at most 5"):
+        check_count(6, "refine", least=0, most=5)

@@ -19,7 +19,7 @@ from iregzoo.errors import InputError
 from iregzoo.iteration import TCI, FixedIterations, IterStop
 from iregzoo.networks import IIRPNet
 from iregzoo.quality import compare, doubts, figures, labels_of
-from iregzoo.register import Result, Scans, check_refine, choose_controller, read_scans, register
+from iregzoo.register import Result, Scans, choose_controller, gradient_steps, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import FILES, provenance, write
 from iregzoo.space.grid import Grid, Matrix
@@ -384,12 +384,13 @@ def test_controller_is_the_one_that_was_asked_for() -> None:
 
 def test_counts_that_would_never_end_are_refused() -> None:
     assert choose_controller("fixed", 100, TCI()) == FixedIterations(100)
-    check_refine(1000)
+    card = method().card
+    assert gradient_steps(1000, card) == 1000
     for own in (TCI(), None):
-        with pytest.raises(InputError, match="max-iterations 101: give at most 100 per level"):
+        with pytest.raises(InputError, match="max-iterations 101: give at most 100"):
             choose_controller("fixed", 101, own)
-    with pytest.raises(InputError, match="refine 10000000: give at most 1000 gradient steps"):
-        check_refine(10_000_000)
+    with pytest.raises(InputError, match="refine 10000000: give at most 1000"):
+        gradient_steps(10_000_000, card)
     with pytest.raises(InputError, match="refine 1001: give at most 1000"):
         register(pair(), method(), refine=1001)
 

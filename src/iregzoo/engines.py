@@ -33,16 +33,6 @@ class Engine(Protocol):
     def __call__(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Outcomes[Job, Result]: ...
 
 
-def check_workers(workers: int) -> None:
-    """Check what ``--workers`` asks for.
-
-    Raises:
-        InputError: for what is no whole number of at least 1.
-    """
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise InputError(f"workers {workers!r}: give a whole number of processes, at least 1")
-
-
 def on_this_machine(work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int) -> Outcomes[Job, Result]:
     """Do the jobs in so many processes of this machine, which end with this generator and with this process.
 

@@ -1,4 +1,4 @@
-"""Settings that are true or false, as MONAI's command line hands them over."""
+"""Settings that are true or false, or counts, as command lines hand them over."""
 
 from iregzoo.errors import InputError
 
@@ -14,3 +14,15 @@ def flag(value: bool | str, name: str) -> bool:
     if str(value).lower() not in ("true", "false"):
         raise InputError(f"{name} {value!r}: give true or false")
     return str(value).lower() == "true"
+
+
+def check_count(value: object, name: str, *, least: int = 1, most: int | None = None) -> None:
+    """Refuse a setting that is no whole number within its limits.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} {value!r}: give a whole number of at least {least}")
+    if most is not None and value > most:
+        raise InputError(f"{name} {value}: give at most {most}")

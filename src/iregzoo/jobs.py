@@ -15,6 +15,7 @@ from typing import Any
 from iregzoo.cases import Case, folder_names, read_cases
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
+from iregzoo.flags import check_count
 from iregzoo.outputs import held
 from iregzoo.register import choose_controller, gradient_steps
 from iregzoo.results import FILES, provenance
@@ -93,12 +94,10 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
         here: whether the pairs are registered on this machine, so that it has to have the device.
 
     Raises:
-        InputError: as ``load``, ``choose_controller``, ``check_refine`` and ``choose_device`` do, and for an unknown
+        InputError: as ``load``, ``choose_controller``, ``gradient_steps`` and ``choose_device`` do, and for an unknown
             start or threads that are no whole number of at least 1.
     """
-    threads = settings.threads
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise InputError(f"threads {threads!r}: give a whole number, at least 1")
+    check_count(settings.threads, "threads")
     if settings.init not in ("auto", *STARTS):
         raise InputError(
             f"init {settings.init!r} is unknown; choose auto, {', '.join(STARTS)}, or name a file for each pair in the "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iregzoo.errors import InputError
+from iregzoo.flags import check_count
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
 from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.registration import Registration
@@ -182,11 +183,8 @@ def choose_controller(name: str, max_iterations: int | None, own: Controller | N
     """
     if name != "auto" and name not in CONTROLLERS:
         raise InputError(f"controller {name!r} is unknown; choose auto, {', '.join(CONTROLLERS)}")
-    whole = isinstance(max_iterations, int) and not isinstance(max_iterations, bool)
-    if max_iterations is not None and not (whole and max_iterations >= 1):
-        raise InputError(f"max-iterations {max_iterations!r}: give a whole number of at least 1")
-    if max_iterations is not None and max_iterations > MOST_ITERATIONS:
-        raise InputError(f"max-iterations {max_iterations!r}: give at most {MOST_ITERATIONS} per level")
+    if max_iterations is not None:
+        check_count(max_iterations, "max-iterations", most=MOST_ITERATIONS)
     if own is None:
         _check_one_pass(name, max_iterations)
         return None
@@ -211,23 +209,11 @@ def gradient_steps(refine: int | None, card: WeightsCard) -> int:
     """How many ``--refine`` means for weights: the card's if None.
 
     Raises:
-        InputError: as ``check_refine`` does.
-    """
-    steps = card.refine if refine is None else refine
-    check_refine(steps)
-    return steps
-
-
-def check_refine(steps: int) -> None:
-    """Check a number of gradient steps.
-
-    Raises:
         InputError: for what is no whole number from 0 to ``MOST_STEPS``.
     """
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-        raise InputError(f"refine {steps!r}: give a whole number of gradient steps, 0 for none")
-    if steps > MOST_STEPS:
-        raise InputError(f"refine {steps!r}: give at most {MOST_STEPS} gradient steps")
+    steps = card.refine if refine is None else refine
+    check_count(steps, "refine", least=0, most=MOST_STEPS)
+    return steps
 
 
 @contextmanager
@@ -260,7 +246,7 @@ def register(
         progress: told the name of each stage as it begins.
 
     Raises:
-        InputError: for scans that do not meet, weights that give what is not finite, and as ``check_refine`` does.
+        InputError: for scans that do not meet, weights that give what is not finite, and as ``gradient_steps`` does.
     """
     steps = gradient_steps(refine, method.card)
     seconds: dict[str, float] = {}

@@ -249,7 +249,7 @@ def test_own_atlases_can_be_chosen(server: Server, hippocampi: Path, patients: l
         ),
         ({"max_iterations": -1}, "max_iterations -1: give a whole number"),
         ({"max_iterations": 10**9}, "max_iterations 1000000000: give a whole number from 1 to 100"),
-        ({"refine": 10**7}, "refine 10000000: give at most 1000 gradient steps"),
+        ({"refine": 10**7}, "refine 10000000: give at most 1000"),
         ({"refine": 1.5}, "refine 1.5: give a whole number"),
         ({"init": "sideways"}, "init 'sideways' is unknown"),
         ({"atlas": "../../lung"}, "atlas '../../lung' is unknown; available: hippocampus"),

@@ -57,10 +57,11 @@ def batch(
     from functools import partial
 
     from iregzoo.batch import alone, run
-    from iregzoo.engines import check_workers, on_cluster, on_this_machine
+    from iregzoo.engines import on_cluster, on_this_machine
+    from iregzoo.flags import check_count
     from iregzoo.jobs import Settings, checked, find_done, read_jobs
 
-    check_workers(workers)
+    check_count(workers, "workers")
     if scheduler and workers != 1:
         raise InputError(f"workers {workers}: a cluster has its own workers; leave out --workers or --scheduler")
     settings = Settings(
