@@ -1,5 +1,6 @@
 """Names of pairs: whatever the table, each pair has a folder of its own."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,26 @@ def test_lines_of_too_many_and_too_few_cells_are_refused(tmp_path: Path, lines: 
     (tmp_path / "pairs.csv").write_text(lines)
     with pytest.raises(InputError, match=f"pairs.csv, {words}"):
         read_cases(tmp_path / "pairs.csv", check=check)
+
+
+def test_other_columns_are_passed_over_and_misspelt_ones_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    table = tmp_path / "pairs.csv"
+    table.write_text("Subject,Fixed, MOVING ,age\nx,a,a,70\n")
+    assert read_cases(table) == [Case(str(tmp_path / "a"), str(tmp_path / "a"))]
+    for header in ("fixed,moving,fixed_label", "fixed,moving,moving_lables", "fixed,moving,fixed", "fixed,age"):
+        table.write_text(f"{header}\na,a,a\n")
+        with pytest.raises(InputError, match=f"has columns {header.replace(',', ', ')}; expected fixed, moving"):
+            read_cases(table)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_is_named(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "pairs.csv").write_text(separator.join(("fixed", "moving")) + "\n")
+    with pytest.raises(
+        InputError, match=f"its columns are separated by {re.escape(repr(separator))}; save it with commas"
+    ):
+        read_cases(tmp_path / "pairs.csv")
 
 
 def test_empty_cells_beyond_the_columns_are_none(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from iregzoo.errors import InputError
@@ -38,15 +39,17 @@ COLUMNS = tuple(column.name for column in fields(Case))
 
 def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
     """The pairs of a CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
-    moving_points, init, name. A relative path is looked for beside the CSV file, then in the working folder.
+    moving_points, init, name. Others, such as a person's age, are passed over.
+
+    A relative path is looked for beside the CSV file, then in the working folder.
 
     Args:
         path: of the table.
         check: refuse a table with a file that is missing; else its path is one beside the table.
 
     Raises:
-        InputError: for a missing table, column or file, an unknown column, a line with more cells than columns or
-            without a scan, or no pairs.
+        InputError: for a missing table, column or file, a column that is misspelt, a line with more cells than columns
+            or without a scan, or no pairs.
     """
     table = Path(path)
     if not table.is_file():
@@ -56,13 +59,8 @@ def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
     except (UnicodeDecodeError, OSError):
         raise InputError(f"{table}: is not UTF-8 text; save it as a UTF-8 CSV file") from None
     reader = csv.DictReader(lines)
-    header = [name.strip() for name in reader.fieldnames or []]
-    unknown = [name for name in header if name not in COLUMNS]
-    if unknown or len(set(header)) < len(header) or "fixed" not in header or "moving" not in header:
-        raise InputError(
-            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, each at most "
-            "once; fixed and moving are required"
-        )
+    header = [name.strip().lower() for name in reader.fieldnames or []]
+    _check_header(table, header)
     cases = []
     for row in reader:
         extra = [cell for cell in row.pop(None, []) if cell.strip()]
@@ -72,11 +70,25 @@ def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
                 "put values that contain commas in quotes"
             )
         cells = dict(zip(header, row.values(), strict=True))
-        located = {name: _locate(table, reader.line_num, name, cells[name] or "", check) for name in header}
+        known = [name for name in header if name in COLUMNS]
+        located = {name: _locate(table, reader.line_num, name, cells[name] or "", check) for name in known}
         cases.append(Case(**located))
     if not cases:
         raise InputError(f"{table}: has no pairs below its header")
     return cases
+
+
+def _check_header(table: Path, header: Sequence[str]) -> None:
+    """Refuse a table without the columns that are needed, and columns that are meant to be one of those known."""
+    if len(header) == 1 and (separator := next((sign for sign in (";", "\t") if sign in header[0]), "")):
+        raise InputError(f"{table}: its columns are separated by {separator!r}; save it with commas")
+    twice = len(set(header)) < len(header)
+    misspelt = [name for name in header if name not in COLUMNS and get_close_matches(name, COLUMNS)]
+    if twice or misspelt or "fixed" not in header or "moving" not in header:
+        raise InputError(
+            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, each at most "
+            "once; fixed and moving are required"
+        )
 
 
 def _locate(table: Path, line: int, column: str, value: str, check: bool) -> str:

@@ -105,6 +105,13 @@ def test_transforms_side_by_side_are_refused(tmp_path: Path) -> None:
         read_chain([path])
 
 
+@pytest.mark.parametrize("name", ["flirt.mat", "greedy.txt"])
+def test_a_plain_matrix_is_called_one(tmp_path: Path, name: str) -> None:
+    np.savetxt(tmp_path / name, np.eye(4))
+    with pytest.raises(InputError, match=f"{name}: is a plain matrix, as FSL and greedy write it; convert it"):
+        read_chain([tmp_path / name])
+
+
 def test_a_file_that_holds_no_affine_with_an_inverse_is_refused(tmp_path: Path) -> None:
     grid = GRIDS["plain"]
     write_transform(tmp_path / "bends.h5", waves(grid), grid, AFFINE)

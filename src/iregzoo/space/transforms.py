@@ -153,6 +153,11 @@ def _read(path: Path) -> list[sitk.Transform]:
             with silence():
                 transform = sitk.ReadTransform(str(path))
         except RuntimeError as error:
+            if _is_plain_matrix(path):
+                raise InputError(
+                    f"{path}: is a plain matrix, as FSL and greedy write it; convert it to ITK's form, for instance "
+                    "with c3d_affine_tool's -oitk"
+                ) from None
             unknown = "Could not create" in str(error)  # of which ITK says much, and that the suffix were wrong
             reason = "" if unknown else f" ({itk_reason(error)})"
             raise InputError(f"{path}: is not a transform that ITK can read{reason}; export it again") from None
@@ -167,6 +172,14 @@ def _read(path: Path) -> list[sitk.Transform]:
         if not np.isfinite(_numbers(part)).all():
             raise InputError(f"{path}: its {part.GetName()} holds NaN or infinite values; recreate it")
     return parts
+
+
+def _is_plain_matrix(path: Path) -> bool:
+    """Whether a file holds the sixteen numbers of a matrix and nothing else."""
+    try:
+        return len([float(number) for number in path.read_text("utf-8").split()]) == 16
+    except ValueError:  # also what is no text
+        return False
 
 
 def _check_alone(path: Path) -> None:
