@@ -214,7 +214,7 @@ def test_one_transform_of_a_list_is_undone(pair: Pair, run: Run, mark: str) -> N
     np.testing.assert_allclose(csv_points(pair["moving.csv"]), expected, atol=1e-3)
     given = f"{mark.format(pair['transform.h5'])},[{pair['turn.tfm']},0]"
     said = run(transform=given, input=points_csv(pair.folder / "p.csv", expected), output=pair["back.csv"])
-    assert "takes the places found to the points again but for 0.00" in said
+    assert "inverse: remaining error over the points: 0.00" in said
     np.testing.assert_allclose(csv_points(pair["back.csv"]), csv_points(turned), atol=0.01)
 
 
