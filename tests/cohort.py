@@ -85,7 +85,9 @@ def write_pairs(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def command(table: Path, output: Path, *options: str) -> list[str]:
-    return ["iregzoo", "batch", "--pairs", str(table), "--output", str(output), "--bundle", "tiny", *options]
+    usual = {"--pairs": str(table), "--output": str(output), "--bundle": "tiny"}
+    given = [text for option, value in usual.items() if option not in options for text in (option, value)]
+    return ["iregzoo", "batch", *given, *options]
 
 
 def batch(table: Path, output: Path, *options: str) -> int:

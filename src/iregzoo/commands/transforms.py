@@ -33,8 +33,8 @@ def apply(
 
     Args:
         transform: one or more, separated by commas; transform files that ITK can read (.h5, .tfm, .mat), or
-            displacement fields, which are 3-D images of vectors in LPS mm. One with inverse before it is inverted, as
-            in A,inverse:B, and one in ANTs' brackets, [B,1].
+            displacement fields, which are 3-D images of vectors in LPS mm. To invert one of them alone, put it in ANTs'
+            brackets, as in A,[B,1], or put inverse and a colon before it.
         input: an image or label map, or points, in a CSV file with the first line "# CoordinateSystem = LPS" (or RAS)
             and the columns x, y, z, or in a Slicer .mrk.json file. Everything else in a file of points is kept.
         output: the file to write; .nii.gz, .nii, .nrrd or .mha for images, and for points the format of the input.
