@@ -226,6 +226,16 @@ def test_neighbourhood_that_covers_the_volume_is_full_attention() -> None:
     torch.testing.assert_close(near(moving, fixed), full(moving, fixed), rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+def test_untrained_attention_is_the_difference_of_the_images_features() -> None:
+    """Features so far apart that each voxel attends to its like alone: A(M→F) is F there, and A(F→M) is −M."""
+    attention = CrossAttention(8, max_tokens=4096, window=3)
+    moving = 40 * torch.eye(8).reshape(1, 8, 2, 2, 2)
+    fixed = moving.clone()
+    fixed[:, 0] *= 3
+    torch.testing.assert_close(attention(moving, fixed), (fixed - moving) / 2)
+
+
 @pytest.mark.parametrize("balance", [-50.0, -3.0, 0.0, 3.0, 50.0])
 @torch.no_grad()
 def test_alpha_blends_both_directions(balance: float) -> None:
@@ -301,6 +311,20 @@ def test_weights_have_a_mean_of_one_over_regions_and_voxels() -> None:
     _, importance = module(volume(6, 8, 12, 16))
     assert importance.std() > 0.1
     torch.testing.assert_close(importance.flatten(1).mean(1), torch.ones(2, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_regions_and_groups_are_those_of_the_settings() -> None:
+    network, sizes = ADRegNet(), []
+    for level in network.modules():
+        if isinstance(level, RegionalAttention):
+            level.register_forward_hook(lambda part, inputs, output: sizes.append((inputs[0].shape[2:], part.patch)))
+    network(torch.rand(1, 1, 32, 32, 32), torch.rand(1, 1, 32, 32, 32))
+    assert sizes
+    assert all(patch == 16 for _, patch in sizes)
+    norms = [part for part in network.modules() if isinstance(part, torch.nn.GroupNorm)]
+    assert norms
+    assert all(norm.num_channels / norm.num_groups == 8 for norm in norms if norm.num_channels % 8 == 0)
 
 
 @torch.no_grad()

@@ -296,3 +296,10 @@ def test_number_of_levels_is_a_setting() -> None:
 def test_channels_too_few_for_the_blocks_are_refused(channels: tuple[int, ...], reduction: int) -> None:
     with pytest.raises(ValueError, match=rf"channels=\({channels[0]}, {channels[1]}\).*reduction={reduction}"):
         IPEARNet(channels=channels, reduction=reduction)
+
+
+@torch.no_grad()
+def test_untrained_network_hardly_moves() -> None:
+    torch.manual_seed(2)
+    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16)
+    assert IPEARNet().eval()(moving, fixed).displacement.abs().max() < 0.05

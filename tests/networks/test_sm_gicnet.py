@@ -152,6 +152,11 @@ def test_stride_lets_every_level_halve_to_the_end() -> None:
     assert all(field.isfinite().all() for field in fields(found))
 
 
+def test_velocities_reach_as_far_as_the_levels_see() -> None:
+    network = SMGICNet()
+    assert [estimator.reach for estimator in network.estimators] == [8.0, 4.0, 4.0, 4.0]
+
+
 @torch.no_grad()
 def test_untrained_network_gives_nearly_the_identity() -> None:
     torch.manual_seed(0)
