@@ -85,6 +85,21 @@ def test_register_writes_every_file(
     assert [path.name for path in output.parent.iterdir()] == ["result"]
 
 
+@pytest.mark.parametrize(("more", "unused"), [([], True), (["--inverse"], False)])
+def test_fixed_labels_that_nothing_uses_are_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    pair: list[str],
+    more: list[str],
+    unused: bool,
+) -> None:
+    labels = str(write_labels(tmp_path / "labels.nii.gz"))
+    output = ["--output", str(tmp_path / "result"), "--fixed-labels", labels]
+    assert run(monkeypatch, "register", *pair, *output, *more) == 0
+    assert ("warning: the fixed labels were not used" in capsys.readouterr().out) == unused
+
+
 def test_overwrite_is_needed_and_removes_what_is_stale(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
 ) -> None:

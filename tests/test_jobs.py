@@ -15,6 +15,7 @@ from iregzoo.batch import alone, register_job, run
 from iregzoo.errors import InputError
 from iregzoo.jobs import Job, Settings, checked, find_done, read_jobs
 from iregzoo.results import FILES
+from iregzoo.zoo import find
 
 NAMES = {"first", "second", "head3_to_head2"}
 
@@ -129,6 +130,16 @@ def test_results_of_other_weights_and_of_register_are_refused(cohort: Path, copi
         path.write_text(json.dumps(changed))
         with pytest.raises(InputError, match=words):
             done_of(cohort, copied)
+
+
+def test_a_bundle_in_a_folder_is_the_same_from_any_place(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(find("tiny").path, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    settings = checked(Settings("mine"))
+    assert settings.bundle == str(folder)
+    assert settings.origin["bundle"] == "mine"
 
 
 def test_overwrite_replaces_what_was_made_with_other_settings(cohort: Path, copied: Path) -> None:

@@ -20,7 +20,7 @@ from iregzoo.outputs import held
 from iregzoo.register import choose_controller, gradient_steps
 from iregzoo.results import FILES, provenance
 from iregzoo.space.start import STARTS
-from iregzoo.zoo import Method, load
+from iregzoo.zoo import Method, bundles, load
 
 INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "init")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
@@ -110,7 +110,8 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
     steps = gradient_steps(settings.refine, method.card)
     own = settings.weights is None or settings.weights in method.bundle.weights
     weights = settings.weights if own else str(Path(str(settings.weights)).absolute())
-    bundle = settings.bundle if settings.bundle == method.bundle.name else str(method.bundle.path)
+    known = any(settings.bundle == bundle.name for bundle in bundles())
+    bundle = settings.bundle if known else str(method.bundle.path)
     return replace(settings, bundle=bundle, weights=weights, refine=steps, origin=origin_of(method))
 
 
