@@ -245,7 +245,7 @@ def test_own_atlases_can_be_chosen(server: Server, hippocampi: Path, patients: l
         ({"controller": "never"}, "controller 'never' is unknown"),
         (
             {"max_iterations": "many"},
-            "max_iterations 'many': give a whole number from 1 to 100, or 0 for the method's own",
+            "max_iterations 'many': give a whole number from 1 to 100, or 0 for the method's default",
         ),
         ({"max_iterations": -1}, "max_iterations -1: give a whole number"),
         ({"max_iterations": 10**9}, "max_iterations 1000000000: give a whole number from 1 to 100"),
