@@ -51,7 +51,7 @@ def test_example_of_a_method_registers_and_learns(examples: list[dict[str, Any]]
     base = RegistrationLoss(window=3)
     terms = loss_names["MineLoss"](base, weight=2.0)(registration, image[:, :1], image[:, 1:])
     expected = base(registration, image[:, :1], image[:, 1:])["loss"] + 2 * diffusion(field).mean()
-    assert float(terms["loss"]) == pytest.approx(float(expected))
+    assert terms["loss"].item() == pytest.approx(expected.item())
 
 
 def test_example_of_a_network_elsewhere_has_its_weights(examples: list[dict[str, Any]]) -> None:
