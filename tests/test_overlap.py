@@ -85,6 +85,17 @@ def test_its_gradient_is_right(axes: int) -> None:
     assert torch.autograd.gradcheck(lambda u: overlap_loss(u, moving, fixed, VALUES), (field,))
 
 
+def test_a_label_of_a_million_voxels_loses_nothing_to_rounding() -> None:
+    labels = torch.zeros(1, 1, 104, 104, 104, dtype=torch.uint8)
+    labels[..., 2:-2, 2:-2, 2:-2] = 1
+    field = 0.4 * torch.sin(torch.arange(3 * 104**3).reshape(1, 3, 104, 104, 104) / 977.0)
+    exact = overlap_loss(field.double(), labels, labels, (1,))
+    found = overlap_loss(field, labels, labels, (1,))
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(exact.item(), abs=1e-6)
+    assert exact.item() > 1e-3
+
+
 def test_a_batch_gives_what_its_items_give() -> None:
     field, moving, fixed = random_pair(3)
     alone = [overlap_loss(field[i : i + 1], moving[i : i + 1], fixed[i : i + 1], VALUES) for i in range(2)]

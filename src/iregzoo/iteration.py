@@ -85,7 +85,8 @@ class IterStop:
 
     Line 9 of the algorithm prints the difference the other way round; the text means a gain s(φ_t) − s(φ_(t−1)). The
     published code takes the rejected refinement at all but the coarsest level and scores the first one against 0; here,
-    as in the algorithm, it is not taken. The first estimate of the coarsest level is always taken.
+    as in the algorithm, it is not taken. The first estimate of the coarsest level is always taken. A finer level starts
+    from the score that the coarser one reached; the algorithm scores the resized displacement once more.
     """
 
     threshold: float = 0.005
@@ -118,7 +119,8 @@ class TCI:
 
     Stability: population standard deviation (15) of the last ``window`` scores at most ``stability``.
     Convergence: the last gain (16) is at most ``convergence``. Both are asked only of a full window, so a level takes
-    at least ``window`` refinements. Every refinement is taken.
+    at least ``window`` refinements, or ``max_iterations`` where these are fewer. (15) does not say which standard
+    deviation it is. Every refinement is taken.
 
     ``order`` gives the ablations of iPEAR's Table 6: one stage alone, or both in either order. As Algorithm 1 writes
     them, both stages look at the same scores, so the two orders stop at the same iteration; both names are kept so that

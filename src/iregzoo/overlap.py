@@ -35,17 +35,19 @@ def overlap_loss(displacement: Tensor, moving: Tensor | None, fixed: Tensor | No
             f"{(displacement.shape[0], 1, *shape)}, to match the displacement {tuple(displacement.shape)}"
         )
     source, target = _numbered(moving, values), _numbered(fixed, values)
-    nothing = displacement.new_zeros(len(source), len(values) + 1)
+    # In float64, for voxels are added one after the other, and a label may have millions.
+    nothing = displacement.new_zeros(len(source), len(values) + 1, dtype=torch.float64)
     warped, shared = nothing, nothing
     for corner in product((0, 1), repeat=axes):
         weight, place = _corner(displacement, corner)
+        weight = weight.double()
         label = source.gather(1, place)
         warped = warped.scatter_add(1, label, weight)
         shared = shared.scatter_add(1, label * (label == target), weight)
     size = (warped + nothing.scatter_add(1, target, torch.ones_like(target, dtype=nothing.dtype)))[:, 1:]
     present = size > EPS
     dice = 2 * shared[:, 1:] / size.clamp_min(EPS)
-    return 1 - (dice * present).sum(1) / present.sum(1).clamp_min(1)
+    return (1 - (dice * present).sum(1) / present.sum(1).clamp_min(1)).to(displacement.dtype)
 
 
 def _numbered(labels: Tensor, values: tuple[int, ...]) -> Tensor:

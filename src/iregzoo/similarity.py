@@ -206,10 +206,13 @@ def _check_window(window: int) -> None:
 
 
 def local_ncc_map(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
-    """Squared local correlation at every voxel: (B, C, *shape), in [0, 1].
+    """Squared local correlation at every voxel: (B, C, *shape), in [0, 1] but for rounding.
+
+    In float32 a bright window whose contrast is below about a thousandth of its brightness, as of a drawn image without
+    noise, can have far more, and such a gradient: its sums of squares cancel. Scans have more noise than that.
 
     The squared form is that of VoxelMorph, MONAI and the published code of the methods here; IIRP-Net's equation (3)
-    prints the root of it. Windows reach over the border with zeros, as there.
+    prints the signed correlation. Windows reach over the border with zeros, as there.
 
     Raises:
         ValueError: for an even or non-positive window.

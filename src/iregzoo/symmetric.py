@@ -24,7 +24,8 @@ class SymmetricLoss:
     windows are those of the coarsest and the weights those of the finest: its last level always counts fully.
 
     The paper prints λ and neither α_i nor β_i: here each coarser level counts half, and smoothness as in IIRP-Net's
-    equation (5). Gradient inverse consistency stands in its sum without a weight, that is with 1.
+    equation (5). Section 3.3 demands gradient inverse consistency, which the sum in 3.4 does
+    not name: its weight of 1 is ours. (3) is read as the mean squared length, three times the mean over components.
 
     Args:
         windows: of the local NCC, in voxels of the level, coarse to fine; one for each level.

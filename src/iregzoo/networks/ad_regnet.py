@@ -126,7 +126,8 @@ class RegionalAttention(nn.Module):
     """RAA: features (B, C, *shape) scaled region by region, and the scale M, (B, 1, *shape), with a mean of 1.
 
     The paper's text leaves open:
-    - The regions are as equal as voxels allow, of at most ``patch`` voxels along each axis, so that they fill any grid.
+    - The regions are as equal as voxels allow, of about ``patch`` voxels along each axis, so that they fill any grid.
+      Where their number does not divide it, neighbours share a plane of voxels, and M's mean is 1 only nearly.
     - The descriptors attend to each other with one head; a score is linear in the descriptor and what it gathers.
     - A sum of regions, as printed, has no grid. Each region is scaled by its weight instead, times the number N of the
       regions: weights that sum to one would make the features vanish on large grids.

@@ -212,7 +212,7 @@ class SMGICNet(nn.Module):
             level, which are 8, 4, 2 and 1 of the image's. The paper prints none. The default lets level 1, which has to
             find what an affine start would, move by 64 voxels of the image, and the others by 16, 8 and 4.
         levels: how many levels run, from the coarsest; see the attribute.
-        steps: squarings of the exponential.
+        steps: of ``fields.integrate``; the paper squares so many times, there it is half as many of a midpoint step.
     """
 
     stride = 2**LEVELS
