@@ -83,8 +83,8 @@ def write(
             picture(result, images, found, folder / "report.png")
             shown = views(result, images)
         with timed("write", seconds, progress):
-            for writing in files:
-                writing.result()
+            for file in files:
+                file.result()
     scans = {"fixed": str(result.scans.fixed.path), "moving": str(result.scans.moving.path)}
     report = {**provenance, **scans, **describe(result), **found, "seconds": seconds}
     write_page(report, shown, folder / "report.html")

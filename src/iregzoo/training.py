@@ -186,12 +186,12 @@ class WarpLabels(Transform):
 class ImageSimilarity(Transform):
     """After inference: ``pred`` becomes the NCC (1,) of the warped moving image and the fixed one, ``label`` zero.
 
-    The mean absolute error of the two is the mean NCC.
+    The mean absolute error of the two is the mean NCC, of which a negative one counts as 0.
     """
 
     def __call__(self, data: Sample) -> Sample:
         images = plain(data["image"])[None]
-        found = ncc(warp(images[:, :1], plain(data["pred"])[None]), images[:, 1:])
+        found = ncc(warp(images[:, :1], plain(data["pred"])[None]), images[:, 1:]).clamp(min=0)
         return {**data, "pred": found, "label": torch.zeros_like(found)}
 
 

@@ -1,8 +1,6 @@
 """Reading scans of every format, each check of the input, and intensities."""
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +15,7 @@ from geometry import GRIDS, draw_head, make_grid, noise_image, to_image
 from iregzoo.errors import InputError
 from iregzoo.space.grid import Grid
 from iregzoo.space.scan import Scan, normalise, read_labels, read_scan, resample_to
+from rights import without_rights
 
 GRID = GRIDS["everything"]
 EYE = np.eye(4)
@@ -88,6 +87,16 @@ def test_what_itk_cannot_read_is_read(tmp_path: Path, kind: type, name: str, dty
     nib.save(kind(image, sheared.astype(np.float32)), tmp_path / name)
     with pytest.raises(InputError, match=f"{name}: its affine is sheared"):
         read_scan(tmp_path / name)
+
+
+def test_singular_affine_of_a_freesurfer_volume_is_refused(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    nib.save(nib.MGHImage(noise_image((4, 5, 6))[0, 0].numpy(), EYE), tmp_path / "scan.mgh")
+    raw = bytearray((tmp_path / "scan.mgh").read_bytes())
+    raw[38:42] = bytes(4)  # the spacing along the third axis
+    (tmp_path / "scan.mgh").write_bytes(raw)
+    with pytest.raises(InputError, match=r"scan.mgh: its affine is singular"):
+        read_scan(tmp_path / "scan.mgh")
+    assert not [warning for warning in recwarn if "divide" in str(warning.message)]
 
 
 def test_two_affines_that_differ_are_told_of(tmp_path: Path) -> None:
@@ -358,20 +367,6 @@ def test_bad_scan_is_refused_with_the_reason_in_one_line(tmp_path: Path, make: C
 def test_a_name_that_is_no_text_is_refused_before_itk_sees_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bad\\xff.nii.gz: its name is not UTF-8 text; rename it"):
         read_scan(tmp_path / "bad\udcff.nii.gz")
-
-
-@contextmanager
-def without_rights() -> Iterator[None]:
-    """As a user for whom permissions count, which for the administrator they do not."""
-    if not hasattr(os, "geteuid"):
-        pytest.skip("permissions are another system's here")
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd", "series"])

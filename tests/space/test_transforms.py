@@ -14,6 +14,7 @@ from iregzoo.errors import InputError
 from iregzoo.space.files import write_displacement, write_transform, write_voxel_displacement
 from iregzoo.space.grid import Grid
 from iregzoo.space.transforms import Chain, flatten, itk_move, move, read_chain, read_linear
+from rights import without_rights
 
 EACH_GRID = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 AFFINE = np.array([[1.05, 0.1, 0, 5], [-0.1, 0.95, 0.05, -3], [0.02, 0, 1.1, 2], [0, 0, 0, 1.0]])
@@ -103,6 +104,20 @@ def test_transforms_side_by_side_are_refused(tmp_path: Path) -> None:
     path.write_text(texts[0][0] + "\n" + texts[0][1] + texts[1][1].replace("#Transform 0", "#Transform 1"))
     with pytest.raises(InputError, match=r"two.tfm: holds 2 transforms side by side"):
         read_chain([path])
+
+
+@pytest.mark.parametrize("name", ["start.tfm", "start.h5"])
+def test_a_transform_that_may_not_be_read_is_refused_in_a_line(tmp_path: Path, name: str) -> None:
+    path = Path(stored(rigid(), tmp_path / name))
+    path.chmod(0)
+    try:
+        with (
+            pytest.raises(InputError, match=f"{name}: permission denied; check the file's permissions"),
+            without_rights(),
+        ):
+            read_chain([path])
+    finally:
+        path.chmod(0o700)
 
 
 @pytest.mark.parametrize("name", ["flirt.mat", "greedy.txt"])

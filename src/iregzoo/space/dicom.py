@@ -17,6 +17,11 @@ DICOM_PLACE = "0020|0032"
 
 
 def read_dicom(folder: Path) -> sitk.Image:
+    """The volume of a folder's series, in its own type of voxel.
+
+    Raises:
+        InputError: for no series or several, and for one of which a slice is missing, there twice, shifted or turned.
+    """
     for path in folder.iterdir():
         check_name(str(path))
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))

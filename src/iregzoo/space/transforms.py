@@ -22,7 +22,7 @@ from iregzoo.space.files import affine_transform
 from iregzoo.space.grid import Grid, Matrix, inverse
 from iregzoo.space.points import STEP, TOLERANCE_MM, move_points, move_points_back, reached
 from iregzoo.space.start import SINGULAR, check_affine, matrix_of
-from iregzoo.space.volume import itk_reason, read_volume
+from iregzoo.space.volume import check_there, itk_reason, read_volume
 
 TEXTS = (".tfm", ".txt")
 TRANSFORM_FILES = (".h5", ".hdf5", ".mat", *TEXTS)
@@ -143,6 +143,7 @@ def read_linear(path: str | Path) -> Matrix:
 
 
 def _read(path: Path) -> list[sitk.Transform]:
+    check_there(path)
     if not path.name.lower().endswith(TRANSFORM_FILES):
         image, _ = read_volume(path, components=3)
         transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
@@ -241,7 +242,7 @@ def inverse_matrix(transform: sitk.Transform) -> Matrix:
     matrix = matrix_of(transform)
     if np.linalg.cond(matrix[:3, :3]) > SINGULAR:
         shown = [[round(value, 6) for value in row] for row in matrix[:3, :3].tolist()]
-        raise InputError(f"the transform's matrix {shown} is singular and has no inverse; leave out --inverse")
+        raise InputError(f"the transform's matrix {shown} is singular and has no inverse; do not invert it")
     return inverse(matrix)
 
 

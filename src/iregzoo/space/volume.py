@@ -47,7 +47,7 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
         raise InputError("a path is empty; give a file or a DICOM folder")
     path = Path(path)
     check_name(str(path.absolute()))
-    _check_there(path)
+    check_there(path)
     if path.is_file() and path.name.lower().endswith(NIFTI):
         _check_nifti(path)
     try:
@@ -85,11 +85,13 @@ def _read_file(path: Path) -> sitk.Image:
         image = nib.load(path)
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel raises many kinds for a file that it cannot read
-        raise InputError(f"{path}: is not a readable FreeSurfer volume ({error}); check or export it again") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: is not a readable FreeSurfer volume ({reason}); check or export it again") from None
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.ndim != 3:
         raise InputError(f"{path}: has shape {array.shape}; expected one 3-D volume: extract the volume first")
+    _check_affine(image.affine, path)
     grid = Grid(array.shape, RAS_FROM_LPS @ image.affine)
     axes = grid.affine[:3, :3] / grid.spacing
     if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR:
@@ -104,8 +106,12 @@ def _sheared(path: Path) -> InputError:
     )
 
 
-def _check_there(path: Path) -> None:
-    """Refuse what is missing, and what may not be read, which libraries take for a damaged file."""
+def check_there(path: Path) -> None:
+    """Refuse what is missing, and what may not be read, which libraries take for a damaged file.
+
+    Raises:
+        InputError: saying which of them it is.
+    """
     try:
         if path.is_dir():
             next(path.iterdir(), None)
@@ -152,7 +158,10 @@ def _check_nifti(path: Path) -> None:
             f"{path}: has no affine (sform and qform codes are 0), so its position in scanner space is unknown; "
             "set one, for instance with nibabel's set_sform"
         )
-    affine = header.get_best_affine()
+    _check_affine(header.get_best_affine(), path)
+
+
+def _check_affine(affine: NDArray[Any], path: Path) -> None:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path}: its affine is singular ({affine[:3, :3].tolist()}); set a valid sform or qform")
 
