@@ -13,6 +13,7 @@ from iregzoo.errors import InputError
 
 UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # in the name of a folder, on one system or another
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # whatever follows, on Windows
+ALIKE = 0.8  # and more is a slip of the pen: an age is no image, of difflib's 0.75
 MOST_BYTES = 200  # of such a name: systems take 255, and what is being written has a longer one
 
 
@@ -39,17 +40,28 @@ COLUMNS = tuple(column.name for column in fields(Case))
 
 def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
     """The pairs of a CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
-    moving_points, init, name. Others, such as a person's age, are passed over.
+    moving_points, init, name; see ``read_rows``."""
+    return [Case(**row) for row in read_rows(path, COLUMNS, ("fixed", "moving"), of="pairs", check=check)]
 
-    A relative path is looked for beside the CSV file, then in the working folder.
+
+def read_rows(
+    path: str | Path, columns: Sequence[str], needed: Sequence[str], *, of: str, check: bool = True
+) -> list[dict[str, str]]:
+    """The rows of a CSV file whose columns hold the paths of files; a column ``name`` holds no path.
+
+    A relative path is looked for beside the CSV file, then in the working folder. Columns that are not known, such as a
+    person's age, are passed over.
 
     Args:
         path: of the table.
+        columns: those that are known.
+        needed: those of them that every row has to fill.
+        of: what the rows are, in the plural, for the messages.
         check: refuse a table with a file that is missing; else its path is one beside the table.
 
     Raises:
         InputError: for a missing table, column or file, a column that is misspelt, a line with more cells than columns
-            or without a scan, or no pairs.
+            or without what is needed, or no rows.
     """
     table = Path(path)
     if not table.is_file():
@@ -60,8 +72,8 @@ def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
         raise InputError(f"{table}: is not UTF-8 text; save it as a UTF-8 CSV file") from None
     reader = csv.DictReader(lines)
     header = [name.strip().lower() for name in reader.fieldnames or []]
-    _check_header(table, header)
-    cases = []
+    _check_header(table, header, columns, needed)
+    rows = []
     for row in reader:
         extra = [cell for cell in row.pop(None, []) if cell.strip()]
         if extra:
@@ -69,83 +81,91 @@ def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
                 f"{table}, line {reader.line_num}: has the extra value {extra[0]!r} beyond its {len(header)} columns; "
                 "put values that contain commas in quotes"
             )
-        cells = dict(zip(header, row.values(), strict=True))
-        known = [name for name in header if name in COLUMNS]
-        located = {name: _locate(table, reader.line_num, name, cells[name] or "", check) for name in known}
-        cases.append(Case(**located))
-    if not cases:
-        raise InputError(f"{table}: has no pairs below its header")
-    return cases
+        cells = {name: (cell or "").strip() for name, cell in zip(header, row.values(), strict=True) if name in columns}
+        place = f"{table}, line {reader.line_num}"
+        if empty := [name for name in needed if not cells[name]]:
+            raise InputError(f"{place}, column {empty[0]}: is empty; give the path of a scan")
+        files = {name: _locate(table, place, cell, check) for name, cell in cells.items() if name != "name"}
+        rows.append({**cells, **files})
+    if not rows:
+        raise InputError(f"{table}: has no {of} below its header")
+    return rows
 
 
-def _check_header(table: Path, header: Sequence[str]) -> None:
+def _check_header(table: Path, header: Sequence[str], columns: Sequence[str], needed: Sequence[str]) -> None:
     """Refuse a table without the columns that are needed, and columns that are meant to be one of those known."""
     if len(header) == 1 and (separator := next((sign for sign in (";", "\t") if sign in header[0]), "")):
         raise InputError(f"{table}: its columns are separated by {separator!r}; save it with commas")
     twice = len(set(header)) < len(header)
-    misspelt = [name for name in header if name not in COLUMNS and get_close_matches(name, COLUMNS)]
-    if twice or misspelt or "fixed" not in header or "moving" not in header:
+    misspelt = [name for name in header if name not in columns and get_close_matches(name, columns, cutoff=ALIKE)]
+    if twice or misspelt or not set(needed) <= set(header):
+        required = f"{' and '.join(needed)} {'are' if needed[1:] else 'is'} required"
         raise InputError(
-            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, each at most "
-            "once; fixed and moving are required"
+            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(columns)}, each at most "
+            f"once; {required}"
         )
 
 
-def _locate(table: Path, line: int, column: str, value: str, check: bool) -> str:
-    value = value.strip()
-    if column == "name":
-        return value
+def _locate(table: Path, place: str, value: str, check: bool) -> str:
     if not value:
-        if column in ("fixed", "moving"):
-            raise InputError(f"{table}, line {line}, column {column}: is empty; give the path of a scan")
         return ""
     for candidate in (table.parent / value, Path(value)):
         if candidate.exists():
             return str(candidate)
     if check:
-        raise InputError(
-            f"{table}, line {line}: {value}: no such file, neither next to the table nor in the working folder"
-        )
+        raise InputError(f"{place}: {value}: no such file, neither next to the table nor in the working folder")
     return str(table.parent / value)
 
 
 def folder_names(cases: Sequence[Case]) -> list[str]:
-    """A folder's name for each case: its own or, for want of one, ``MOVING_to_FIXED`` after its files.
+    """A folder's name for each case: its own or, for want of one, ``MOVING_to_FIXED``; see ``distinct_names``."""
+    bare = [replace(case, init="", name="") for case in cases]  # it may get another start later, and stays that pair
+    paths = [[path for path in astuple(case) if path] for case in bare]
+    made = [f"{stem(case.moving)}_to_{stem(case.fixed)}" for case in cases]
+    return distinct_names([case.name for case in cases], made, paths, of="pair")
+
+
+def distinct_names(own: Sequence[str], made: Sequence[str], paths: Sequence[Sequence[str]], *, of: str) -> list[str]:
+    """A name that a file or folder can have for each row of a table.
 
     Where several would have one name, those of no name of their own get a hash of their files' paths behind it. A
-    case's name does not depend on where it stands in the table.
+    row's name does not depend on where it stands in the table.
+
+    Args:
+        own: the names that the table has, or nothing.
+        made: names for those that have none.
+        paths: of each row's files.
+        of: what a row is, for the messages.
 
     Raises:
-        InputError: for a name of a case that cannot be a folder's, and for cases that cannot be told apart.
+        InputError: for a name of a row that cannot be a folder's, and for rows that cannot be told apart.
     """
-    plain = [case.name or _after_files(case) for case in cases]
+    plain = [name or UNFIT.sub("_", other).lstrip(".") for name, other in zip(own, made, strict=True)]
     taken = Counter(name.lower() for name in plain)
     names = [
-        f"{name}-{_digest(case)}" if taken[name.lower()] > 1 and not case.name else name
-        for name, case in zip(plain, cases, strict=True)
+        f"{name}-{_digest(files)}" if taken[name.lower()] > 1 and not given else name
+        for name, given, files in zip(plain, own, paths, strict=True)
     ]
     first: dict[str, int] = {}
     for number, name in enumerate(names, 1):
         unfit = UNFIT.search(name) or DEVICES.fullmatch(name) or name[0] == "." or name[-1] in ". "
         if unfit or len(name.encode()) > MOST_BYTES:
             raise InputError(
-                f"pair {number}: {name!r} is not a valid folder name on all systems; in the column name, use only "
+                f"{of} {number}: {name!r} is not a valid folder name on all systems; in the column name, use only "
                 f"letters, digits, -, _ and ., at most {MOST_BYTES} bytes"
             )
         other = first.setdefault(name.lower(), number)
         if other != number:
             raise InputError(
-                f"pairs {other} and {number} would both be called {name!r}; give each a unique name in the column name"
+                f"{of}s {other} and {number} would both be called {name!r}; give each a unique name in the column name"
             )
     return names
 
 
-def _after_files(case: Case) -> str:
-    moving, fixed = (re.sub(r"(\.nii)?\.\w+$", "", Path(path).name) for path in (case.moving, case.fixed))
-    return UNFIT.sub("_", f"{moving}_to_{fixed}").lstrip(".")
+def stem(path: str) -> str:
+    """A scan's name without its folder and its ending."""
+    return re.sub(r"(\.nii)?\.\w+$", "", Path(path).name)
 
 
-def _digest(case: Case) -> str:
-    pair = replace(case, init="")  # it may get another start later, and stays the pair that it is
-    paths = [str(Path(path).absolute()) for path in astuple(pair) if path]
-    return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:8]
+def _digest(paths: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(str(Path(path).absolute()) for path in paths).encode()).hexdigest()[:8]
