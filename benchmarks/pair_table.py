@@ -1,14 +1,16 @@
 """Write the table of pairs of a split for ``iregzoo evaluate``: each scan as fixed, the next one as moving, cyclic.
 
-    python benchmarks/pair_table.py --dataset-dir DIR --split SPLIT [--template FOLDER] [--output pairs.csv]
+    python benchmarks/pair_table.py --dataset-dir DIR --split SPLIT [--template FOLDER | --scans] [--output pairs.csv]
 
 DIR holds images/, labels/ and splits.json. With --template, the template in FOLDER is the moving scan of every pair.
-Without --output the table goes to standard output.
+With --scans, the table lists the single scans, for ``iregzoo template``. Without --output the table goes to standard
+output.
 """
 
 import argparse
 import csv
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from iregzoo.datasets import Entry, find_scans
@@ -20,19 +22,28 @@ def main() -> None:
     parser.add_argument("--dataset-dir", required=True, type=Path)
     parser.add_argument("--split", required=True)
     parser.add_argument("--template", type=Path)
+    parser.add_argument("--scans", action="store_true")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     scans = find_scans(arguments.dataset_dir.absolute(), arguments.split)
-    moved = scans[1:] + scans[:1]
-    if arguments.template:
-        folder = arguments.template.absolute()
-        moved = [Entry(image=str(folder / IMAGE), label=str(folder / LABELS))] * len(scans)
+    rows: list[tuple[str, ...]]
+    if arguments.scans:
+        rows = [("image", "labels"), *((scan["image"], scan["label"]) for scan in scans)]
+    else:
+        rows = [("fixed", "moving", "fixed_labels", "moving_labels"), *pairs(scans, arguments.template)]
     stream = arguments.output.open("w", newline="", encoding="utf-8") if arguments.output else sys.stdout
     with stream:
-        writer = csv.writer(stream)
-        writer.writerow(("fixed", "moving", "fixed_labels", "moving_labels"))
-        for fixed, moving in zip(scans, moved, strict=True):
-            writer.writerow((fixed["image"], moving["image"], fixed["label"], moving["label"]))
+        csv.writer(stream).writerows(rows)
+
+
+def pairs(scans: Sequence[Entry], template: Path | None) -> Iterator[tuple[str, ...]]:
+    """Every scan with the next one, or with the template: image and image, label map and label map."""
+    moved = [*scans[1:], *scans[:1]]
+    if template:
+        folder = template.absolute()
+        moved = [Entry(image=str(folder / IMAGE), label=str(folder / LABELS))] * len(scans)
+    for fixed, moving in zip(scans, moved, strict=True):
+        yield fixed["image"], moving["image"], fixed["label"], moving["label"]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from iregzoo.commands.batch import batch
 from iregzoo.commands.label import label_app
 from iregzoo.commands.measurement import evaluate
 from iregzoo.commands.registration import demo, register
+from iregzoo.commands.template import template
 from iregzoo.commands.transforms import apply
 from iregzoo.commands.zoo import download, import_checkpoint, list_bundles, pack, verify
 from iregzoo.errors import InputError, check_name
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "apply": apply,
     "batch": batch,
     "evaluate": evaluate,
+    "template": template,
     "list": list_bundles,
     "demo": demo,
     "download": download,

@@ -128,7 +128,7 @@ def _moved(turn: Matrix, world: Matrix, vectors: Tensor, grid: Grid) -> Tensor:
 
 
 def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "linear") -> Tensor:
-    """A scan warped once, from its own full resolution: (1, 1, *grid.shape).
+    """A scan warped once, from its own full resolution: (1, C, *grid.shape) for one of C channels.
 
     Agrees with ITK's resampler, also at the faces of the field of view.
 
@@ -140,7 +140,7 @@ def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "line
     """
     matrix, turn = to_voxels(grid, None, scan.grid), inverse(scan.grid.affine)
     outside = 0.0 if mode == "nearest" else scan.outside
-    warped = scan.data.new_empty(1, 1, *grid.shape)
+    warped = scan.data.new_empty(1, scan.data.shape[1], *grid.shape)
     for part in slabs(grid.shape):
         points = positions(matrix, grid.shape, part) + _linear(turn, displacement[:, :, part].double())
         warped[:, :, part] = read_at(scan.data, points, mode=mode, outside=outside)

@@ -1,0 +1,122 @@
+"""``iregzoo template``: the mean of a group of scans."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iregzoo.commands.shared import Progress, listed
+from iregzoo.errors import InputError
+
+
+def template(
+    scans: str,
+    output: str,
+    bundle: str = "ipear",
+    weights: str | None = None,
+    rounds: int = 3,
+    spacing: str | None = None,
+    label_names: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    init: str = "auto",
+    refine: int | None = None,
+    transforms: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Build an unbiased template of a group of scans: their mean image in their mean shape, and their labels by vote.
+
+    The scans are placed in their mean pose and averaged. In each round, every scan is registered to the mean and
+    averaged anew where the mean of all displacements is zero. The folder gets template.nii.gz; scans.csv, which says
+    for each scan how well it fits the others; template.json, which says how it was made; and, if the scans have label
+    maps, labels.nii.gz and labels.json. These are an atlas for iregzoo register, batch and label-app.
+
+    A template of N scans takes as long as N × rounds registrations. While it is built, the output's disk must have room
+    for the deformations: 12 bytes per voxel of the template and scan.
+
+    Args:
+        scans: CSV file with columns image and, optionally, labels (for all scans or none) and name. Relative paths are
+            resolved from the table's folder.
+        output: folder for the template, new or empty.
+        bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
+        weights: a name from iregzoo list, or a weights file; by default the bundle's first.
+        rounds: how often the scans are registered to the mean; 0 only averages them in their mean pose.
+        spacing: voxel size of the template in mm, one number or three (right, anterior, superior) separated by commas;
+            by default the median of the scans.
+        label_names: the labels' names, as JSON such as {"1": "thalamus"} or CSV with the columns label and name.
+        device: auto, cpu, cuda or mps.
+        precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
+        init: affine start: auto (what the weights need), none (trust the headers; the template then keeps their world),
+            center, rigid or affine.
+        refine: gradient steps after the network, as in register; by default those in the weights' card.
+        transforms: also write transforms/NAME.h5 (ITK), which warps a scan to the template with iregzoo apply.
+        overwrite: replace an earlier template in the folder.
+    """
+    from tempfile import TemporaryDirectory
+
+    from iregzoo.devices import choose_device
+    from iregzoo.flags import check_count, flag
+    from iregzoo.group import labels_in, placings, read_group, read_members
+    from iregzoo.groupwise import MOST_ROUNDS, agreement, build_template, template_labels, write_ways
+    from iregzoo.label_names import read_names
+    from iregzoo.outputs import whole_folder
+    from iregzoo.quality import LITTLE_ALIKE
+    from iregzoo.register import gradient_steps
+    from iregzoo.results import provenance
+    from iregzoo.template import TRANSFORMS, files_of, named, write_report, write_template
+    from iregzoo.zoo import load
+
+    begin = time.perf_counter()
+    check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
+    step = None if spacing is None else _spacing(spacing)
+    members = read_members(scans)
+    method = load(bundle, weights, choose_device(device), precision)
+    steps = gradient_steps(refine, method.card)
+    total = len(members) * (placings(init, method.card) + rounds)
+    owned = files_of([member.name for member in members])
+    with whole_folder(Path(output), overwrite=overwrite, owned=owned) as folder, Progress(total) as bar:
+        bar("read")
+        labels = labels_in(members)
+        names = named(labels, read_names(Path(label_names)) if label_names else None)
+        group = read_group(members, method.card, init=init, spacing=step, progress=bar)
+        with TemporaryDirectory(dir=folder) as place:
+            *_, built = build_template(group, method, Path(place), rounds=rounds, refine=steps, progress=bar)
+            bar("write")
+            voted = template_labels(group, built, labels) if labels else None
+            rows = agreement(group, built, voted)
+            if flag(transforms, "transforms"):
+                write_ways(group, built, folder / TRANSFORMS)
+        write_template(folder, built.image, group.grid, labels=voted, names=names)
+        made = {"scans": len(members), "rounds": rounds, "init": init, "refine": steps}
+        made |= {"shape": list(group.grid.shape), "spacing_mm": group.grid.spacing.tolist()}
+        made["seconds"] = round(time.perf_counter() - begin, 1)
+        write_report(folder, rows, {**provenance(method), **made})
+    print(f"{len(members)} scans, {', '.join(_means(rows))}, {made['seconds']} s")
+    for row in rows:
+        if row["ncc"] < LITTLE_ALIKE:
+            print(
+                f"warning: {row['name']} is not like the other scans (NCC {row['ncc']:.2f}): check it, or leave it out"
+            )
+    print(f"written to {output}: scans.csv has a row for each scan")
+
+
+def _spacing(value: str) -> list[float]:
+    """One number, or three for right, anterior and superior."""
+    try:
+        steps = [float(step) for step in listed(value, "spacing")]
+    except ValueError:
+        steps = []
+    if len(steps) not in (1, 3):
+        raise InputError(f"spacing {value}: give one number in mm, or three separated by commas")
+    return steps * (3 // len(steps))
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The mean figures of the scans, and which scan is least like the template."""
+    for name, title in (("ncc", "NCC with the others"), ("dice", "Dice with the labels")):
+        if name in rows[0]:
+            worst = min(rows, key=lambda row: float(row[name]))
+            mean = sum(row[name] for row in rows) / len(rows)
+            yield f"{title} {mean:.3f} (lowest {worst[name]:.3f}, {worst['name']})"
+    if "folding_percent" in rows[0]:
+        yield f"folding {sum(row['folding_percent'] for row in rows) / len(rows):.3f} %"

@@ -1,0 +1,220 @@
+"""A group of scans in its mean pose: what groupwise registration begins with.
+
+Affine starts are averaged by their logarithms (Arsigny et al., SIAM J. Matrix Analysis 2007).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.linalg import expm, logm
+from torch import Tensor
+
+from iregzoo.cases import distinct_names, read_rows, stem
+from iregzoo.errors import InputError
+from iregzoo.quality import labels_of
+from iregzoo.space.frame import MARGIN_MM, affine_displacement, warp_scan
+from iregzoo.space.grid import Grid, Matrix, bounding_grid, canonical_axes, inverse
+from iregzoo.space.points import map_points
+from iregzoo.space.scan import Scan, Window, normalise, read_labels, read_scan
+from iregzoo.space.start import STARTS, affine_start
+from iregzoo.zoo import WeightsCard
+
+SEARCHED = STARTS[2:]  # the starts that look at the images
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One scan of a group: its name and files; ``labels`` is empty where it has no label map."""
+
+    name: str
+    image: str
+    labels: str = ""
+
+    def scan(self) -> Scan:
+        return read_scan(self.image)
+
+    def label_map(self) -> Scan:
+        return read_labels(self.labels, self.scan())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scans in their mean pose.
+
+    Attributes:
+        members: the scans, two or more.
+        starts: affine (4, 4) of each, LPS mm, from the template's world to the scan's.
+        grid: of the template; its axes run right, anterior, superior.
+        window: of the intensities, as for ``normalise``.
+    """
+
+    members: Sequence[Member]
+    starts: Sequence[Matrix]
+    grid: Grid
+    window: Window | None = None
+
+
+def read_members(table: str | Path) -> list[Member]:
+    """The scans of a CSV file with the columns image and, optionally, labels and name; see ``cases.read_rows``.
+
+    Raises:
+        InputError: as ``read_rows`` and ``distinct_names`` do.
+    """
+    rows = read_rows(table, ("image", "labels", "name"), ("image",), of="scans")
+    members = [Member(**{"name": "", **row}) for row in rows]
+    made, paths = [stem(member.image) for member in members], [[member.image] for member in members]
+    names = distinct_names([member.name for member in members], made, paths, of="scan")
+    return [replace(member, name=name) for member, name in zip(members, names, strict=True)]
+
+
+def read_group(
+    members: Sequence[Member],
+    card: WeightsCard,
+    *,
+    init: str = "auto",
+    spacing: Sequence[float] | None = None,
+    progress: Progress = lambda name: None,
+) -> Group:
+    """Bring the scans of a group to their mean pose, and choose the template's grid.
+
+    That has the scans' median field of view, around what they show, and stands in the middle of the world, or where
+    the scans' headers say for the start ``none``. The starts ``rigid`` and ``affine`` are searched twice: from the
+    first scan, then from the mean that this gives, which looks like every scan.
+
+    Args:
+        members: the scans.
+        card: of the weights that will register them.
+        init: affine start, a name as for ``register``.
+        spacing: of the template along right, anterior, superior, mm; the scans' median if None.
+        progress: told the name of each scan as it is placed, ``placings`` times in all.
+
+    Raises:
+        InputError: for fewer than two scans, one twice, an unknown start, a spacing that is none; and as ``read_scan``
+            and ``affine_start`` do.
+    """
+    _check_members(members)
+    name = card.init if init == "auto" else init
+    if name not in STARTS:
+        raise InputError(f"init {init!r} is unknown; choose auto, {', '.join(STARTS)}")
+    if spacing is not None and not all(0 < step < np.inf for step in spacing):
+        raise InputError(f"spacing {', '.join(map(str, spacing))}: give millimetres above 0")
+    starts, views, spacings = [], [], []
+    first = members[0].scan()
+    for member in members:
+        progress(member.name)
+        scan = member.scan()
+        starts.append(np.eye(4) if member is members[0] else affine_start(first, scan, name))
+        views.append(bounding_grid(normalise(scan, card.window).data[0, 0] > 0, scan.grid, MARGIN_MM))
+        spacings.append(scan.grid.spacing[canonical_axes(scan.grid)[0]])
+    step = np.median(spacings, axis=0) if spacing is None else np.array(spacing, dtype=float)
+    group = _around_mean(Group(members, starts, first.grid, card.window), views, step, name)
+    if name not in SEARCHED:
+        return group
+    mean, again = Scan(mean_image(group, poses(group))[0], group.grid, Path("template")), []
+    for member in members:
+        progress(member.name)
+        again.append(affine_start(mean, member.scan(), name))
+    return _around_mean(replace(group, starts=again), views, step, name)
+
+
+def placings(init: str, card: WeightsCard) -> int:
+    """How many times ``read_group`` places each scan."""
+    return 2 if (card.init if init == "auto" else init) in SEARCHED else 1
+
+
+def _check_members(members: Sequence[Member]) -> None:
+    if len(members) < 2:
+        raise InputError(f"a template of {len(members)} scans is no mean; give two or more")
+    seen = dict[Path, Member]()
+    for member in members:
+        other = seen.setdefault(Path(member.image).resolve(), member)
+        if other is not member:
+            raise InputError(f"{member.image}: is listed twice, as {other.name} and {member.name}; list it once")
+
+
+def labels_in(members: Sequence[Member]) -> list[int]:
+    """The labels that any scan has; none where there are no label maps.
+
+    Raises:
+        InputError: for a scan without a label map where others have one, an empty one, and as ``read_scan`` and
+            ``read_labels`` do.
+    """
+    labelled, found = [member for member in members if member.labels], set[int]()
+    for member in members if labelled else ():
+        if not member.labels:
+            raise InputError(f"{member.image}: has no label map, but {labelled[0].name} has; give all one or none")
+        own = labels_of(member.label_map().data)
+        if not own:
+            raise InputError(f"{member.labels}: is empty; give a label map that labels something")
+        found |= set(own)
+    return sorted(found)
+
+
+def _around_mean(group: Group, views: Sequence[Grid], spacing: Matrix, init: str) -> Group:
+    """A group, whose starts are from any one world, in its mean pose and on its grid.
+
+    Args:
+        group: the scans.
+        views: what each scan shows, in its own world.
+        spacing: of the grid, mm.
+        init: the name of the starts.
+    """
+    mean = expm(np.mean([logm(start) for start in group.starts], axis=0)).real
+    starts = [_exact(start @ inverse(mean)) for start in group.starts]
+    boxes = np.array([_box(view, inverse(start)) for view, start in zip(views, starts, strict=True)])
+    low, high = np.median(boxes, axis=0)
+    grid = _grid_between(low, high, spacing)
+    if init != "none":
+        moved = np.eye(4)
+        moved[:3, 3] = grid.centre
+        starts, grid = [_exact(start @ moved) for start in starts], Grid(grid.shape, inverse(moved) @ grid.affine)
+    return replace(group, starts=starts, grid=grid)
+
+
+def _exact(matrix: Matrix) -> Matrix:
+    """An affine whose last row is no longer rounded."""
+    matrix[3] = (0, 0, 0, 1)
+    return matrix
+
+
+def _box(grid: Grid, world: Matrix) -> Matrix:
+    """The lowest and highest coordinates that a grid's voxels reach after an affine of the world: (2, 3)."""
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * grid.shape - 0.5
+    placed = map_points(world @ grid.affine, torch.from_numpy(corners)).numpy()
+    return np.stack((placed.min(0), placed.max(0)))
+
+
+def _grid_between(low: Matrix, high: Matrix, spacing: Matrix) -> Grid:
+    """A grid (LPS mm) whose axes run right, anterior and superior, in the middle between two corners."""
+    x, y, z = (max(2, int(size)) for size in np.ceil((high - low) / spacing - 1e-3))
+    affine = np.diag([*(spacing * (-1, -1, 1)), 1.0])
+    affine[:3, 3] = (low + high) / 2 - affine[:3, :3] @ ((np.array((x, y, z)) - 1) / 2)
+    return Grid((x, y, z), affine)
+
+
+def mean_image(group: Group, ways: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean of the scans, each warped once, and of how many it is: (1, 1, *grid.shape) each.
+
+    A voxel's mean is that of the scans whose field of view has it, in [0, 1] or within the group's window.
+
+    Args:
+        group: the scans.
+        ways: each one's whole displacement from the template, (1, 3, *grid.shape), LPS mm.
+    """
+    total, seen = torch.zeros(1), torch.zeros(1)
+    for member, way in zip(group.members, ways, strict=True):
+        scan = normalise(member.scan(), group.window)
+        both = replace(scan, data=torch.cat((scan.data, torch.ones_like(scan.data)), 1))
+        image = warp_scan(both, way, group.grid)
+        total, seen = total + image[:, :1], seen + image[:, 1:]
+    low, high = group.window or (0.0, 1.0)
+    return low + (high - low) * torch.where(seen > 0, total / seen.clamp(min=1e-6), 0.0), seen
+
+
+def poses(group: Group) -> Iterator[Tensor]:
+    """Each scan's displacement from the template by its start alone: (1, 3, *grid.shape), LPS mm."""
+    return (affine_displacement(start, group.grid) for start in group.starts)

@@ -1,0 +1,194 @@
+"""Groupwise registration: the template of a group of scans, and each scan's way to it.
+
+A template has the mean intensity and the mean shape of a group, and of its labels what most scans say. It starts as the
+mean of the scans in their mean pose. In each round every scan is registered to it as ``register`` does, and the scans
+are averaged where the mean of their displacements is zero, so that no scan and no first template draws it to itself
+(Guimond et al., CVIU 2000; Joshi et al., NeuroImage 2004).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iregzoo.fields import compose, length
+from iregzoo.flags import check_count
+from iregzoo.group import Group, Progress, mean_image, poses
+from iregzoo.metrics import dice, folding_percent, mean_of
+from iregzoo.quality import labels_of
+from iregzoo.register import Scans, register
+from iregzoo.similarity import ncc
+from iregzoo.space.files import write_transform
+from iregzoo.space.frame import Frame, warp_scan
+from iregzoo.space.grid import Grid
+from iregzoo.space.scan import Scan, normalise
+from iregzoo.zoo import Method
+
+AT_ONCE = 8  # labels that are warped together
+WEAKEST = 1 / 3  # part of the scans that have to label a voxel
+MOST_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Template:
+    """The mean of a group, on its grid.
+
+    Attributes:
+        image: (1, 1, *shape), in [0, 1], or within the window of the weights.
+        seen: (1, 1, *shape), how many scans show a voxel.
+        fields: a file for each scan, its deformation (1, 3, *shape) float32 from the template, LPS mm, without the
+            affine; the mean of them is zero. Empty before any round.
+    """
+
+    image: Tensor
+    seen: Tensor
+    fields: Sequence[Path] = ()
+
+
+def build_template(
+    group: Group,
+    method: Method,
+    folder: Path,
+    *,
+    rounds: int,
+    refine: int | None = None,
+    progress: Progress = lambda name: None,
+) -> Iterator[Template]:
+    """Build the template of a group, round by round.
+
+    Args:
+        group: from ``read_group``.
+        method: that registers the scans to the template, from ``zoo.load``.
+        folder: an existing one for the scans' deformations, 12 bytes a voxel and scan; they are of the last round.
+        rounds: how many, at most ``MOST_ROUNDS``.
+        refine: gradient steps of each registration; the card's if None.
+        progress: told the name of each scan that is registered.
+
+    Yields:
+        The mean of the scans in their mean pose, and what it becomes in each round.
+
+    Raises:
+        InputError: for rounds that are no such number; and as ``register`` does, naming the scan.
+    """
+    check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
+    template = Template(*mean_image(group, poses(group)))
+    yield template
+    fields = [folder / f"{number}.npy" for number in range(len(group.members))]
+    for _ in range(rounds):
+        fixed = Scan(template.image, group.grid, Path("template"))
+        for member, start, field in zip(group.members, group.starts, fields, strict=True):
+            progress(member.name)
+            result = register(Scans(fixed, member.scan()), method, init=start, refine=refine)
+            np.save(field, result.deformation.float().numpy())
+        _centre(fields, group.grid)
+        template = Template(*mean_image(group, ways(group, fields)), fields)
+        yield template
+
+
+def _centre(fields: Sequence[Path], grid: Grid) -> None:
+    """Replace deformations, LPS mm, by those seen from where their mean is zero.
+
+    With the mean ū, the template's point x lies at y = x + ū(x) in the mean shape. Read at x = (id + ū)⁻¹(y), the
+    fields lead from y to the scans, and their mean is zero. What a network pulls in any pair alike goes out with ū.
+    """
+    frame = Frame(grid, grid, grid, np.eye(4))
+    mean = torch.zeros(1, 3, *grid.shape)
+    for field in fields:
+        mean += _read(field) / len(fields)
+    back = frame.in_voxels(frame.undo(mean, grid)).float()
+    for field in fields:
+        moved = compose(frame.in_voxels(_read(field)), back)
+        np.save(field, frame.deform(moved).numpy())
+
+
+def _read(field: Path) -> Tensor:
+    return torch.from_numpy(np.load(field))
+
+
+def ways(group: Group, fields: Sequence[Path]) -> Iterator[Tensor]:
+    """Each scan's whole displacement from the template, affine included: (1, 3, *shape), LPS mm."""
+    grid = group.grid
+    if not fields:
+        return poses(group)
+    pairs = zip(group.starts, fields, strict=True)
+    return (Frame(grid, grid, grid, start).total(_read(field)) for start, field in pairs)
+
+
+def template_labels(group: Group, template: Template, labels: Sequence[int]) -> Tensor:
+    """What most scans have at each voxel of a template: (1, 1, *shape) int32, one of ``labels`` or 0."""
+    labelled, most = torch.zeros(1, 1, *group.grid.shape), torch.zeros(1, 1, *group.grid.shape)
+    commonest = torch.zeros(1, 1, *group.grid.shape, dtype=torch.int32)
+    for first in range(0, len(labels), AT_ONCE):  # all at once would take a brain's atlas gigabytes
+        some = torch.tensor(labels[first : first + AT_ONCE], dtype=torch.int32)
+        votes = torch.zeros(1, len(some), *group.grid.shape)
+        for member, way in zip(group.members, ways(group, template.fields), strict=True):
+            own = member.label_map()
+            of_each = (own.data == some.view(1, -1, 1, 1, 1)).float()
+            votes += warp_scan(replace(own, data=of_each), way, group.grid) / len(group.members)
+        labelled += votes.sum(1, keepdim=True)
+        largest, which = votes.max(1, keepdim=True)
+        commonest = torch.where(largest > most, some[which], commonest)
+        most = torch.maximum(most, largest)
+    return torch.where(_elected(labelled), commonest, 0)
+
+
+def _elected(labelled: Tensor) -> Tensor:
+    """Which voxels are labelled, from the part of the scans that label each.
+
+    Those that most scans label, as many as a scan labels on average. A plain majority would be smaller than the scans'
+    labels, because these disagree on the rim. Voxels that tie come in together; none comes in that fewer than
+    ``WEAKEST`` of the scans label.
+    """
+    size = max(1, round(float(labelled.double().sum())))
+    weakest = float(labelled.flatten().topk(size).values[-1])
+    return labelled >= max(weakest, WEAKEST)
+
+
+def agreement(group: Group, template: Template, labels: Tensor | None = None) -> list[dict[str, Any]]:
+    """How well each scan, warped by its own way, agrees with a template, as a row of a table.
+
+    ``ncc`` with the mean of the other scans, the mean ``dice`` with the labels where there are any, and of the
+    deformation without the affine the mean length in mm and the voxels that fold in percent.
+
+    Args:
+        group: from ``read_group``.
+        template: from ``build_template``.
+        labels: from ``template_labels``.
+    """
+    frame, rows = Frame(group.grid, group.grid, group.grid, np.eye(4)), list[dict[str, Any]]()
+    for number, (member, way) in enumerate(zip(group.members, ways(group, template.fields), strict=True)):
+        warped = warp_scan(normalise(member.scan(), group.window), way, group.grid)
+        row: dict[str, Any] = {"name": member.name, "image": member.image}
+        row["ncc"] = float(ncc(_others(group, template, warped), warped))
+        if labels is not None:
+            own = warp_scan(member.label_map(), way, group.grid, mode="nearest")
+            row["dice"] = mean_of(dice(own, labels, labels_of(labels)))
+        if template.fields:
+            field = _read(template.fields[number])
+            row["displacement_mean_mm"] = float(length(field).mean())
+            row["folding_percent"] = float(folding_percent(frame.in_voxels(field)))
+        rows.append(row)
+    return rows
+
+
+def _others(group: Group, template: Template, warped: Tensor) -> Tensor:
+    """The mean of the scans but for one, in [0, 1]: that of few scans would be like each of them.
+
+    Where one scan alone shows a voxel, that is 0.
+    """
+    low, high = group.window or (0.0, 1.0)
+    rest = (template.image - low) / (high - low) * template.seen - warped
+    return torch.where(template.seen > 1.5, rest / (template.seen - 1).clamp(min=0.5), 0.0)
+
+
+def write_ways(group: Group, template: Template, folder: Path) -> None:
+    """Write each scan's transform from the template into a new folder: NAME.h5 (ITK) warps the scan to the template."""
+    folder.mkdir()
+    still = torch.zeros(1, 3, *group.grid.shape)
+    for number, (member, start) in enumerate(zip(group.members, group.starts, strict=True)):
+        field = _read(template.fields[number]) if template.fields else still
+        write_transform(folder / f"{member.name}.h5", field, group.grid, start)

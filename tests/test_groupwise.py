@@ -1,0 +1,406 @@
+"""Groupwise registration of phantoms with known deformations."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from cohort import write_bundle, write_scans
+from geometry import make_grid
+from iregzoo import groupwise
+from iregzoo.errors import InputError
+from iregzoo.fields import invert, warp
+from iregzoo.group import Group, Member, labels_in, read_group
+from iregzoo.groupwise import Template, agreement, build_template, template_labels, write_ways
+from iregzoo.similarity import ncc
+from iregzoo.space.files import write_image
+from iregzoo.space.frame import Frame
+from iregzoo.space.scan import read_labels, read_scan
+from iregzoo.template import default, read_atlas
+from iregzoo.zoo import Method, load
+from shell import run
+
+REACH, SMOOTHNESS = 2.5, 7.0  # voxels
+COUNT = 5
+Built = tuple[Group, list[tuple[Template, Tensor]]]  # the template and its labels after each round
+
+
+@pytest.fixture(scope="module")
+def method() -> Method:
+    return load("pan", "hippocampus")
+
+
+@pytest.fixture(scope="module")
+def phantom() -> tuple[Tensor, Tensor]:
+    """Image and labels, (1, 1, *shape), of which groups are made."""
+    atlas = default("hippocampus")
+    image = read_scan(atlas.image)
+    return image.data, read_labels(atlas.labels, image).data
+
+
+def random_fields(count: int, shape: Sequence[int], seed: int = 0) -> Tensor:
+    """Smooth random displacements (count, 3, *shape) in voxels whose mean is zero."""
+    noise = torch.randn(count, 3, *shape, generator=torch.manual_seed(seed)).numpy()
+    smooth = torch.from_numpy(gaussian_filter(noise, (0, 0, SMOOTHNESS, SMOOTHNESS, SMOOTHNESS), mode="nearest"))
+    smooth = smooth - smooth.mean(0, keepdim=True)
+    return smooth * (REACH / float(smooth.norm(dim=1).mean()))
+
+
+def write_member(folder: Path, name: str, image: Tensor, labels: Tensor) -> Member:
+    shape = (image.shape[2], image.shape[3], image.shape[4])
+    # Axes that run right, anterior, superior; where a scan lies in the scanner is not to matter.
+    grid = make_grid(shape, signs=(-1, -1, 1), centre=(3.0 * len(name), -7.0, 11.0))
+    write_image(folder / f"{name}.nii.gz", image, grid)
+    write_image(folder / f"{name}_labels.nii.gz", labels, grid)
+    return Member(name, str(folder / f"{name}.nii.gz"), str(folder / f"{name}_labels.nii.gz"))
+
+
+def write_members(
+    folder: Path, phantom: tuple[Tensor, Tensor], shift: Sequence[int] = (0, 0, 0), count: int = COUNT
+) -> list[Member]:
+    """Scans of a phantom, so deformed that the fields that lead from the phantom to them have mean zero."""
+    image, labels = (volume.roll(tuple(shift), (2, 3, 4)) for volume in phantom)
+    back = invert(random_fields(count, image.shape[2:]))
+    return [
+        write_member(
+            folder,
+            f"scan_{index}",
+            warp(image, back[index : index + 1], padding="border"),
+            warp(labels, back[index : index + 1], mode="nearest"),
+        )
+        for index in range(len(back))
+    ]
+
+
+def centre(labels: Tensor) -> Tensor:
+    return (labels[0, 0] > 0).nonzero().double().mean(0)
+
+
+def fields_of(template: Template) -> Tensor:
+    return torch.cat([torch.from_numpy(np.load(field)) for field in template.fields])
+
+
+def build(members: Sequence[Member], method: Method, folder: Path, rounds: int) -> Built:
+    """A group, and its template with labels after each round."""
+    group, labels = read_group(members, method.card), labels_in(members)
+    folder.mkdir()
+    built = build_template(group, method, folder, rounds=rounds)
+    return group, [(template, template_labels(group, template, labels)) for template in built]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, phantom: tuple[Tensor, Tensor], method: Method) -> Built:
+    """The deformed phantoms, and their templates after 0, 1 and 2 rounds; the fields are of the last."""
+    folder = tmp_path_factory.mktemp("group")
+    return build(write_members(folder, phantom), method, folder / "fields", 2)
+
+
+# --- building
+
+
+def test_template_is_nearer_to_the_phantom_than_the_plain_mean(built: Built, phantom: tuple[Tensor, Tensor]) -> None:
+    group, rounds = built
+    image, labels = phantom
+    assert group.grid.shape == image.shape[2:]
+    inside = (..., slice(4, -4), slice(4, -4), slice(4, -4))  # the deformed phantoms lack what lay beyond its faces
+    left = [1 - float(ncc(template.image[inside], image[inside])) for template, _ in rounds]
+    assert left[1] < 0.5 * left[0]
+    assert left[2] < 0.5 * left[0]
+    wrong = [float((voted != labels).sum()) for _, voted in rounds]
+    assert wrong[2] < 0.7 * wrong[0]
+
+
+def test_template_stands_where_its_displacements_have_no_mean(
+    built: Built,
+) -> None:
+    _, rounds = built
+    assert not rounds[0][0].fields
+    inside = fields_of(rounds[2][0])[:, :, 8:-8, 8:-8, 8:-8]
+    assert float(inside.norm(dim=1).mean()) > 0.5
+    assert float(inside.mean(0).abs().max()) < 0.01
+
+
+def test_template_stands_at_the_mean_place(built: Built, phantom: tuple[Tensor, Tensor]) -> None:
+    group, rounds = built
+    torch.testing.assert_close(centre(rounds[2][1]), centre(phantom[1]), atol=0.35, rtol=0)
+    assert np.allclose(group.grid.centre, 0)
+
+
+def test_template_follows_a_shift_of_all_scans(
+    tmp_path: Path,
+    built: Built,
+    phantom: tuple[Tensor, Tensor],
+    method: Method,
+) -> None:
+    shift = (2, -3, 1)
+    _, moved = build(write_members(tmp_path, phantom, shift), method, tmp_path / "fields", 1)
+    found = centre(moved[1][1]) - centre(built[1][1][1])
+    torch.testing.assert_close(found, torch.tensor(shift).double(), atol=0.35, rtol=0)
+
+
+def test_order_of_the_scans_does_not_matter(tmp_path: Path, phantom: tuple[Tensor, Tensor], method: Method) -> None:
+    members = write_members(tmp_path, phantom, count=3)
+    _, one = build(members, method, tmp_path / "one", 1)
+    _, other = build(members[::-1], method, tmp_path / "other", 1)
+    torch.testing.assert_close(one[1][0].image, other[1][0].image, atol=2e-3, rtol=0)
+
+
+def test_agreement_tells_what_a_round_gains(tmp_path: Path, built: Built) -> None:
+    group, rounds = built
+    before = agreement(group, *rounds[0])
+    after = agreement(group, *rounds[2])
+    assert [row["name"] for row in after] == [member.name for member in group.members]
+    assert list(before[0]) == ["name", "image", "ncc", "dice"]
+    for row, former in zip(after, before, strict=True):
+        assert row["ncc"] > former["ncc"] + 0.02
+        assert row["dice"] > former["dice"] + 0.01
+        assert 0.5 < row["displacement_mean_mm"] < 5
+        assert 0 <= row["folding_percent"] < 1
+    assert "dice" not in agreement(group, rounds[2][0])[0]
+
+
+def test_written_transforms_give_what_was_averaged(tmp_path: Path, built: Built) -> None:
+    group, rounds = built
+    template = rounds[2][0]
+    write_ways(group, template, tmp_path / "ways")
+    total = np.zeros(group.grid.shape)
+    seen = np.zeros(group.grid.shape)
+    reference = group.grid.to_sitk(np.zeros(group.grid.shape, np.float32))
+    for member in group.members:
+        transform = sitk.ReadTransform(str(tmp_path / "ways" / f"{member.name}.h5"))
+        scan = member.scan()
+        low, high = scan.limits
+        image = scan.grid.to_sitk(((scan.data - low) / (high - low)).clamp(0, 1)[0, 0].numpy())
+        shown = scan.grid.to_sitk(np.ones(scan.grid.shape, np.float32))
+        for volume, sums in ((image, total), (shown, seen)):
+            moved = sitk.Resample(volume, reference, transform, sitk.sitkLinear, 0.0)
+            sums += sitk.GetArrayFromImage(moved).transpose(2, 1, 0)
+    expected = torch.from_numpy(np.where(seen > 0, total / np.maximum(seen, 1), 0)).float()[None, None]
+    torch.testing.assert_close(template.image, expected, atol=1e-4, rtol=0)
+
+
+def test_mean_of_deformations_is_undone_exactly(tmp_path: Path) -> None:
+    """Of fields u_i around one large common field, what is left leads from the common place to the same places."""
+    grid = make_grid((24, 26, 22), (1.5, 1.0, 2.0), degrees=(10, -20, 5))
+    frame = Frame(grid, grid, grid, np.eye(4))
+    common = random_fields(2, grid.shape, seed=3)[:1]
+    parts = random_fields(2, grid.shape, seed=4) * 0.4
+    paths = [tmp_path / "0.npy", tmp_path / "1.npy"]
+    given = [frame.deform(common + part).float() for part in parts.split(1)]
+    for path, field in zip(paths, given, strict=True):
+        np.save(path, field.numpy())
+    groupwise._centre(paths, grid)
+    left = [torch.from_numpy(np.load(path)) for path in paths]
+    mean = sum(frame.in_voxels(field) for field in given) / 2
+    inside = (..., slice(6, -6), slice(6, -6), slice(6, -6))
+    for before, after in zip(given, left, strict=True):
+        # x → y = x + ū(x), and from y to where x was led.
+        led = mean + warp(frame.in_voxels(after), mean, padding="border")
+        torch.testing.assert_close(led[inside], frame.in_voxels(before)[inside], atol=0.05, rtol=0)
+
+
+# --- labels
+
+
+def blocks(folder: Path, method: Method, *widths: int) -> Group:
+    """Scans with a block of label 3 of these widths, whose last voxel along another axis has label 5."""
+    members = []
+    for index, width in enumerate(widths):
+        image = torch.rand(1, 1, 20, 24, 20, generator=torch.manual_seed(index))
+        labels = torch.zeros(1, 1, 20, 24, 20, dtype=torch.int32)
+        labels[..., 4 : 4 + width, 8:14, 6:12] = 3
+        labels[..., 4 : 4 + width, 13, 6:12] = 5
+        members.append(write_member(folder, f"block_{index}", image, labels))
+    return read_group(members, method.card)
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        ((6, 6, 6), 6),
+        ((4, 6, 6), 6),
+        ((4, 6, 6, 8, 11), 8),  # 7 on average, and what ties comes in together
+        ((4, 4, 4, 10), 4),  # one of four is no reason
+    ],
+)
+def test_labels_are_what_most_scans_have(
+    tmp_path: Path, method: Method, widths: tuple[int, ...], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = blocks(tmp_path, method, *widths)
+    (template,) = build_template(group, method, tmp_path, rounds=0)
+    labels = template_labels(group, template, [3, 5])
+    assert int((labels > 0).sum()) == expected * 36
+    assert int((labels == 5).sum()) == expected * 6
+    assert bool((labels[..., 4 : 4 + expected, 13, 6:12] == 5).all())
+    monkeypatch.setattr(groupwise, "AT_ONCE", 1)
+    assert torch.equal(template_labels(group, template, [3, 5]), labels)
+
+
+def test_label_that_few_scans_have_is_left_out(tmp_path: Path, method: Method) -> None:
+    group = blocks(tmp_path, method, 6, 6, 6, 6)
+    path = Path(group.members[0].labels)
+    odd = read_labels(path, group.members[0].scan())
+    odd.data[..., 2:5, 2:5, 2:5] = 9
+    write_image(path, odd.data, odd.grid)
+    (template,) = build_template(group, method, tmp_path, rounds=0)
+    labels = template_labels(group, template, [3, 5, 9])
+    assert labels.unique().tolist() == [0, 3, 5]
+
+
+@pytest.mark.parametrize("rounds", [-1, 1.5, 101])
+def test_impossible_rounds_are_refused(tmp_path: Path, method: Method, rounds: int) -> None:
+    group = blocks(tmp_path, method, 4, 4)
+    with pytest.raises(InputError, match=f"rounds {rounds}"):
+        next(build_template(group, method, tmp_path, rounds=rounds))
+
+
+# --- the command
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table of small scans with labels, and a bundle ``tiny``."""
+    write_bundle(tmp_path / "home")
+    monkeypatch.setenv("IREGZOO_HOME", str(tmp_path / "home"))
+    lines = [f"{name}.nii.gz,{name}_labels.nii.gz" for name in write_scans(tmp_path, 3)]
+    (tmp_path / "scans.csv").write_text("\n".join(["image,labels", *lines]), encoding="utf-8")
+    return tmp_path / "scans.csv"
+
+
+def template(monkeypatch: pytest.MonkeyPatch, table: Path, *options: str) -> int:
+    """The exit code of ``iregzoo template`` into OUT beside the table."""
+    return run(monkeypatch, "template", str(table), str(table.parent / "out"), "--bundle", "tiny", *options)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_command_writes_an_atlas(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (table.parent / "names.csv").write_text("label,name\n1,rim\n2,core\n9,none\n", encoding="utf-8")
+    options = ("--rounds", "1", "--spacing", "1.5", "--transforms", "--label-names", str(table.parent / "names.csv"))
+    assert template(monkeypatch, table, *options) == 0
+    out = table.parent / "out"
+    ways = {f"transforms/head{n}.h5" for n in range(3)}
+    assert files(out) == {"template.nii.gz", "labels.nii.gz", "labels.json", "scans.csv", "template.json"} | ways
+    atlas = read_atlas(out)
+    assert atlas.names == {1: "rim", 2: "core"}
+    image = read_scan(atlas.image)
+    assert np.allclose(image.grid.spacing, 1.5)
+    assert read_labels(atlas.labels, image).data.unique().tolist() == [0, 1, 2]
+    with (out / "scans.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["name"] for row in rows] == ["head0", "head1", "head2"]
+    report = json.loads((out / "template.json").read_text(encoding="utf-8"))
+    assert (report["scans"], report["rounds"], report["bundle"]) == (3, 1, "tiny")
+    said = capsys.readouterr().out
+    worst = min(rows, key=lambda row: float(row["ncc"]))
+    assert said.startswith(f"3 scans, NCC with the others {sum(float(row['ncc']) for row in rows) / 3:.3f} (lowest")
+    assert worst["name"] in said.splitlines()[0]
+
+
+def test_scan_comes_to_the_template_by_its_transform(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert template(monkeypatch, table, "--rounds", "1", "--transforms") == 0
+    out = table.parent / "out"
+    arguments = ("--reference", str(out / "template.nii.gz"), "--transform", str(out / "transforms" / "head2.h5"))
+    warped = table.parent / "warped.nii.gz"
+    moving = ("--input", str(table.parent / "head2.nii.gz"), "--output", str(warped))
+    assert run(monkeypatch, "apply", *moving, *arguments) == 0
+    with (out / "scans.csv").open(encoding="utf-8") as stream:
+        expected = float(list(csv.DictReader(stream))[2]["ncc"])
+    mean, scan = read_scan(out / "template.nii.gz").data, read_scan(warped).data
+    low, high = read_scan(table.parent / "head2.nii.gz").limits
+    own = ((scan - low) / (high - low)).clamp(0, 1)
+    assert float(ncc(3 * mean - own, own)) == pytest.approx(expected, abs=2e-3)  # with the other two
+
+
+def test_command_without_labels_writes_none(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
+    assert template(monkeypatch, table, "--rounds", "0") == 0
+    assert files(table.parent / "out") == {"template.nii.gz", "scans.csv", "template.json"}
+
+
+def test_labels_without_names_are_numbered(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert template(monkeypatch, table, "--rounds", "0") == 0
+    assert read_atlas(table.parent / "out").names == {1: "label 1", 2: "label 2"}
+
+
+def test_earlier_template_is_replaced_when_told(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert template(monkeypatch, table, "--rounds", "0", "--transforms") == 0
+    assert template(monkeypatch, table, "--rounds", "0") == 2
+    assert (table.parent / "out" / "transforms" / "head0.h5").is_file()
+    table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
+    assert template(monkeypatch, table, "--rounds", "0", "--overwrite") == 0
+    left = files(table.parent / "out")
+    assert not {"labels.nii.gz", "labels.json", "transforms/head0.h5"} & left
+
+
+def test_interrupt_leaves_nothing(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("iregzoo.groupwise._centre", stop)
+    codes: list[int] = []
+    monkeypatch.setattr("iregzoo.cli.os._exit", codes.append)
+    before = files(table.parent)
+    template(monkeypatch, table, "--rounds", "1")
+    assert codes == [2]
+    assert files(table.parent) == before
+    assert not (table.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rounds", "-1"), "rounds -1"),
+        (("--rounds", "101"), "rounds 101"),
+        (("--spacing", "1,2"), "spacing 1,2: give one number in mm, or three separated by commas"),
+        (("--spacing", "fine"), "spacing fine: give one number"),
+        (("--spacing", "0"), "spacing 0.0, 0.0, 0.0: give millimetres above 0"),
+        (("--init", "nearly"), "init 'nearly' is unknown"),
+        (("--label-names", "names.json"), "names.json: cannot be read"),
+        (("--refine", "-3"), "refine -3"),
+    ],
+)
+def test_command_refuses_in_one_line(
+    table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    assert template(monkeypatch, table, *options) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert message in lines[0]
+    assert not (table.parent / "out").exists()
+
+
+def test_labels_without_names_are_refused_where_others_have_them(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (table.parent / "names.csv").write_text("label,name\n1,rim\n2,\n", encoding="utf-8")
+    assert template(monkeypatch, table, "--label-names", str(table.parent / "names.csv")) == 2
+    assert "labels [2] have no names; name every label that the scans have" in capsys.readouterr().err
+
+
+def test_scan_unlike_the_others_is_told_of(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = read_scan(table.parent / "head0.nii.gz").grid
+    noise = torch.rand(1, 1, *grid.shape, generator=torch.manual_seed(0))
+    write_image(table.parent / "noise.nii.gz", noise, grid)
+    table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\nhead2.nii.gz\nnoise.nii.gz\n", encoding="utf-8")
+    assert template(monkeypatch, table, "--rounds", "0") == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert "noise is not like the other scans" in warnings[0]
