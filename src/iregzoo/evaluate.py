@@ -23,7 +23,7 @@ from iregzoo.peers import describe, find_peers
 from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
 from iregzoo.register import Result, gradient_steps, read_scans
-from iregzoo.tables import by_method, comparisons, markdown, summarise, title, write_table
+from iregzoo.tables import between_methods, by_method, comparisons, markdown, summarise, title, write_table
 from iregzoo.zoo import Method
 
 FILES = ("metrics.csv", "summary.json", "table.md", "dice.png", "time.png", "cases.png")
@@ -53,7 +53,8 @@ def evaluate(
         methods: from ``zoo.load``.
         folder: an existing folder.
         controllers: names, see ``choose_controller``.
-        peers: names, see ``peers.PEERS``; every method is tested against each of them, see ``comparisons``.
+        peers: names, see ``peers.PEERS``; every method is tested against each of them, see ``comparisons``, and methods
+            with each other, see ``between_methods``.
         init: affine start of the methods; peers make their own.
         max_iterations: the most iterations a level.
         refine: gradient steps after the network; of each method what its card says if None.
@@ -98,6 +99,7 @@ def evaluate(
         "peers": [describe(tool) for tool in tools],
         "results": list(_results(rows, entrants, label_names)),
         "comparisons": comparisons(rows, peers),
+        "between_methods": between_methods(rows),
         "failed": failed,
     }
     _write(folder, rows, summary)

@@ -26,9 +26,9 @@ def evaluate(
     """Register every pair of a table with every method and peer, and measure the results.
 
     The folder gets metrics.csv (a row per pair and method), summary.json (for each method the mean, standard deviation
-    and median of every figure and label, its worst case, and its comparison with each peer), table.md (the means),
-    dice.png (box plots by structure), time.png (accuracy against seconds) and cases.png (best and worst case of each
-    method).
+    and median of every figure and label, its worst case, and its comparison with each peer and each other method),
+    table.md (the means), dice.png (box plots by structure), time.png (accuracy against seconds) and cases.png (best and
+    worst case of each method).
 
     Everything is measured on the fixed scan's own grid: Dice, HD95 and ASSD (mm) of the moving labels, warped once with
     nearest-neighbour interpolation; folding (%), near-singular voxels (%) and sd of log det J of the deformation
@@ -39,7 +39,8 @@ def evaluate(
     measured by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its
     affine and then its deformable registration, WNCC 2x2x2, 100x50x25 iterations each. pip install "iregzoo[peers]"
     installs both. Every method is compared with each peer on Dice (NCC where there are no labels) by Wilcoxon's
-    signed-rank test, with Holm's correction over all comparisons of the run.
+    signed-rank test, with Holm's correction over all these comparisons of the run. Methods and controllers are compared
+    with each other in the same way, each two once, with a correction over these comparisons alone.
 
     Args:
         pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
@@ -100,7 +101,7 @@ def evaluate(
         )
     for result in summary["results"]:
         print(result_line(result))
-    for comparison in summary["comparisons"]:
+    for comparison in (*summary["comparisons"], *summary["between_methods"]):
         print(comparison_line(comparison))
     if summary["failed"]:
         first = summary["failed"][0]
