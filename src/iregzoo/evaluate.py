@@ -50,7 +50,7 @@ def evaluate(
 
     Args:
         cases: from ``read_cases``.
-        methods: from ``zoo.load``.
+        methods: from ``load_methods`` or ``zoo.load``, each of another name.
         folder: an existing folder.
         controllers: names, see ``choose_controller``.
         peers: names, see ``peers.PEERS``; every method is tested against each of them, see ``comparisons``, and methods
@@ -67,13 +67,14 @@ def evaluate(
 
     Raises:
         InputError: before anything is measured, for a controller that one of the methods does not take, a peer that is
-            unknown or not installed, ``refine`` that is no such number, and pairs of one name with ``learn2reg``.
+            unknown or not installed, ``refine`` that is no such number, methods of one name, and pairs or folders of
+            one name with ``learn2reg``.
     """
     steps = [gradient_steps(refine, method.card) for method in methods]
     tools = find_peers(peers)
     entrants = line_up(methods, controllers, tools, init=init, max_iterations=max_iterations, refine=refine)
     names = field_names(cases) if learn2reg else []
-    folders = field_folders([method.bundle.name for method in methods], controllers, peers)
+    folders = field_folders([method.name for method in methods], controllers, peers)
     extremes = Extremes()
 
     def see(number: int, row: Row, result: Result, images: Comparison) -> None:
@@ -89,7 +90,7 @@ def evaluate(
         "machine": _machine(methods),
         "methods": [
             {
-                "bundle": method.bundle.name,
+                "bundle": method.name,
                 "weights": method.weights.name,
                 "sha256": method.weights.sha256,
                 "refine": count,

@@ -28,7 +28,7 @@ def evaluate(
     The folder gets metrics.csv (a row per pair and method), summary.json (for each method the mean, standard deviation
     and median of every figure and label, its worst case, and its comparison with each peer and each other method),
     table.md (the means), dice.png (box plots by structure), time.png (accuracy against seconds) and cases.png (best and
-    worst case of each method).
+    worst case of each method). The column bundle has a method as --bundle names it, ipear or ipear@hippocampus.
 
     Everything is measured on the fixed scan's own grid: Dice, HD95 and ASSD (mm) of the moving labels, warped once with
     nearest-neighbour interpolation; folding (%), near-singular voxels (%) and sd of log det J of the deformation
@@ -46,9 +46,11 @@ def evaluate(
         pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
             moving_points, init (a file with the pair's own linear start, for the methods). Relative paths are resolved
             from the table's folder.
-        bundle: one or more methods, separated by commas.
+        bundle: one or more methods, separated by commas; NAME@WEIGHTS compares several trainings of one, such as
+            ipear@hippocampus,ipear@runs/best.pt. NAME may be the folder of a bundle of your own.
         output: folder for the results, new or empty.
-        weights: a name from iregzoo list, or a weights file; by default the first of each bundle.
+        weights: a name from iregzoo list, or a weights file, for entries of --bundle without an @; by default the first
+            of each bundle.
         peers: one or more of ants-syn, greedy, separated by commas, to compare the methods with.
         device: auto, cpu, cuda or mps; peers run on the CPU.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
@@ -66,23 +68,23 @@ def evaluate(
 
     from iregzoo.cases import read_cases
     from iregzoo.devices import choose_device
+    from iregzoo.entrants import load_methods
     from iregzoo.evaluate import FILES
     from iregzoo.evaluate import evaluate as evaluate_cases
     from iregzoo.flags import flag
     from iregzoo.learn2reg import field_files
     from iregzoo.outputs import whole_folder
     from iregzoo.tables import comparison_line
-    from iregzoo.zoo import load
 
     cases, target = read_cases(pairs), choose_device(device)
-    methods = [load(name, weights, target, precision) for name in names(bundle, "bundle")]
+    methods = load_methods(names(bundle, "bundle"), weights, target, precision)
     controllers, others = names(controller, "controller"), names(peers, "peers") if peers else []
     registrations = len(cases) * (len(methods) * len(controllers) + len(others))
     with ExitStack() as stack:
         folder = stack.enter_context(whole_folder(Path(output), overwrite=overwrite, owned=FILES))
         fields = None
         if learn2reg:
-            owned = field_files(cases, [method.bundle.name for method in methods], controllers, others)
+            owned = field_files(cases, [method.name for method in methods], controllers, others)
             fields = stack.enter_context(
                 whole_folder(Path(learn2reg), overwrite=overwrite, owned=owned, option="--learn2reg")
             )
