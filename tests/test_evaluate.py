@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 
 from iregzoo.cases import Case, read_cases
 from iregzoo.commands.shared import names
+from iregzoo.entrants import load_methods
 from iregzoo.errors import InputError
 from iregzoo.evaluate import FILES, evaluate
 from iregzoo.outputs import whole_folder
 from iregzoo.phantom import make_phantom
-from iregzoo.zoo import Method, load, untrained
+from iregzoo.zoo import Method, find, load, untrained
 from shell import run
 
 
@@ -161,6 +163,10 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
         (["--bundle", "iirp", "--peers", "elastix"], ["peer 'elastix'", "ants-syn, greedy"]),
         (["--bundle", "iirp", "--plots", "maybe"], ["plots 'maybe'", "true or false"]),
         (["--bundle", "iirp,pan", "--weights", "elbow"], ["'elbow'", "iirp", "hippocampus"]),
+        (["--bundle", "iirp,pan@elbow"], ["'elbow'", "pan", "hippocampus"]),
+        (["--bundle", "iirp@"], ["--bundle iirp@:", "NAME@WEIGHTS"]),
+        (["--bundle", "iirp,@hippocampus"], ["--bundle @hippocampus:", "NAME@WEIGHTS"]),
+        (["--bundle", "iirp@hippocampus", "--weights", "brain"], ["--weights brain", "its own", "leave --weights out"]),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(
@@ -186,6 +192,66 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
 
 def test_a_method_named_twice_is_measured_once() -> None:
     assert names("iirp, pan,iirp", "bundle") == ["iirp", "pan"]
+
+
+def test_two_weights_of_a_bundle_are_told_apart_everywhere(
+    folder: Path, method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file is named in full: that of another training may have the same name in another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    worse = {name: value * 0.9 for name, value in method.network.state_dict().items()}
+    torch.save(worse, tmp_path / "run" / "best.pt")
+    (folder / "unreadable.nii.gz").write_bytes(b"not an image")
+    table = write_table(folder / "trainings.csv", [row(), row(moving="unreadable.nii.gz")])
+    options = ("--pairs", str(table), "--output", "out", "--learn2reg", "fields", "--init", "none")
+    assert run(monkeypatch, "evaluate", *options, "--bundle", "iirp@hippocampus,iirp@run/best.pt") == 2
+    expected = ["iirp@hippocampus", "iirp@run/best.pt"]
+    rows = list(csv.DictReader((tmp_path / "out" / "metrics.csv").open(encoding="utf-8")))
+    assert [entry["bundle"] for entry in rows] == expected
+    assert float(rows[0]["dice_mean"]) > float(rows[1]["dice_mean"])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))
+    for part in ("methods", "results", "failed"):
+        assert [entry["bundle"] for entry in summary[part]] == expected
+    assert [entry["weights"] for entry in summary["methods"]] == ["hippocampus", "best.pt"]
+    assert len({entry["sha256"] for entry in summary["methods"]}) == 2
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line.split(" (auto), 1 pair")[0] for line in lines[:2]] == expected
+    assert lines[2].startswith("iirp@hippocampus (auto) against iirp@run/best.pt (auto): Dice +")
+    assert "unreadable.nii.gz → fixed.nii.gz with iirp@hippocampus:" in captured.err
+    written = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert all(f"| {name} | auto |" in written for name in expected)
+    assert f"- {lines[2]}." in written
+    fields = sorted(path.relative_to(tmp_path / "fields").as_posix() for path in (tmp_path / "fields").rglob("*.gz"))
+    assert fields == [f"{name}/disp_fixed_moving.nii.gz" for name in ("iirp@hippocampus", "iirp@run_best.pt")]
+
+
+def test_weights_of_an_entry_are_its_own_and_those_of_the_others_are_the_option(tmp_path: Path) -> None:
+    """The weights begin after the first @, but for a folder with one in its path."""
+    for name in ("one.pt", "t@o.pt"):
+        torch.save(load("iirp").network.state_dict(), tmp_path / name)
+    mine = shutil.copytree(find("iirp").path, tmp_path / "me@home" / "mine")
+    other = shutil.copytree(find("iirp").path, tmp_path / "other")
+    entries = ["iirp", f"iirp@{tmp_path}/t@o.pt", "iirp@brain", str(mine), f"{other}@brain_any"]
+    methods = load_methods(entries, str(tmp_path / "one.pt"))
+    expected = ["iirp", f"iirp@{tmp_path}/t@o.pt", "iirp@brain", "mine", "other@brain_any"]
+    assert [method.name for method in methods] == expected
+    assert [method.weights.name for method in methods] == ["one.pt", "t@o.pt", "brain", "one.pt", "brain_any"]
+    assert [method.bundle.path for method in methods[3:]] == [mine, other]
+
+
+def test_methods_of_one_name_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [shutil.copytree(find("iirp").path, tmp_path / place / "mine") for place in "ab"]
+    table, output = write_table(folder / "pairs.csv", [row()]), tmp_path / "out"
+    options = ("--pairs", str(table), "--output", str(output), "--bundle", ",".join(map(str, folders)))
+    assert run(monkeypatch, "evaluate", *options) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert "2 methods would be called mine; tell them apart by their weights, NAME@WEIGHTS" in error
+    assert not output.exists()
 
 
 def test_a_peer_stands_beside_the_methods(folder: Path, method: Method, tmp_path: Path) -> None:

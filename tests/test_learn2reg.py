@@ -35,6 +35,18 @@ def test_one_method_has_the_folder_to_itself_and_several_have_one_each() -> None
     assert field_files(case, ["iirp", "pan"], ["auto"], []) == ["iirp/disp_1_2.nii.gz", "pan/disp_1_2.nii.gz"]
 
 
+def test_a_file_of_weights_makes_one_folder_and_two_never_share_one() -> None:
+    assert field_folders(["iirp@brain", "iirp@runs/a.pt"], ["auto"], []) == {
+        "iirp@brain (auto)": "iirp@brain",
+        "iirp@runs/a.pt (auto)": "iirp@runs_a.pt",
+    }
+    for other in ("iirp@runs_a.pt", "iirp@Runs/A.pt"):
+        with pytest.raises(
+            InputError, match=r"--learn2reg: .* iirp@runs/a\.pt \(auto\) and iirp@.* rename the weights"
+        ):
+            field_folders(["iirp@runs/a.pt", other], ["auto"], [])
+
+
 def score(field: Path, fixed_labels: Path, moving_labels: Path) -> list[float]:
     """Dice per label by scipy and nibabel alone, as Learn2Reg's evaluator goes about it."""
     fixed, moving = (np.asarray(nib.load(path).dataobj).astype(int) for path in (fixed_labels, moving_labels))

@@ -206,6 +206,20 @@ def test_cases_without_labels_have_no_outlines_and_show_correlation() -> None:
     assert not any(axis.collections for axis in axes)
 
 
+def test_a_long_name_leaves_the_axes_their_room() -> None:
+    name = "ipear@/home/researcher/experiments/runs_of_this_month/a_training/best.pt"
+    rows = [make_row(name, 0.6, dice_1=0.6), make_row("iirp", 0.7, 2.0, dice_1=0.7)]
+    for figure in (overlap_figure(rows, {}), time_figure(rows)):
+        assert figure is not None
+        figure.canvas.draw()
+        assert figure.axes[0].get_position().width > 0.3
+        assert "".join(legend(figure)[0].split()) == name
+    pair = snapshot(name, "only", 0.25)
+    figure = cases_figure(Extremes({name: pair}, {name: pair}))
+    figure.canvas.draw()
+    assert figure.axes[0].yaxis.label.get_window_extent().height < figure.bbox.height
+
+
 def test_each_is_written(tmp_path: Path) -> None:
     """With what is drawn in it: a picture of bare axes has no colours."""
     rows = [make_row("iirp", 0.6, dice_1=0.6), make_row("iirp", 0.7, 2.0, dice_1=0.7)]

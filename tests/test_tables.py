@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from iregzoo.tables import comparison_line, comparisons, markdown, summarise, title, write_table
+from iregzoo.tables import between_methods, comparison_line, comparisons, markdown, summarise, title, write_table
 
 NAN = math.nan
 
@@ -84,6 +84,25 @@ def test_every_method_is_compared_with_every_peer_and_corrected_for_all() -> Non
     assert line.endswith("0.12")
 
 
+def test_every_two_methods_are_compared_once_as_a_family_of_their_own() -> None:
+    """Three tests of six pairs that all differ one way: Holm makes 3 · 2/64 of each, whoever the peers are."""
+    names = (("iirp@brain", "tci", 0.8), ("iirp@brain", "fixed", 0.75), ("iirp@best.pt", "tci", 0.7))
+    rows = [make(name, i, dice + 0.001 * i * dice, c) for name, c, dice in names for i in range(6)]
+    rows += [make("greedy", i, 0.5 + 0.002 * i**2, "") for i in range(6)]
+    found = between_methods(rows)
+    assert [(entry["method"], entry["other"]) for entry in found] == [
+        ("iirp@brain (tci)", "iirp@brain (fixed)"),
+        ("iirp@brain (tci)", "iirp@best.pt (tci)"),
+        ("iirp@brain (fixed)", "iirp@best.pt (tci)"),
+    ]
+    assert [entry["median_difference"] for entry in found] == pytest.approx([0.05, 0.1, 0.05], abs=1e-3)
+    assert [entry["p"] for entry in found] == pytest.approx([2 / 64] * 3)
+    assert [entry["p_holm"] for entry in found] == pytest.approx([6 / 64] * 3)
+    assert comparison_line(found[1]).startswith("iirp@brain (tci) against iirp@best.pt (tci): Dice +0.1")
+    assert [entry["p_holm"] for entry in comparisons(rows, ["greedy"])] == pytest.approx([6 / 64] * 3)
+    assert between_methods([entry for entry in rows if entry["bundle"] in ("iirp@best.pt", "greedy")]) == []
+
+
 def test_pairs_are_matched_by_case_and_failed_ones_left_out() -> None:
     rows = [make("iirp", i, 0.8) for i in (0, 2)] + [
         make("greedy", i, d, "") for i, d in ((2, 0.7), (1, 0.1), (0, NAN))
@@ -112,6 +131,7 @@ def test_the_markdown_table_has_a_row_a_method_and_says_what_was_measured() -> N
         "results": [summarise(rows, {}) | {"parameters": 1234567}, summarise(others, {}) | {"parameters": 0}],
         "machine": {"threads": 2, "device": "cpu"},
         "comparisons": comparisons([*rows, *others], ["greedy"]),
+        "between_methods": [],
         "failed": [{}],
     }
     lines = markdown(summary).splitlines()
@@ -123,8 +143,14 @@ def test_the_markdown_table_has_a_row_a_method_and_says_what_was_measured() -> N
     assert "unregistered Dice 0.400" in lines[5]
     assert "2 threads, cpu; 1 registration failed." in lines[5]
     assert lines[7].startswith("- iirp (auto) against greedy: Dice +0.2500")
+    assert len(lines) == 8
+    summary["between_methods"] = between_methods([*rows, *(make("pan", i, 0.5) for i in range(2))])
+    below = markdown(summary).splitlines()[8:]
+    assert below[:3] == ["", "Between methods, with Holm's correction over these alone:", ""]
+    assert below[3].startswith("- iirp (auto) against pan (auto): Dice +0.2500")
 
 
 def test_a_method_is_called_by_bundle_and_controller() -> None:
     assert title({"bundle": "iirp", "controller": "tci"}) == "iirp (tci)"
+    assert title({"bundle": "iirp@best.pt", "controller": "tci"}) == "iirp@best.pt (tci)"
     assert title({"bundle": "greedy", "controller": ""}) == "greedy"

@@ -1,15 +1,19 @@
-"""Who takes part in an evaluation: methods with their controllers, and peers."""
+"""Who takes part in an evaluation: methods with their weights and controllers, and peers."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
 
 from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.peers import Peer, register_with
 from iregzoo.register import Result, Scans, choose_controller, register
 from iregzoo.space.transforms import read_linear
-from iregzoo.zoo import Method
+from iregzoo.zoo import Method, load
 
 Timed = tuple[Result, float]
 
@@ -19,7 +23,7 @@ class Entrant:
     """Something that registers pairs and is measured.
 
     Attributes:
-        bundle: the bundle's or the peer's name.
+        bundle: the method's name, ``NAME`` or ``NAME@WEIGHTS``, or the peer's.
         controller: as ``--controller`` has it; empty for a peer.
         parameters: trained ones of the network; 0 for a peer.
         run: a pair, and the file with its own affine start or nothing, to its result and the seconds that it took.
@@ -30,6 +34,49 @@ class Entrant:
     controller: str
     parameters: int
     run: Callable[[Scans, str], Timed]
+
+
+def load_methods(
+    entries: Sequence[str],
+    weights: str | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+) -> list[Method]:
+    """The methods of entries ``NAME`` or ``NAME@WEIGHTS``, each of which is called as its entry is written.
+
+    NAME is a bundle's, or its folder, of which the last part becomes the name; a folder may have an @ in its path.
+
+    Args:
+        entries: one or more.
+        weights: of entries that have none, as in ``zoo.load``.
+        device, precision: as in ``zoo.load``.
+
+    Raises:
+        InputError: for an entry that lacks its name or its weights, ``weights`` that no entry takes, and what
+            ``zoo.load`` refuses.
+    """
+    parts = [_parts(entry) for entry in entries]
+    if weights is not None and all(own for _, own in parts):
+        raise InputError(
+            f"--weights {weights}: every entry of --bundle has its own weights after the @; leave --weights out"
+        )
+    methods = []
+    for name, own in parts:
+        method = load(name, own or weights, device, precision)
+        methods.append(replace(method, alias=f"{method.bundle.name}@{own}") if own else method)
+    return methods
+
+
+def _parts(entry: str) -> tuple[str, str]:
+    """Name and weights of an entry, whose weights may be empty."""
+    name, at, weights = entry.partition("@")
+    if not at or (Path(entry) / "configs" / "metadata.json").is_file():
+        return entry, ""
+    if not name or not weights:
+        raise InputError(
+            f"--bundle {entry}: give NAME@WEIGHTS, WEIGHTS being a name from iregzoo list or a weights file, or NAME"
+        )
+    return name, weights
 
 
 def line_up(
@@ -44,8 +91,15 @@ def line_up(
     """Every method with every controller, then the peers.
 
     Raises:
-        InputError: for a controller that one of the methods does not take.
+        InputError: for a controller that one of the methods does not take, and for two of one name.
     """
+    called = Counter([*(method.name for method in methods), *(peer.name for peer in peers)])
+    for name, count in called.items():
+        if count > 1:
+            raise InputError(
+                f"{count} methods would be called {name}; tell them apart by their weights, NAME@WEIGHTS, or rename "
+                "the folder of one"
+            )
     found = []
     for method in methods:
         for name in controllers:
@@ -66,7 +120,7 @@ def _method(method: Method, name: str, controller: Controller | None, init: str,
 
     # All of them: loading a method for inference has frozen what is trainable in training.
     parameters = sum(parameter.numel() for parameter in method.network.parameters())
-    return Entrant(method.bundle.name, name, parameters, run)
+    return Entrant(method.name, name, parameters, run)
 
 
 def _peer(peer: Peer) -> Entrant:

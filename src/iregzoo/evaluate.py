@@ -23,7 +23,7 @@ from iregzoo.peers import describe, find_peers
 from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
 from iregzoo.register import Result, gradient_steps, read_scans
-from iregzoo.tables import by_method, comparisons, markdown, summarise, title, write_table
+from iregzoo.tables import between_methods, by_method, comparisons, markdown, summarise, title, write_table
 from iregzoo.zoo import Method
 
 FILES = ("metrics.csv", "summary.json", "table.md", "dice.png", "time.png", "cases.png")
@@ -50,10 +50,11 @@ def evaluate(
 
     Args:
         cases: from ``read_cases``.
-        methods: from ``zoo.load``.
+        methods: from ``load_methods`` or ``zoo.load``, each of another name.
         folder: an existing folder.
         controllers: names, see ``choose_controller``.
-        peers: names, see ``peers.PEERS``; every method is tested against each of them, see ``comparisons``.
+        peers: names, see ``peers.PEERS``; every method is tested against each of them, see ``comparisons``, and methods
+            with each other, see ``between_methods``.
         init: affine start of the methods; peers make their own.
         max_iterations: the most iterations a level.
         refine: gradient steps after the network; of each method what its card says if None.
@@ -66,13 +67,14 @@ def evaluate(
 
     Raises:
         InputError: before anything is measured, for a controller that one of the methods does not take, a peer that is
-            unknown or not installed, ``refine`` that is no such number, and pairs of one name with ``learn2reg``.
+            unknown or not installed, ``refine`` that is no such number, methods of one name, and pairs or folders of
+            one name with ``learn2reg``.
     """
     steps = [gradient_steps(refine, method.card) for method in methods]
     tools = find_peers(peers)
     entrants = line_up(methods, controllers, tools, init=init, max_iterations=max_iterations, refine=refine)
     names = field_names(cases) if learn2reg else []
-    folders = field_folders([method.bundle.name for method in methods], controllers, peers)
+    folders = field_folders([method.name for method in methods], controllers, peers)
     extremes = Extremes()
 
     def see(number: int, row: Row, result: Result, images: Comparison) -> None:
@@ -88,7 +90,7 @@ def evaluate(
         "machine": _machine(methods),
         "methods": [
             {
-                "bundle": method.bundle.name,
+                "bundle": method.name,
                 "weights": method.weights.name,
                 "sha256": method.weights.sha256,
                 "refine": count,
@@ -98,6 +100,7 @@ def evaluate(
         "peers": [describe(tool) for tool in tools],
         "results": list(_results(rows, entrants, label_names)),
         "comparisons": comparisons(rows, peers),
+        "between_methods": between_methods(rows),
         "failed": failed,
     }
     _write(folder, rows, summary)

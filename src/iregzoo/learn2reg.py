@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from iregzoo.cases import Case
+from iregzoo.cases import UNFIT, Case
 from iregzoo.errors import InputError
 from iregzoo.register import Result
 from iregzoo.space.files import write_voxel_displacement
@@ -33,23 +33,35 @@ def _stem(path: str) -> str:
     return name.removesuffix(name[len(name) - len(ending) :])
 
 
-def field_folders(bundles: Sequence[str], controllers: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
-    """Where the fields of each method go: ``bundle (controller)`` or a peer to a folder.
+def field_folders(methods: Sequence[str], controllers: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
+    """Where the fields of each method go: ``method (controller)`` or a peer to a folder.
 
-    That is the folder itself (``.``) where only one takes part; else one for each below it, ``bundle`` or ``peer``, and
-    ``bundle-controller`` where there are several controllers.
+    That is the folder itself (``.``) where only one takes part; else one for each below it, ``method`` or ``peer``, and
+    ``method-controller`` where there are several controllers. What a folder's name cannot have, such as the slashes of
+    ``ipear@runs/best.pt``, becomes ``_``.
+
+    Raises:
+        InputError: where two would have one folder, on a system that ignores case too.
     """
     several = len(controllers) > 1
-    folders = {f"{b} ({c})": f"{b}-{c}" if several else b for b in bundles for c in controllers}
+    folders = {f"{m} ({c})": UNFIT.sub("_", f"{m}-{c}" if several else m) for m in methods for c in controllers}
     folders |= {peer: peer for peer in peers}
+    first: dict[str, str] = {}
+    for method, folder in folders.items():
+        other = first.setdefault(folder.lower(), method)
+        if other != method:
+            raise InputError(
+                f"--learn2reg: the fields of {other} and {method} would both go to the subfolder {folder}; rename the "
+                "weights or the bundle's folder of one"
+            )
     return folders if len(folders) > 1 else dict.fromkeys(folders, ".")
 
 
 def field_files(
-    cases: Sequence[Case], bundles: Sequence[str], controllers: Sequence[str], peers: Sequence[str]
+    cases: Sequence[Case], methods: Sequence[str], controllers: Sequence[str], peers: Sequence[str]
 ) -> list[str]:
     """Every field that may be written, relative to the folder of all."""
-    folders = field_folders(bundles, controllers, peers).values()
+    folders = field_folders(methods, controllers, peers).values()
     return [(Path(folder) / name).as_posix() for folder in folders for name in field_names(cases)]
 
 

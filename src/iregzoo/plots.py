@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib import colormaps
@@ -23,6 +24,7 @@ from iregzoo.tables import by_method, label_columns, numbers, title
 
 FIXED_COLOUR, WARPED_COLOUR = "lime", "magenta"
 CORONAL = 1
+LINE = 24  # letters of a method's title
 
 
 def overlap_plot(rows: Sequence[Row], label_names: Mapping[str, str], path: Path) -> None:
@@ -63,7 +65,7 @@ def overlap_figure(rows: Sequence[Row], label_names: Mapping[str, str]) -> Figur
             medianprops={"color": "black"},
             flierprops={"markersize": 3},
         )
-        drawn["boxes"][0].set_label(title(members[0]))
+        drawn["boxes"][0].set_label(_label(title(members[0])))
     axis.set_xticks(range(len(columns)), [_structure(name, label_names) for name in columns], rotation=30, ha="right")
     axis.set_ylabel("Dice")
     axis.set_title(f"Dice by structure, {max(map(len, groups))} pairs")
@@ -105,7 +107,7 @@ def time_figure(rows: Sequence[Row]) -> Figure:
                 fmt="o",
                 capsize=4,
                 color=_colour(index),
-                label=title(members[0]),
+                label=_label(title(members[0])),
             )
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(LogFormatter())
@@ -202,7 +204,7 @@ def cases_figure(extremes: Extremes) -> Figure:
             row[start].set_title(f"{word}: {snapshot.name}", fontsize=6, loc="left")
             kind = "NCC" if snapshot.fixed_labels is None else "Dice"
             row[start + 1].set_title(f"{kind} {snapshot.score:.3f}", fontsize=8)
-        row[0].set_ylabel(method)
+        row[0].set_ylabel(_label(method))
     figure.suptitle("fixed scan and warped scan; outlines: fixed labels green, warped labels magenta", fontsize=9)
     return figure
 
@@ -217,6 +219,11 @@ def _draw(axis: Axes, image: Volume, aspect: float, outlines: Sequence[tuple[Vol
         if labels is not None:
             for label in np.unique(labels[labels != 0]):
                 axis.contour((labels == label).T.astype(float), levels=[0.5], colors=colour, linewidths=0.8)
+
+
+def _label(method: str) -> str:
+    """A method's title in lines so short that the axes keep their room: weights may be a long path."""
+    return fill(method, LINE)
 
 
 def _colour(index: int) -> tuple[float, float, float, float]:

@@ -4,6 +4,7 @@ import csv
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ Summary = dict[str, Any]
 
 
 def by_method(rows: Iterable[Row]) -> dict[Key, list[Row]]:
-    """Rows of each bundle (or peer) and controller, in the order in which they were measured."""
+    """Rows of each method (or peer) and controller, in the order in which they were measured."""
     groups: dict[Key, list[Row]] = {}
     for row in rows:
         groups.setdefault((row["bundle"], row["controller"]), []).append(row)
@@ -37,7 +38,7 @@ def by_method(rows: Iterable[Row]) -> dict[Key, list[Row]]:
 
 
 def title(of: Mapping[str, Any]) -> str:
-    """A row's or a summary's method in words: ``iirp (auto)``, ``greedy``."""
+    """A row's or a summary's method in words: ``iirp (auto)``, ``iirp@best.pt (tci)``, ``greedy``."""
     return f"{of['bundle']} ({of['controller']})" if of["controller"] else str(of["bundle"])
 
 
@@ -118,9 +119,28 @@ def comparisons(rows: Sequence[Row], peers: Sequence[str]) -> list[dict[str, Any
             compared = _compare(members, groups.get((peer, ""), []))
             if compared:
                 found.append({"method": title(members[0]), "peer": peer, **compared})
-    for entry, corrected in zip(found, holm([entry["p"] for entry in found]), strict=True):
-        entry["p_holm"] = corrected
-    return found
+    return _corrected(found)
+
+
+def between_methods(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every two methods or controllers with each other, once, in the order in which they were measured.
+
+    As ``comparisons``, with ``other`` for ``peer``, and corrected for the comparisons of this list alone: a family of
+    its own, so that those with peers do not depend on how many methods take part together.
+    """
+    methods = [members for (_, controller), members in by_method(rows).items() if controller]
+    found = []
+    for members, others in combinations(methods, 2):
+        compared = _compare(members, others)
+        if compared:
+            found.append({"method": title(members[0]), "other": title(others[0]), **compared})
+    return _corrected(found)
+
+
+def _corrected(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Comparisons with ``p_holm``."""
+    adjusted = holm([entry["p"] for entry in found])
+    return [{**entry, "p_holm": corrected} for entry, corrected in zip(found, adjusted, strict=True)]
 
 
 def _compare(members: Sequence[Row], others: Sequence[Row]) -> dict[str, Any] | None:
@@ -141,11 +161,12 @@ def _compare(members: Sequence[Row], others: Sequence[Row]) -> dict[str, Any] | 
 
 
 def comparison_line(found: Mapping[str, Any]) -> str:
-    """A comparison in a line."""
+    """A comparison with a peer or another method in a line."""
+    other = found["peer"] if "peer" in found else found["other"]
     measure = {"dice_mean": "Dice", "ncc_after": "NCC"}[found["metric"]]
     pairs = _counted(found["pairs"], "pair")
     return (
-        f"{found['method']} against {found['peer']}: {measure} {found['median_difference']:+.4f} (median difference, "
+        f"{found['method']} against {other}: {measure} {found['median_difference']:+.4f} (median difference, "
         f"{pairs}), Wilcoxon p = {found['p']:.2g}, with Holm's correction {found['p_holm']:.2g}"
     )
 
@@ -209,4 +230,9 @@ def _caption(summary: Mapping[str, Any]) -> str:
 
 
 def _compared(summary: Mapping[str, Any]) -> list[str]:
-    return ["", *(f"- {comparison_line(found)}." for found in summary["comparisons"])] if summary["comparisons"] else []
+    """Lists of the comparisons with peers, and of those between methods under a line of their own."""
+    peers, methods = (
+        [f"- {comparison_line(found)}." for found in summary[name]] for name in ("comparisons", "between_methods")
+    )
+    lines = ["", *peers] if peers else []
+    return [*lines, "", "Between methods, with Holm's correction over these alone:", "", *methods] if methods else lines

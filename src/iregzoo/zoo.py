@@ -93,11 +93,20 @@ class Weights:
 
 @dataclass(frozen=True)
 class Method:
-    """A bundle's network with weights, ready to register."""
+    """A bundle's network with weights, ready to register.
+
+    Attributes:
+        alias: what it is called among others where its bundle's name does not tell it apart.
+    """
 
     bundle: Bundle
     weights: Weights
     network: PairNetwork
+    alias: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.alias or self.bundle.name
 
     @property
     def card(self) -> WeightsCard:

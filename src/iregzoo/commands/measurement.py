@@ -26,9 +26,9 @@ def evaluate(
     """Register every pair of a table with every method and peer, and measure the results.
 
     The folder gets metrics.csv (a row per pair and method), summary.json (for each method the mean, standard deviation
-    and median of every figure and label, its worst case, and its comparison with each peer), table.md (the means),
-    dice.png (box plots by structure), time.png (accuracy against seconds) and cases.png (best and worst case of each
-    method).
+    and median of every figure and label, its worst case, and its comparison with each peer and each other method),
+    table.md (the means), dice.png (box plots by structure), time.png (accuracy against seconds) and cases.png (best and
+    worst case of each method). The column bundle has a method as --bundle names it, ipear or ipear@hippocampus.
 
     Everything is measured on the fixed scan's own grid: Dice, HD95 and ASSD (mm) of the moving labels, warped once with
     nearest-neighbour interpolation; folding (%), near-singular voxels (%) and sd of log det J of the deformation
@@ -39,15 +39,18 @@ def evaluate(
     measured by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its
     affine and then its deformable registration, WNCC 2x2x2, 100x50x25 iterations each. pip install "iregzoo[peers]"
     installs both. Every method is compared with each peer on Dice (NCC where there are no labels) by Wilcoxon's
-    signed-rank test, with Holm's correction over all comparisons of the run.
+    signed-rank test, with Holm's correction over all these comparisons of the run. Methods and controllers are compared
+    with each other in the same way, each two once, with a correction over these comparisons alone.
 
     Args:
         pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
             moving_points, init (a file with the pair's own linear start, for the methods). Relative paths are resolved
             from the table's folder.
-        bundle: one or more methods, separated by commas.
+        bundle: one or more methods, separated by commas; NAME@WEIGHTS compares several trainings of one, such as
+            ipear@hippocampus,ipear@runs/best.pt. NAME may be the folder of a bundle of your own.
         output: folder for the results, new or empty.
-        weights: a name from iregzoo list, or a weights file; by default the first of each bundle.
+        weights: a name from iregzoo list, or a weights file, for entries of --bundle without an @; by default the first
+            of each bundle.
         peers: one or more of ants-syn, greedy, separated by commas, to compare the methods with.
         device: auto, cpu, cuda or mps; peers run on the CPU.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
@@ -65,23 +68,23 @@ def evaluate(
 
     from iregzoo.cases import read_cases
     from iregzoo.devices import choose_device
+    from iregzoo.entrants import load_methods
     from iregzoo.evaluate import FILES
     from iregzoo.evaluate import evaluate as evaluate_cases
     from iregzoo.flags import flag
     from iregzoo.learn2reg import field_files
     from iregzoo.outputs import whole_folder
     from iregzoo.tables import comparison_line
-    from iregzoo.zoo import load
 
     cases, target = read_cases(pairs), choose_device(device)
-    methods = [load(name, weights, target, precision) for name in names(bundle, "bundle")]
+    methods = load_methods(names(bundle, "bundle"), weights, target, precision)
     controllers, others = names(controller, "controller"), names(peers, "peers") if peers else []
     registrations = len(cases) * (len(methods) * len(controllers) + len(others))
     with ExitStack() as stack:
         folder = stack.enter_context(whole_folder(Path(output), overwrite=overwrite, owned=FILES))
         fields = None
         if learn2reg:
-            owned = field_files(cases, [method.bundle.name for method in methods], controllers, others)
+            owned = field_files(cases, [method.name for method in methods], controllers, others)
             fields = stack.enter_context(
                 whole_folder(Path(learn2reg), overwrite=overwrite, owned=owned, option="--learn2reg")
             )
@@ -100,7 +103,7 @@ def evaluate(
         )
     for result in summary["results"]:
         print(result_line(result))
-    for comparison in summary["comparisons"]:
+    for comparison in (*summary["comparisons"], *summary["between_methods"]):
         print(comparison_line(comparison))
     if summary["failed"]:
         first = summary["failed"][0]
