@@ -63,6 +63,8 @@ FLOORS = {
         "jobs",
         "batch",
         "phantom",
+        "group",
+        "groupwise",
         "template",
     ),
     4: ("label", "commands", "cli", "__main__"),
