@@ -136,6 +136,15 @@ def test_warp_by_one_voxel_pulls_the_next_voxel_along_that_axis(axes: int, axis:
     close(warp(image, u, padding=padding), expected, 1e-12)
 
 
+@EACH_AXIS
+@PADDING
+@pytest.mark.parametrize(("mode", "order"), [("linear", 1), ("nearest", 0)])
+def test_an_axis_of_one_voxel_has_an_outside_too(axes: int, axis: int, padding: str, mode: str, order: int) -> None:
+    image, u = (each.narrow(2 + axis, 0, 1).contiguous() for each in (random_image(axes), rough_field(axes)))
+    u.narrow(1, axis, 1).div_(3)  # so that many places are within a voxel of it
+    close(warp(image, u, mode=mode, padding=padding), scipy_warp(image, u, padding, order), 1e-12)
+
+
 @pytest.mark.parametrize("size", [6, 40], ids=["at once", "in slabs"])
 @AXES
 @PADDING

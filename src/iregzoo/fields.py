@@ -82,6 +82,10 @@ def _sample_places(
         return gather(image, places, relative=relative, padding=padding, out=out)
     if mode == "linear" and kernels.samples(image, places, out):
         return kernels.sample(image, places, relative=relative, padding=padding, out=out)
+    if padding == "zeros" and 1 in image.shape[2:]:
+        # Along an axis of one voxel grid_sample reads that voxel wherever a place is. With a zero beside it, it falls
+        # to zero outside, as along every other axis.
+        image = F.pad(image, [end for size in reversed(image.shape[2:]) for end in (0, int(size == 1))])
     # An image is read in its own precision; integers in that of the grid, which holds a large label.
     dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype
 
