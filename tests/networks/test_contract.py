@@ -14,12 +14,18 @@ ITERATES = [name for name in networks.__all__ if getattr(networks, name)().contr
 EACH_ITERATING_NETWORK = pytest.mark.parametrize("name", ITERATES)
 # The score of an empty image is 0 whatever its field, so its pair settles while others go on.
 SETTLES = TCI(window=2, stability=1e-7, order="stability", max_iterations=4)
+# Few channels for what a CPU computes slowly.
+NARROW = {
+    "ADRegNet": {"channels": (8, 8, 8, 16, 16)},
+    "PANNet": {"heads": (1, 1, 2)},
+    "SMGICNet": {"channels": 4},
+}
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, **settings: object) -> nn.Module:
     """A network whose every parameter counts, also those that a method starts at zero."""
     torch.manual_seed(0)
-    network: nn.Module = getattr(networks, name)()
+    network: nn.Module = getattr(networks, name)(**settings)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -168,6 +174,17 @@ def test_bfloat16_autocast_stays_close(name: str) -> None:
         found = network(*pair, ONE_PASS).displacement
     assert found.dtype == torch.float32
     assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+@EACH_NETWORK
+@torch.no_grad()
+def test_half_precision_stays_close(name: str) -> None:
+    network = build(name, **NARROW.get(name, {}))
+    pair = images(network, (2, 2, 2), batch=1)
+    expected = network(*pair, ONE_PASS).displacement
+    found = network.half()(*(image.half() for image in pair), ONE_PASS).displacement
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 @EACH_NETWORK
