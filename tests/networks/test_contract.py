@@ -98,6 +98,22 @@ def test_every_parameter_gets_a_gradient_that_is_not_zero(name: str) -> None:
 
 
 @EACH_NETWORK
+@pytest.mark.parametrize("passes", [1, 2])
+def test_field_is_the_same_with_gradients_as_without(name: str, passes: int) -> None:
+    network = build(name)
+    if passes > 1 and network.controller is None:
+        pytest.skip("takes one pass")
+    moving, fixed = images(network)
+    for pair in ((moving, fixed), (fixed, moving)):
+        with_gradients = network(*pair, FixedIterations(passes))
+        assert with_gradients.displacement.requires_grad
+        with torch.no_grad():
+            without = network(*pair, FixedIterations(passes))
+        for found, expected in zip(fields(without), fields(with_gradients), strict=True):
+            torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-4)
+
+
+@EACH_NETWORK
 @pytest.mark.parametrize("axis", [2, 3, 4])
 @pytest.mark.parametrize("half_stride", [False, True])
 def test_size_that_the_stride_does_not_divide_is_refused(name: str, axis: int, half_stride: bool) -> None:
