@@ -136,6 +136,48 @@ def test_warp_by_one_voxel_pulls_the_next_voxel_along_that_axis(axes: int, axis:
     close(warp(image, u, padding=padding), expected, 1e-12)
 
 
+@EACH_AXIS
+@PADDING
+@pytest.mark.parametrize(("mode", "order"), [("linear", 1), ("nearest", 0)])
+def test_an_axis_of_one_voxel_has_an_outside_too(axes: int, axis: int, padding: str, mode: str, order: int) -> None:
+    image, u = (each.narrow(2 + axis, 0, 1).contiguous() for each in (random_image(axes), rough_field(axes)))
+    u.narrow(1, axis, 1).div_(3)  # so that many places are within a voxel of it
+    close(warp(image, u, mode=mode, padding=padding), scipy_warp(image, u, padding, order), 1e-12)
+
+
+@pytest.mark.parametrize("size", [6, 40], ids=["at once", "in slabs"])
+@AXES
+@PADDING
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize("tracked", ["nothing", "image", "field"])
+def test_a_place_that_is_no_number_reads_none(
+    size: int, axes: int, padding: str, mode: str, channels: int, tracked: str
+) -> None:
+    random = torch.manual_seed(11)
+    image = 1 + torch.rand(2, channels, *[size] * axes, generator=random)
+    u = torch.randn(2, axes, *[size] * axes, generator=random)
+    for read, field in ((warp, u), (sample, identity([size] * axes) + u)):
+        expected = read(image, field, mode=mode, padding=padding)
+        for axis in range(axes):
+            place = (*[size // 2] * (axes - 1), axis)
+            field[(1, axis, *place)] = torch.nan
+            expected[(1, slice(None), *place)] = torch.nan
+        given = [each.clone().requires_grad_(name == tracked) for name, each in (("image", image), ("field", field))]
+        found = read(*given, mode=mode, padding=padding)
+        torch.testing.assert_close(found.detach(), expected, equal_nan=True, rtol=0, atol=1e-4)
+
+
+@PADDING
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_a_place_that_is_no_number_reads_no_label(padding: str, mode: str) -> None:
+    labels, u = torch.full((1, 1, 4, 5, 6), 7), torch.zeros(1, 3, 4, 5, 6)
+    u[0, 1, 2, 3, 4] = torch.nan
+    warped = warp(labels, u, mode=mode, padding=padding)
+    assert warped[0, 0, 2, 3, 4] == 0
+    assert int((warped != 7).sum()) == 1
+
+
 @AXES
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
 def test_label_maps_keep_type_and_labels(axes: int, dtype: torch.dtype) -> None:

@@ -42,7 +42,10 @@ def plain(image: Tensor, places: Tensor, padding: str) -> Tensor:
 
 
 def exact(image: Tensor, u: Tensor, padding: str) -> Tensor:
-    return plain(image.double(), identity(u.shape[2:], dtype=torch.float64) + u.double(), padding)
+    places = identity(u.shape[2:], dtype=torch.float64) + u.double()
+    if padding == "zeros":  # grid_sample knows no outside of an axis of one voxel
+        image, places = F.pad(image, [1] * 6), places + 1
+    return plain(image.double(), places, padding)
 
 
 @LAYOUT
@@ -187,7 +190,10 @@ def test_what_it_does_not_take_is_read_all_the_same(image: Tensor) -> None:
     assert not takes(image, u)
     warped = warp(image, u).double()
     expected = exact(image, u, "zeros")
-    torch.testing.assert_close(warped, expected if image.is_floating_point() else expected.round(), rtol=0, atol=1.0)
+    if image.is_floating_point():
+        torch.testing.assert_close(warped, expected, rtol=0, atol=0.1)  # of bfloat16
+    else:
+        torch.testing.assert_close(warped, expected.round(), rtol=0, atol=1.0)  # where rounding goes the other way
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -77,8 +77,18 @@ def test_places_that_are_far_away_or_no_numbers(padding: str) -> None:
     places[0, :, 0, 0] = torch.tensor([[1e30, -1e30, 2.0, torch.nan], [1.0, 1.0, torch.inf, 1.0], [1.0, 1.0, 1.0, 1.0]])
     expected = fields.sample(image, places, padding=padding)
     found = kernels.sample(image.to(DEVICE), places.to(DEVICE), relative=False, padding=padding).cpu()
-    assert torch.allclose(found[..., :3], expected[..., :3], atol=1e-5)
+    assert torch.allclose(found, expected, atol=1e-5, equal_nan=True)
     assert found[..., 3].isnan().all()
+
+
+@here
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("shape", [(1, 5, 6), (5, 1, 6), (5, 6, 1), (1, 1, 1)])
+def test_an_axis_of_one_voxel(shape: tuple[int, ...], padding: str) -> None:
+    image, displacement = normal(2, 3, *shape), normal(2, 3, *shape, seed=1)
+    expected = fields.warp(image, displacement, padding=padding)
+    found = kernels.sample(image.to(DEVICE), displacement.to(DEVICE), relative=True, padding=padding).cpu()
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def heads_apart(*operands: Tensor, heads: int) -> list[Tensor]:

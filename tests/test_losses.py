@@ -90,6 +90,17 @@ def test_diffusion_equals_numpy(axes: int) -> None:
 
 
 @AXES
+def test_diffusion_along_an_axis_of_one_voxel_is_zero(axes: int) -> None:
+    u = rough_field(axes)[:, :, :1].requires_grad_()
+    each = [
+        [0.0, *((np.diff(pair, axis=1 + axis) ** 2).mean() for axis in range(1, axes))] for pair in u.detach().numpy()
+    ]
+    np.testing.assert_allclose(diffusion(u).detach(), np.mean(each, axis=1), rtol=1e-12)
+    assert torch.autograd.gradcheck(diffusion, u[(..., *[slice(3)] * (axes - 1))].detach().requires_grad_())
+    assert diffusion(u[(..., *[slice(1)] * axes)]).tolist() == [0.0, 0.0]
+
+
+@AXES
 def test_folding_of_a_field_without_folds_is_zero(axes: int) -> None:
     assert folding(torch.cat((shift(axes, *[0.0] * axes), affine_field(MATRICES[axes], axes)))).tolist() == [
         0,

@@ -66,8 +66,9 @@ def plain_pool(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def plain_upsample(image: np.ndarray) -> np.ndarray:
-    axes = [np.linspace(0, size - 1, 2 * size) for size in image.shape[1:]]
-    return np.stack([map_coordinates(channel, np.meshgrid(*axes, indexing="ij"), order=1) for channel in image])
+    """To twice the grid, on which each voxel is a block of 2×2×2 and lies in its middle; the border is continued."""
+    places = np.meshgrid(*[(np.arange(2 * size) - 0.5) / 2 for size in image.shape[1:]], indexing="ij")
+    return np.stack([map_coordinates(channel, places, order=1, mode="nearest") for channel in image])
 
 
 def plain_local_ncc(a: np.ndarray, b: np.ndarray, window: int) -> float:
@@ -215,6 +216,19 @@ def test_equal_images_and_no_movement_leave_the_similarity_alone() -> None:
     assert terms["overlap"].item() == pytest.approx(0, abs=1e-5)
     # nearly -1 at each level; less where the coarsest windows hold little contrast
     assert -1.875 <= terms["similarity"] < -1.7
+
+
+@pytest.mark.parametrize("axis", [2, 3, 4])
+def test_a_coarse_ramp_is_the_fine_one_up_to_the_faces(axis: int) -> None:
+    """What one level sees where nothing moves lies where the next sees it."""
+    still = [torch.zeros_like(field) for field in registered(levels=2).pyramid]
+    one = Registration(still[-1], still[-1], tuple(still))
+    size = SHAPE[axis - 2]
+    ramp = torch.arange(float(size), dtype=torch.float64).view(*[-1 if i == axis else 1 for i in range(5)])
+    image = ramp.expand(2, 1, *SHAPE)
+    terms = ALL_ON(replace(one, opposite=one), image, image, *label_maps())
+    # At both faces half a voxel is missing; (w_i - w_(i-1)) / 2 is half of that.
+    assert terms["multilevel"].item() == pytest.approx(2 * 0.25**2 / size)
 
 
 @pytest.mark.parametrize("name", ["loss", *TERMS, "folding", "overlap"])

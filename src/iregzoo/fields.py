@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from iregzoo import kernels
 from iregzoo.gather import gather, takes
@@ -81,13 +82,21 @@ def _sample_places(
         return gather(image, places, relative=relative, padding=padding, out=out)
     if mode == "linear" and kernels.samples(image, places, out):
         return kernels.sample(image, places, relative=relative, padding=padding, out=out)
+    if padding == "zeros" and 1 in image.shape[2:]:
+        # Along an axis of one voxel grid_sample reads that voxel wherever a place is. With a zero beside it, it falls
+        # to zero outside, as along every other axis.
+        image = F.pad(image, [end for size in reversed(image.shape[2:]) for end in (0, int(size == 1))])
     # An image is read in its own precision; integers in that of the grid, which holds a large label.
     dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype
 
     def read(volumes: Tensor, grid: Tensor) -> Tensor:
         how = "bilinear" if mode == "linear" else mode
         sampled = F.grid_sample(volumes, grid.to(dtype), mode=how, padding_mode=padding, align_corners=True)
-        return sampled if image.is_floating_point() else sampled.round()  # the cast alone would make 2 of 2.9999
+        if not image.is_floating_point():
+            sampled = sampled.round()  # the cast alone would make 2 of 2.9999
+        if _may_be_nan(grid):  # where grid_sample reads some voxel or none
+            sampled.detach().masked_fill_(grid.isnan().any(-1)[:, None], math.nan if image.is_floating_point() else 0)
+        return sampled
 
     if _in_slabs(image, places):
         return _sample_slabs(image, places, relative, dtype, read, out)
@@ -100,6 +109,18 @@ def _sample_places(
     if groups > 1:
         sampled = sampled.view(len(image), -1, *sampled.shape[2:])
     return sampled if out is None else out.copy_(sampled)
+
+
+def _may_be_nan(grid: Tensor) -> bool:
+    """Whether places have to be looked at for NaN one by one: not where their sum, at hand at once, is a number.
+
+    Only a CPU is asked for the sum: a GPU would have to be waited for, and a traced sum has no value yet.
+    """
+    if not (type(grid) is Tensor and grid.device.type == "cpu"):
+        return True
+    if is_tracing() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call]
+        return True
+    return math.isnan(float(grid.detach().sum()))
 
 
 def _channel_groups(image: Tensor, places: Tensor) -> int:
@@ -175,7 +196,7 @@ def sample(image: Tensor, coordinates: Tensor, *, mode: str = "linear", padding:
         padding: ``zeros`` or ``border`` outside the image.
 
     Returns:
-        (B, C, *shape) in the image's dtype.
+        (B, C, *shape) in the image's dtype. A place that is NaN reads NaN, or 0 where the image holds integers.
     """
     check_displacement(coordinates, "coordinates")
     return _sample_places(image, at_least_float32(coordinates), False, mode, padding)
@@ -194,7 +215,7 @@ def warp(
         out: (B, C, *shape), written to and returned where it is given; not in the image's memory.
 
     Returns:
-        (B, C, *shape) in the image's dtype.
+        (B, C, *shape) in the image's dtype. A displacement that is NaN gives NaN, or 0 where the image holds integers.
 
     Raises:
         ValueError: where the grids differ, or ``out`` has another shape.

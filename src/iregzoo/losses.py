@@ -27,6 +27,8 @@ from iregzoo.similarity import local_ncc, ncc, ssim
 def diffusion(displacement: Tensor) -> Tensor:
     """Mean squared forward difference over voxels, components and axes: (B,), in voxel² per voxel².
 
+    An axis of one voxel has no differences and counts as 0.
+
     Equation (4) of IIRP-Net as a mean, the form in which its weight of 1 is meant (Balakrishnan et al., TMI 2019).
     """
     check_displacement(displacement)
@@ -40,8 +42,8 @@ class _Diffusion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor) -> Tensor:
         ctx.save_for_backward(u)
-        terms = [u.diff(dim=axis).square_().flatten(1).mean(1) for axis in range(2, u.dim())]
-        return torch.stack(terms).mean(0)
+        terms = [u.diff(dim=axis).square_().flatten(1).mean(1) for axis in range(2, u.dim()) if u.shape[axis] > 1]
+        return torch.stack(terms).sum(0) / (u.dim() - 2) if terms else u.new_zeros(len(u))
 
     @staticmethod
     @once_differentiable

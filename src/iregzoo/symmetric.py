@@ -147,10 +147,11 @@ def _weighted(weights: Sequence[float], levels: Sequence[Tensor]) -> Tensor:
 def _multilevel(warped: Sequence[Tensor]) -> Tensor:
     """Equation (4) over the levels after the first: w_i − (w_i + w_(i-1)) / 2 is half their difference.
 
-    The paper does not define w_i; it is read as the warped image of level i, and w_(i-1) is resized to its grid.
+    The paper does not define w_i; it is read as the warped image of level i, and w_(i-1) is resized to its grid. Voxels
+    that are means of eight lie between these: unlike a field's, their corners are no corners of the finer grid.
     """
     total = warped[0].new_zeros(())
     for coarse, fine in pairwise(warped):
-        before = F.interpolate(coarse, size=fine.shape[2:], mode="trilinear", align_corners=True)
+        before = F.interpolate(coarse, size=fine.shape[2:], mode="trilinear")
         total = total + mse(fine, before).mean() / 4
     return total

@@ -1,8 +1,10 @@
 """The papers' data sets through the bundles' configs: each is one override, and training sees what inference sees."""
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import monai.bundle
@@ -60,12 +62,17 @@ def test_override_merges_and_sets_nothing_but_the_data(path: Path) -> None:
     extra = {"smoothness"} if path.stem == "data_abdomen_mr" else set()
     if path.stem == "data_dirlab":  # no labels there: landmarks are what validation measures
         extra = {"validate#postprocessing", "validate#key_metric", "validate#best#lowest"}
+    if path.parents[1].name == "ad_regnet" and path.stem == "data_ixi":  # the size of its regions is the data set's
+        extra = {"network_def#network#patch"}
     assert set(own) == SETTINGS | extra
     base = ConfigParser(ConfigParser.load_config_files([str(path.with_name("train.json"))]))
     merged = parser_of(path)
     for key, value in own.items():
         parent, _, last = key.rpartition("#")
-        assert last in (base[parent] if parent else base.get()) or last == "lowest"
+        known = set(base[parent] if parent else base.get())
+        if "_target_" in known:
+            known |= set(inspect.signature(locate(base[parent]["_target_"])).parameters)
+        assert last in known
         merged.get_parsed_content(key, instantiate=False)
         assert merged.get(key) == value
     assert merged.get("steps") == base.get("steps")
@@ -81,6 +88,12 @@ def test_override_is_of_a_known_layout_and_a_grid_that_networks_take(path: Path)
     assert all(size % stride == 0 for size in own["shape"])
     assert own["labels"] is None or len(set(own["labels"])) == len(own["labels"])
     assert own["center"] in ("scan", "labels")
+
+
+@pytest.mark.parametrize(("name", "patch"), [("ad_regnet-ixi", 24), ("ad_regnet-dirlab", 16)])
+def test_regions_of_ad_regnet_are_of_the_papers_size(name: str, patch: int) -> None:
+    network = parser_of(override(name)).get_parsed_content("network_def").network
+    assert {level.regions.patch for level in network.levels} == {patch}
 
 
 @EACH_FILE

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from iregzoo.fields import resize, warp
 from iregzoo.iteration import FixedIterations, IterStop
 from iregzoo.networks import _blocks
-from iregzoo.networks._blocks import DisplacementConv, Encoder, conv_block, flow_conv, join, register_pyramid, scorer
+from iregzoo.networks._blocks import (
+    DisplacementConv,
+    Encoder,
+    conv_block,
+    flow_conv,
+    join,
+    register_pyramid,
+    scorer,
+    voxel_mean,
+)
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 
@@ -81,6 +90,13 @@ def test_joined_volumes_are_their_channels_in_the_order_of_the_first(
     assert torch.equal(joined, torch.cat(parts, dim=1))
     if channels[0] > 1:
         assert joined.is_contiguous(memory_format=first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_mean_of_many_voxels_is_a_number_in_any_precision(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.5, -3.0]).view(1, 2, 1, 1, 1).expand(3, 2, 40, 40, 40).to(dtype)
+    # Of bfloat16 the sum is rounded, and then the mean.
+    torch.testing.assert_close(voxel_mean(x).double(), torch.tensor([[1.5, -3.0]] * 3).double(), rtol=2.0**-7, atol=0)
 
 
 @pytest.mark.parametrize("passes", [1, 2])

@@ -90,9 +90,10 @@ def join(*parts: Tensor) -> Tensor:
 def voxel_mean(x: Tensor) -> Tensor:
     """Mean of every channel over space: (B, C, *shape) to (B, C).
 
-    As a sum, which PyTorch makes of bfloat16 as it stands; a mean would copy it to float32 first.
+    As a sum, which PyTorch makes of bfloat16 as it stands; a mean would copy it to float32 first. float16 holds no sum
+    above 65,504.
     """
-    return x.sum((2, 3, 4)) / x.shape[2:].numel()
+    return x.mean((2, 3, 4)) if x.dtype == torch.float16 else x.sum((2, 3, 4)) / x.shape[2:].numel()
 
 
 class ResBlock(nn.Module):

@@ -184,7 +184,7 @@ class Fusion(nn.Module):
 
     def forward(self, attended: Tensor, importance: Tensor, estimate: Tensor, coarse: Tensor) -> Tensor:
         coarse = resize(coarse, estimate.shape[2:])
-        weight: Tensor = self.weigh(join(attended, coarse)).to(coarse.dtype).sigmoid()
+        weight: Tensor = self.weigh(join(attended, coarse.to(attended.dtype))).to(coarse.dtype).sigmoid()
         weight = (weight * importance).clamp(max=1)
         return weight * estimate + (1 - weight) * coarse
 

@@ -123,7 +123,7 @@ class LAT(nn.Module):
         key, query = (self.project(part.movedim(1, -1)).movedim(-1, 1) for part in features.chunk(2, dim=1))
         if tokens is not None:
             tokens[:] = (operand.unflatten(1, (self.heads, -1)) for operand in (query, key))
-        flow: Tensor = self.flow(self.attention(query, key))
+        flow: Tensor = self.flow(self.attention(query, key).to(self.flow.weight.dtype))
         return flow
 
 

@@ -182,7 +182,8 @@ class VelocityEstimator(nn.Module):
         nn.init.normal_(self.head.weight, std=1e-5)
 
     def forward(self, warped: Tensor, fixed: Tensor, field: Tensor) -> Tensor:
-        velocity: Tensor = self.head(self.unet(self.stem(warped, fixed, field)))
+        inputs = (each.to(self.head.weight.dtype) for each in (warped, fixed, field))
+        velocity: Tensor = self.head(self.unet(self.stem(*inputs)))
         return self.reach * F.softsign(velocity.to(field.dtype))
 
 
