@@ -13,6 +13,9 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.engines import Evaluator
+from monai.handlers import CheckpointSaver
 from monai.transforms import Transform
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
@@ -33,7 +36,9 @@ from iregzoo.similarity import ncc
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One step of MONAI's ``SupervisedTrainer``, as its ``iteration_update``: gives every loss term under its name.
+    """One step of MONAI's ``SupervisedTrainer``, as its ``iteration_update``.
+
+    Gives every loss term under its name, and the learning rate.
 
     Args:
         amp: run the network in bfloat16 (fields and losses stay in float32); ``auto`` where a device computes it, and
@@ -88,7 +93,8 @@ class TrainStep:
             norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
             _check_finite(norm, "gradient", engine.state.iteration)
         engine.optimizer.step()
-        return {name: float(value.detach()) for name, value in terms.items()}
+        found = {name: float(value.detach()) for name, value in terms.items()}
+        return {**found, "learning_rate": float(engine.optimizer.param_groups[0]["lr"])}
 
 
 def _check_finite(number: Tensor, name: str, step: int) -> None:
@@ -353,6 +359,37 @@ class EarlyStop:
     def __call__(self, engine: Engine) -> None:
         if self.best.stale >= self.patience:
             engine.terminate()
+
+
+class LossBar(ProgressBar):
+    """A progress bar of training that shows the loss."""
+
+    def attach(self, engine: Engine, *_: Any, **__: Any) -> None:
+        super().attach(engine, output_transform=lambda terms: {"loss": terms["loss"]})
+
+
+class LastEpoch:
+    """Handler of training: validates and saves after the last epoch, too, where the intervals leave it out.
+
+    Args:
+        validator: as of ``ValidationHandler``.
+        saver: of the training's checkpoints.
+        val_interval, save_interval: epochs from one validation, and one checkpoint, to the next.
+    """
+
+    def __init__(self, validator: Evaluator, saver: CheckpointSaver, val_interval: int, save_interval: int) -> None:
+        self.validator, self.saver = validator, saver
+        self.val_interval, self.save_interval = val_interval, save_interval
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
+        if epoch % self.val_interval:
+            self.validator.run(epoch)
+        if epoch % self.save_interval:
+            self.saver.interval_completed(engine)
 
 
 def latest_checkpoint(folder: str | Path) -> str | None:

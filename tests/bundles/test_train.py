@@ -100,14 +100,38 @@ def test_best_weights_load_into_the_package(trained: Path) -> None:
 
 def test_every_loss_term_is_logged_by_its_name(trained: Path) -> None:
     found = logged(trained)
-    assert {"loss", "similarity", "smoothness", "overlap", "val_dice"} <= {tag.rpartition("/")[2] for tag in found}
+    names = {tag.rpartition("/")[2] for tag in found}
+    assert names == {"loss", "similarity", "smoothness", "overlap", "learning_rate", "val_dice"}
     for tag, steps in found.items():
         assert steps == ([1, 2] if tag.endswith("val_dice") else [1, 2, 3, 4]), tag
 
 
 def test_training_without_a_label_term_logs_none(dataset: Path, tmp_path: Path) -> None:
     train(dataset, tmp_path, overlap=0.0, steps=2)
-    assert {tag.rpartition("/")[2] for tag in logged(tmp_path)} == {"loss", "similarity", "smoothness", "val_dice"}
+    names = {tag.rpartition("/")[2] for tag in logged(tmp_path)}
+    assert names == {"loss", "similarity", "smoothness", "learning_rate", "val_dice"}
+
+
+def test_last_epoch_is_validated_and_saved_whatever_the_intervals(
+    dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # 5 steps of 2 an epoch are 3 epochs, of which only the second is a whole interval.
+    train(dataset, tmp_path, steps=5, val_interval=2, save_interval=2)
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=3.pt")
+    found = logged(tmp_path)
+    assert found["val_dice"] == [2, 3]
+    (tag,) = (tag for tag in found if tag.endswith("learning_rate"))
+    rates = [event.value for event in events_of(tmp_path).Scalars(tag)]
+    assert rates == sorted(rates, reverse=True)
+    assert len(rates) == 6
+    assert rates[0] == pytest.approx(0.001)
+    assert "loss=" in capfd.readouterr().err
+
+
+def test_whole_last_interval_is_not_done_twice(dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path, steps=4, val_interval=2, save_interval=2)
+    assert {path.name for path in tmp_path.glob("*.pt")} == {"checkpoint_epoch=2.pt", "best.pt"}
+    assert logged(tmp_path)["val_dice"] == [2]
 
 
 @EACH_BUNDLE
