@@ -228,6 +228,115 @@ def test_local_ncc_of_a_flat_region_and_a_strong_texture_stays_in_range(value: f
     assert found[..., 4:-4, 4:-4, 4:-4].max() < 1e-3
 
 
+# --- flat and bright windows
+
+FAINT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "local_ncc": local_ncc,
+    "local_ncc of small windows": lambda a, b: local_ncc(a, b, window=5),
+    "local_ncc_map": lambda a, b: local_ncc_map(a, b, window=7).flatten(1).mean(1),
+    "local_information": lambda a, b: local_information(a, b, window=3),
+}
+EACH_FAINT = pytest.mark.parametrize("name", FAINT)
+BRIGHTNESS = pytest.mark.parametrize("brightness", [1.0, 1000.0])
+FLAT_TOO = pytest.mark.parametrize("both", [False, True], ids=["beside a texture", "beside one as faint"])
+
+
+def waves(axes: int, phase: float = 0.0) -> Tensor:
+    """A smooth pattern without noise, from −1 to 1, of which a window of 3 voxels sees much: (1, 1, *shape)."""
+    places = torch.meshgrid(*[torch.arange(size, dtype=torch.float64) for size in (20, 24, 22)[:axes]], indexing="ij")
+    return sum(f * x for f, x in zip((0.9, 0.7, 1.1), places, strict=False)).add(phase).sin()[None, None]
+
+
+def faint_pair(axes: int, brightness: float, contrast: float, both: bool) -> tuple[Tensor, Tensor]:
+    """A pattern of that contrast on a bright ground, and one like it in part: of as little contrast, or of much."""
+    first, second = waves(axes), 0.6 * waves(axes, 0.6) + 0.4 * waves(axes, 1.0).mul(1.7).sin()
+    return (brightness * (1 + contrast * first)).float(), (
+        brightness * (1 + (contrast if both else 0.5) * second)
+    ).float()
+
+
+def value_and_gradient(name: str, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    first = first.clone().requires_grad_()
+    value = FAINT[name](first, second)
+    (gradient,) = torch.autograd.grad(value.sum(), first)
+    return value.detach().double(), gradient.double()
+
+
+@AXES
+@EACH_FAINT
+@BRIGHTNESS
+@FLAT_TOO
+@pytest.mark.parametrize("contrast", [7e-3, 1e-2, 0.1])
+def test_a_faint_pattern_is_measured_as_in_float64(
+    name: str, axes: int, brightness: float, contrast: float, both: bool
+) -> None:
+    images = faint_pair(axes, brightness, contrast, both)
+    value, gradient = value_and_gradient(name, *images)
+    exact, exact_gradient = value_and_gradient(name, *(image.double() for image in images))
+    torch.testing.assert_close(value, exact, rtol=0, atol=3e-3)
+    assert (gradient - exact_gradient).norm() < 0.03 * exact_gradient.norm()
+
+
+@AXES
+@EACH_FAINT
+@FLAT_TOO
+@pytest.mark.parametrize("contrast", [1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3])
+def test_rounding_is_not_taken_for_a_pattern(name: str, axes: int, contrast: float, both: bool) -> None:
+    images = faint_pair(axes, 1000.0, contrast, both)
+    value, gradient = value_and_gradient(name, *images)
+    exact, exact_gradient = value_and_gradient(name, *(image.double() for image in images))
+    assert 0 <= value <= exact + 0.01
+    assert gradient.norm() <= 1.05 * exact_gradient.norm()
+
+
+@AXES
+@EACH_FAINT
+@BRIGHTNESS
+@pytest.mark.parametrize("contrast", [0.0, 1e-5, 1e-4])
+def test_a_pattern_that_float32_cannot_resolve_vanishes(
+    name: str, axes: int, brightness: float, contrast: float
+) -> None:
+    images = faint_pair(axes, brightness, contrast, False)
+    value, gradient = value_and_gradient(name, *images)
+    flat = torch.full_like(images[0].double(), brightness)
+    nothing, gradient_of_nothing = value_and_gradient(name, flat, images[1].double())
+    torch.testing.assert_close(value, nothing, rtol=0, atol=1e-4)
+    torch.testing.assert_close(gradient, gradient_of_nothing, rtol=0, atol=1e-4 / brightness)
+
+
+@AXES
+@pytest.mark.parametrize("window", [3, 5, 9])
+@pytest.mark.parametrize("contrast", [0.0, 1e-6, 1e-4, 1e-3, 2e-3])
+def test_the_map_of_bright_images_is_in_range(axes: int, window: int, contrast: float) -> None:
+    for brightness, both in product([0.1, 0.7, 30.1, 1000.3], [False, True]):
+        found = local_ncc_map(*faint_pair(axes, brightness, contrast, both), window=window)
+        assert found.min() >= 0  # and no NaN
+        assert found.max() <= 1
+
+
+@AXES
+@EACH_FAINT
+def test_flat_regions_of_a_drawing_tell_nothing(name: str, axes: int) -> None:
+    """Of two drawings, one moved: what differs from float64 would be of flat regions, whose values are not round."""
+    inside = torch.zeros(1, 1, *[32] * axes, dtype=torch.bool)
+    inside[(..., *[slice(10, 23)] * axes)] = True
+    first, second = (torch.where(inside.roll(move, -1), 907.3, 311.1) for move in (0, 2))
+    value, gradient = value_and_gradient(name, first, second)
+    exact, exact_gradient = value_and_gradient(name, first.double(), second.double())
+    torch.testing.assert_close(value, exact, rtol=0, atol=5e-3)
+    assert (gradient - exact_gradient).norm() < 0.03 * exact_gradient.norm()
+
+
+@AXES
+@EACH_FAINT
+def test_a_flat_item_and_an_ordinary_one_get_what_they_get_alone(name: str, axes: int) -> None:
+    items = [faint_pair(axes, 1000.0, 1e-4, True), faint_pair(axes, 1.0, 0.3, False)]
+    alone = [value_and_gradient(name, *item) for item in items]
+    value, gradient = value_and_gradient(name, *(torch.cat(images) for images in zip(*items, strict=True)))
+    assert torch.equal(value, torch.cat([each for each, _ in alone]))
+    assert torch.equal(gradient, torch.cat([each for _, each in alone]))
+
+
 # --- gradients
 
 

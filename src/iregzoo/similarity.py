@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Below this many roundings (the type's eps) of its sum of squares, a window's variance counts as none. It is the
+# difference of two sums, and about 4 roundings off at most: a quarter of the least that counts.
+FLAT = 16
+
 
 def _prepare(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     if first.shape != second.shape:
@@ -92,7 +96,8 @@ class _SquaredLocalNCC(torch.autograd.Function):
     """Squared local correlation map of eps-regularised windows, with its gradient written out.
 
     With a, b the images and, over each window of n voxels, S(·) the box sum,
-        c = S(ab) − S(a)S(b)/n,  v_a = S(a²) − S(a)²/n,  v_b alike,  map = c² / (v_a v_b + eps).
+        c = S(ab) − S(a)S(b)/n,  v_a = S(a²) − S(a)²/n,  v_b alike,  map = c² / (v_a v_b + eps),
+    where v_a and v_b of flat windows are large instead of rounding (``_variance``), and so map and gradient are 0.
     Only the images are kept for the backward pass; the window sums are cheaper to repeat than to hold.
     """
 
@@ -101,7 +106,7 @@ class _SquaredLocalNCC(torch.autograd.Function):
         ctx.save_for_backward(a, b)
         ctx.window, ctx.eps = window, eps
         cross, var_a, var_b, _, _ = _window_statistics(a, b, window)
-        return cross.square_().div_(var_a.mul_(var_b).add_(eps))
+        return _squared(cross, var_a, var_b, eps)
 
     @staticmethod
     @once_differentiable
@@ -119,7 +124,7 @@ class _MeanSquaredLocalNCC(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, window: int, eps: float) -> Tensor:
         statistics = _window_statistics(a, b, window)
         cross, var_a, var_b, _, _ = statistics
-        mean = (cross.square() / (var_a * var_b).add_(eps)).flatten(1).mean(1)
+        mean = _squared(cross, var_a, var_b, eps).flatten(1).mean(1)
         each = a.new_full((), 1 / max(1, a.shape[1:].numel()))
         ctx.axes = a.dim() - 2
         ctx.save_for_backward(*_gradients(a, b, window, eps, statistics, each, ctx.needs_input_grad))
@@ -138,8 +143,7 @@ class _MeanLocalInformation(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, window: int, eps: float, floor: float) -> Tensor:
         statistics = _window_statistics(a, b, window)
         cross, var_a, var_b, _, _ = statistics
-        squared = (cross.square() / (var_a * var_b).add_(eps)).clamp_(max=1)  # beyond it by rounding, in a flat window
-        left = squared.div_(-1 - floor).add_(1)  # not explained
+        left = _squared(cross, var_a, var_b, eps).div_(-1 - floor).add_(1)  # not explained
         mean = left.log().flatten(1).mean(1) / -2
         each = left.reciprocal_().div_(2 * (1 + floor) * max(1, a.shape[1:].numel()))
         ctx.axes = a.dim() - 2
@@ -163,13 +167,28 @@ def _scaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _window_statistics(a: Tensor, b: Tensor, window: int) -> Statistics:
-    """Window sums: cross c, variances v_a and v_b (each times n), and the plain sums S(a), S(b)."""
+    """Window sums: cross c, variances v_a and v_b (each times n, see ``_variance``), and the plain sums S(a), S(b)."""
     n = window ** (a.dim() - 2)
     sum_a, sum_b = box_sum(a, window), box_sum(b, window)
-    cross = box_sum(a * b, window).sub_(sum_a * sum_b, alpha=1 / n)
-    var_a = box_sum(a * a, window).sub_(sum_a * sum_a, alpha=1 / n).clamp_(min=0)
-    var_b = box_sum(b * b, window).sub_(sum_b * sum_b, alpha=1 / n).clamp_(min=0)
-    return cross, var_a, var_b, sum_a, sum_b
+    cross = box_sum(a * b, window).addcmul_(sum_a, sum_b, value=-1 / n)
+    return cross, _variance(a, sum_a, window), _variance(b, sum_b, window), sum_a, sum_b
+
+
+def _variance(image: Tensor, total: Tensor, window: int) -> Tensor:
+    """S(a²) − S(a)²/n, but S(a²) where that is less than ``FLAT`` roundings of it, and a divisor not to be trusted.
+
+    The map c² / (v_a v_b) of such a window becomes 2e-6 or less in float32, and its gradient as small a part.
+    """
+    limits = torch.finfo(image.dtype)
+    squares = box_sum(image * image, window)
+    variance = squares.addcmul(total, total, value=-1 / window ** (image.dim() - 2))
+    part = variance.div_(squares.clamp(min=limits.tiny))
+    return F.threshold(part, FLAT * limits.eps, 1.0, inplace=True).mul_(squares)  # torch.where takes twice as long
+
+
+def _squared(cross: Tensor, var_a: Tensor, var_b: Tensor, eps: float) -> Tensor:
+    """The map c² / (v_a v_b + eps), at most 1: of a window that is hardly more than flat, rounding may make more."""
+    return cross.square().div_((var_a * var_b).add_(eps)).clamp_(max=1)
 
 
 def _gradients(
@@ -206,10 +225,11 @@ def _check_window(window: int) -> None:
 
 
 def local_ncc_map(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
-    """Squared local correlation at every voxel: (B, C, *shape), in [0, 1] but for rounding.
+    """Squared local correlation at every voxel: (B, C, *shape), in [0, 1].
 
-    In float32 a bright window whose contrast is below about a thousandth of its brightness, as of a drawn image without
-    noise, can have far more, and such a gradient: its sums of squares cancel. Scans have more noise than that.
+    The sums of a window that hardly varies beside its brightness, as in drawn and synthetic images, cancel. Where the
+    standard deviation is below 0.0014 of the root mean square (6e-8 in float64), what is left may be rounding, and the
+    window counts as flat: the map and its gradient are 0 but for a few millionths.
 
     The squared form is that of VoxelMorph, MONAI and the published code of the methods here; IIRP-Net's equation (3)
     prints the signed correlation. Windows reach over the border with zeros, as there.
@@ -245,7 +265,8 @@ def local_information(
     Args:
         first, second: images (B, C, *shape).
         window: voxels an axis; zeros are beyond the border, and an even window reaches one voxel farther back.
-        eps: added to the product of the windows' sums of squares; what makes less counts as flat.
+        eps: added to the product of the windows' sums of squares; what makes less counts as flat, as do windows that
+            hardly vary beside their brightness (``local_ncc_map``).
         floor: what is left unexplained at least, which bounds a window's share.
 
     Raises:
