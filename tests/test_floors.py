@@ -31,9 +31,10 @@ FLOORS = {
         "precision",
         "registration",
         "silence",
+        "states",
     ),
     1: ("losses", "metrics", "networks", "overlap", "significance", "symmetric", "synthesis", "refinement"),
-    2: ("anatomy", "canonical", "cases", "label_names", "space", "datasets", "pairs", "training"),
+    2: ("anatomy", "canonical", "cases", "label_names", "space", "datasets", "pairs", "training", "handlers"),
     3: (
         "bundle",
         "zoo",

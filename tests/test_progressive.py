@@ -10,10 +10,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from iregzoo.handlers import ProgressiveLevels, halving
 from iregzoo.networks import SMGICNet
 from iregzoo.registration import PairNetwork
 from iregzoo.symmetric import SymmetricLoss
-from iregzoo.training import ProgressiveLevels, TrainStep, halving
+from iregzoo.training import TrainStep
 from trainers import trainer_of
 
 STARTS = (0, 2, 5, 8)

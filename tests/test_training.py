@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iregzoo.errors import InputError
+from iregzoo.handlers import SaveBest
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss
 from iregzoo.networks import IIRPNet
@@ -17,7 +18,6 @@ from iregzoo.registration import PairNetwork
 from iregzoo.training import (
     ImageSimilarity,
     LandmarkErrors,
-    SaveBest,
     TrainStep,
     WarpLabels,
     check_measurable,
@@ -75,6 +75,7 @@ def test_step_reports_every_term_and_moves_every_weight(amp: bool) -> None:
     engine = make_engine(RegistrationLoss(folding=0.1, overlap=1.0, labels=(1,)))
     before = {name: tensor.clone() for name, tensor in engine.network.state_dict().items()}
     terms = TrainStep(amp=amp)(engine, make_batch(24))
+    assert terms.pop("learning_rate") == engine.optimizer.param_groups[0]["lr"]
     assert set(terms) == {"loss", "similarity", "smoothness", "folding", "overlap"}
     assert all(isinstance(value, float) for value in terms.values())
     assert terms["loss"] == pytest.approx(sum(terms.values()) - terms["loss"], abs=1e-5)
@@ -86,7 +87,8 @@ def test_step_reports_every_term_and_moves_every_weight(amp: bool) -> None:
 def test_step_without_labels_needs_none() -> None:
     batch = make_batch()
     del batch["label"]
-    assert set(TrainStep()(make_engine(RegistrationLoss()), batch)) == {"loss", "similarity", "smoothness"}
+    found = TrainStep()(make_engine(RegistrationLoss()), batch)
+    assert set(found) == {"loss", "similarity", "smoothness", "learning_rate"}
 
 
 def test_steps_lower_the_loss_on_one_pair() -> None:

@@ -12,7 +12,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import pytest
 import torch
 
-from iregzoo import zoo
+from iregzoo import states
 from releases import Downloads, archive, change_metadata, serve, tree, variant
 
 Entries = dict[str, bytes]
@@ -134,7 +134,7 @@ def with_weights(bundle: Path, content: object) -> None:
     """Other weights, with their true hash in the card."""
     torch.save(content, bundle / "models" / "model.pt")
     cards = json.loads((bundle / "configs" / "metadata.json").read_text("utf-8"))["weights"]
-    cards["hippocampus"]["sha256"] = zoo.sha256(bundle / "models" / "model.pt")
+    cards["hippocampus"]["sha256"] = states.sha256(bundle / "models" / "model.pt")
     change_metadata(bundle, weights=cards)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iregzoo import zoo
+from iregzoo import states, zoo
 from iregzoo.errors import InputError
 from iregzoo.iteration import TCI, FixedIterations
 from iregzoo.registration import PairNetwork
@@ -135,7 +135,7 @@ def test_own_file_is_loaded_with_a_card_that_promises_nothing(tmp_path: Path) ->
     method = zoo.load("iirp", str(path))
     assert method.weights.name == "own.pt"
     assert method.card.init == "affine"
-    assert method.weights.sha256 == zoo.sha256(path)
+    assert method.weights.sha256 == states.sha256(path)
     expected = make_state(1)
     assert all(torch.equal(tensor, expected[key]) for key, tensor in method.network.state_dict().items())
 
@@ -159,7 +159,7 @@ def test_weights_that_the_card_names_but_are_not_there_are_refused(home: Path) -
 
 def test_weights_of_another_sha256_are_refused(home: Path) -> None:
     metadata = json.loads((ROOT / "bundles/iirp/configs/metadata.json").read_text("utf-8"))
-    digest = zoo.sha256(ROOT / "bundles/iirp/models/model.pt")
+    digest = states.sha256(ROOT / "bundles/iirp/models/model.pt")
     metadata["weights"]["hippocampus"]["sha256"] = digest
     folder = install(home, metadata)
     assert zoo.load("iirp").weights.sha256 == digest
@@ -223,7 +223,8 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, recwarn: pytest.WarningsRecor
 
 
 @pytest.mark.parametrize(
-    "content", [{}, [], torch.ones(3), {"a": 1}, {"model_state": {}}, {"model_state": 3}, {0: torch.ones(3)}]
+    "content",
+    [{}, [], torch.ones(3), {"a": 1}, {"model_state": {}}, {"model_state": 3}, {"network": {}}, {0: torch.ones(3)}],
 )
 def test_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     path = save(content, tmp_path / "weights.pt")

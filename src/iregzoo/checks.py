@@ -6,7 +6,8 @@ from functools import partial
 
 from iregzoo.errors import InputError
 from iregzoo.manifest import SIGN, files, manifest
-from iregzoo.zoo import Bundle, WeightsCard, complete, find_weights, load_strictly, read_state, sha256, untrained
+from iregzoo.states import load_strictly, read_state, sha256
+from iregzoo.zoo import Bundle, WeightsCard, complete, find_weights, untrained
 
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json")
 

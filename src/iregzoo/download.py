@@ -16,9 +16,10 @@ from iregzoo.errors import InputError
 from iregzoo.manifest import file_name, manifest
 from iregzoo.register import CONTROLLERS
 from iregzoo.release import Archive, index_url, read_index, source
+from iregzoo.states import sha256
 from iregzoo.transfer import Progress, UnreachableError, fetch, read
 from iregzoo.unpack import unpack
-from iregzoo.zoo import Bundle, home, numbers, read_bundle, sha256, shipped
+from iregzoo.zoo import Bundle, home, numbers, read_bundle, shipped
 
 INDEX_BYTES = 1_000_000  # the most that an index may have
 OWN = {"iregzoo.registration.PairNetwork", *(f"iregzoo.networks.{name}" for name in networks.__all__)}

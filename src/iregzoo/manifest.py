@@ -12,7 +12,8 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from iregzoo.errors import InputError
 from iregzoo.outputs import whole_file
-from iregzoo.zoo import Bundle, find_weights, numbers, read_bundle, sha256, shipped
+from iregzoo.states import sha256
+from iregzoo.zoo import Bundle, find_weights, numbers, read_bundle, shipped
 
 SIGN = "python -m iregzoo.manifest"
 # Everything that a bundle may hold: no code, and no name that leads out of its folder.

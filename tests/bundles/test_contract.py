@@ -19,7 +19,7 @@ import torch
 from jsonschema import Draft202012Validator
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 
-from iregzoo import zoo
+from iregzoo import states, zoo
 from iregzoo.registration import PairNetwork
 
 from .conftest import some_weights
@@ -256,7 +256,7 @@ def test_weights_are_the_files_that_the_cards_name(folder: Path) -> None:
         path = folder / card.file
         assert path.is_file()
         assert path.stat().st_size < MAX_BYTES
-        assert card.sha256 == zoo.sha256(path)
+        assert card.sha256 == states.sha256(path)
 
 
 @EACH_BUNDLE

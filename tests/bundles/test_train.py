@@ -257,13 +257,48 @@ def test_evaluation_is_of_the_bundles_own_weights_unless_told(dataset: Path, tmp
 
 
 def test_early_stop_ends_a_training_that_gets_no_better(dataset: Path, tmp_path: Path) -> None:
-    patience = {"_target_": "iregzoo.training.EarlyStop", "best": "@validate#best", "patience": 2}
+    patience = {"_target_": "iregzoo.handlers.EarlyStop", "best": "@validate#best", "patience": 2}
     made = workflow(dataset, tmp_path, steps=20, learning_rate=0.0, final_learning_rate=0.0, schedule=[patience])
     made.run()
     assert [event.step for event in events_of(tmp_path).Scalars("val_dice")] == [1, 2, 3]
     resumed = workflow(dataset, tmp_path, steps=20, learning_rate=0.0, final_learning_rate=0.0, schedule=[patience])
     resumed.run()  # has two stale validations behind it, and one epoch at most before it sees them
     assert resumed.trainer.state.epoch <= 4
+
+
+@EACH_BUNDLE
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": [16, 16]}, "shape [16, 16]: give the voxels of three axes"),
+        ({"shape": [16, 0, 16]}, "shape [16, 0, 16]: give the voxels"),
+        ({"shape": [33, 32, 32]}, "shape [33, 32, 32]: must be multiples of"),
+        ({"start": "nowhere.pt"}, "start nowhere.pt: no such file"),
+        ({"start": str(IIRP / "configs" / "train.json")}, "train.json: is not a readable weights file"),
+    ],
+)
+def test_impossible_training_is_refused_before_a_scan_is_read(
+    folder: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        workflow(tmp_path / "no scans", tmp_path / "out", bundle=folder, **options)
+    assert message in str(caught.value.__cause__)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_network_are_no_start(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        workflow(dataset, tmp_path, start=str(ROOT / "bundles" / "pan" / "models" / "model.pt"))
+    assert "model.pt: has no tensor" in str(caught.value.__cause__)
+
+
+def test_checkpoint_of_a_training_is_a_start_and_weights(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoint_epoch=2.pt"
+    train(dataset, tmp_path, start=str(checkpoint), steps=2, learning_rate=0.0, final_learning_rate=0.0)
+    begun, expected = weights_of(tmp_path, 1), weights_of(trained, 2)
+    assert all(torch.equal(begun[name], expected[name]) for name in expected)
+    used = zoo.load("iirp", str(checkpoint)).network.state_dict()
+    assert all(torch.equal(used[name], expected[name]) for name in expected)
 
 
 # --- every bundle

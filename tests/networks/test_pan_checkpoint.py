@@ -16,7 +16,7 @@ from iregzoo import zoo
 from iregzoo.errors import InputError
 from iregzoo.networks import PANNet
 from iregzoo.registration import PairNetwork
-from iregzoo.zoo import rename
+from iregzoo.states import rename
 
 RULES = json.loads((Path(__file__).parents[2] / "bundles/pan/configs/import.json").read_text("utf-8"))
 HEADS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8}
