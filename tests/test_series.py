@@ -1,4 +1,4 @@
-"""``iregzoo apply`` on series, several numbers a voxel: each volume as ITK has it."""
+"""``iregzoo apply`` on series, several numbers a voxel, with each interpolation: each volume as ITK has it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import map_coordinates
 
 import shell
-from geometry import GRIDS, Array, draw_head, field_transform, waves
+from geometry import GRIDS, Array, apply_world, draw_head, field_transform, move_all, waves, world_points
 from iregzoo.errors import InputError
 from iregzoo.space.files import write_transform
 from iregzoo.space.grid import RAS_FROM_LPS, Grid
@@ -20,7 +21,7 @@ AFFINE = np.array([[1.04, 0.1, 0, 2], [-0.08, 0.97, 0.05, -1.5], [0.02, 0, 1.03,
 PAIRS = [("plain", "everything"), ("oblique", "anisotropic"), ("everything", "flipped")]
 EACH_PAIR = pytest.mark.parametrize("way", PAIRS, ids=[" to ".join(pair) for pair in PAIRS], indirect=True)
 TR = 2.5
-MODES = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
+MODES = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
 Run = Callable[..., str]
 
 
@@ -172,6 +173,22 @@ def test_series_in_nifti_2_and_of_freesurfer(way: Way, apply: Run, kind: type[ni
     np.testing.assert_allclose(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(expected), atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("interpolation", "theirs"), [("linear", "linear"), ("cubic", "bSpline"), ("smooth-labels", "genericLabel")]
+)
+def test_ants_gets_the_same_series(way: Way, apply: Run, interpolation: str, theirs: str) -> None:
+    ants = pytest.importorskip("ants", reason="needs antspyx, of the extra peers")
+    smooth = interpolation == "smooth-labels"
+    volumes = [way.labels(1, 2, 3, kind="float32"), way.labels(4, kind="float32")] if smooth else way.volumes(2)
+    write_series(way["bold.nii.gz"], volumes)
+    apply("bold.nii.gz", "out.nii.gz", interpolation=interpolation)
+    fixed, moving = (ants.image_read(way[name]) for name in ("fixed.nii.gz", "bold.nii.gz"))
+    expected = ants.apply_transforms(fixed, moving, [way["transform.h5"]], theirs, imagetype=3).numpy()
+    ours = array_of(way["out.nii.gz"]).transpose(3, 2, 1, 0)
+    assert ours.shape == expected.shape
+    assert (np.abs(ours - expected) > 1e-4 * expected.max()).mean() < (1e-3 if smooth else 1e-5)
+
+
 def test_a_series_of_label_maps_is_read_from_the_nearest_voxel(way: Way, apply: Run) -> None:
     """Also where one of them is empty; a single grey volume makes all of it an image."""
     maps = [way.labels(1, 2, 2**31 - 1), way.labels(), way.labels(4, 5)]
@@ -210,6 +227,74 @@ def test_numbers_of_a_voxel_are_resampled_one_by_one(way: Way, apply: Run, endin
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
+# --- interpolation
+
+
+@EACH_PAIR
+def test_cubic_is_the_cubic_spline_of_scipy(way: Way, apply: Run) -> None:
+    volume = way.volumes(1)[0]
+    sitk.WriteImage(volume, way["scan.nii.gz"])
+    apply("scan.nii.gz", "out.nii.gz", interpolation="cubic")
+    places = move_all(way.transform, world_points(way.fixed).reshape(-1, 3))
+    index = apply_world(np.linalg.inv(way.moving.affine), places)
+    inside = ((index > 0) & (index < np.array(way.moving.shape) - 1)).all(1)
+    assert inside.mean() > 0.3
+    voxels = sitk.GetArrayFromImage(volume).transpose(2, 1, 0).astype(np.float64)
+    expected = map_coordinates(voxels, index[inside].T, order=3, mode="mirror")
+    found = array_of(way["out.nii.gz"]).transpose(2, 1, 0).reshape(-1)[inside]
+    np.testing.assert_allclose(found, expected, atol=1e-3 * voxels.max())
+    assert found.max() > array_of(way["scan.nii.gz"]).max() or found.min() < 0  # overshoot, left as it is
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16"])
+def test_cubic_rounds_whole_numbers_and_stops_at_the_ends_of_their_type(way: Way, apply: Run, kind: str) -> None:
+    ends = np.iinfo(kind)
+    steps = np.random.default_rng(0).choice([ends.min, ends.max], way.moving.shape)
+    volume = way.moving.to_sitk(steps.astype(kind))
+    sitk.WriteImage(volume, way["scan.nrrd"])
+    apply("scan.nrrd", "out.nrrd", interpolation="cubic")
+    found = array_of(way["out.nrrd"])
+    assert found.dtype == kind
+    exact = way.resampled(sitk.Cast(volume, sitk.sitkFloat64), sitk.sitkBSpline)
+    assert exact.max() > ends.max + 10
+    inside = np.abs(way.resampled(volume * 0 + 1)) == 1
+    assert np.abs(found - exact.clip(ends.min, ends.max))[inside].max() < 0.51
+
+
+@EACH_PAIR
+@pytest.mark.parametrize("kind", ["uint8", "int32", "float32"])
+def test_smooth_labels_are_those_of_itk(way: Way, apply: Run, kind: str) -> None:
+    values = (1, 2, 3) if kind == "uint8" else (7, 2**24 - 1, 5) if kind == "float32" else (7, 2**31 - 1, 70000)
+    volume = way.labels(*values, kind=kind)
+    sitk.WriteImage(volume, way["labels.nii.gz"])
+    said = apply("labels.nii.gz", "smooth.nii.gz", interpolation="smooth-labels")
+    assert "interpolation:" not in said
+    apply("labels.nii.gz", "near.nii.gz", interpolation="nearest")
+    found = array_of(way["smooth.nii.gz"])
+    assert found.dtype == kind
+    assert set(np.unique(found).tolist()) == {0, *values}
+    expected = way.resampled(sitk.Cast(volume, sitk.sitkInt32), sitk.sitkLabelLinear)
+    assert (found != expected).mean() < 1e-4
+    assert (found != array_of(way["near.nii.gz"])).mean() > 1e-3
+
+
+def test_smooth_labels_of_a_series_and_backwards(way: Way, apply: Run) -> None:
+    maps = [way.labels(1, 2, 3), way.labels(), way.labels(9)]
+    write_series(way["labels.nii.gz"], maps)
+    apply("labels.nii.gz", "out.nii.gz", interpolation="smooth-labels")
+    for volume, ours in zip(maps, array_of(way["out.nii.gz"]), strict=True):
+        assert (ours != way.resampled(volume, sitk.sitkLabelLinear)).mean() < 1e-4
+    fixed = draw_head(way.fixed, size=0.16)[0, 0].numpy()
+    sitk.WriteImage(way.fixed.to_sitk((fixed > 300).astype(np.uint8)), way["mask.nii.gz"])
+    back = {"reference": "labels3.nii.gz", "inverse": "true", "interpolation": "smooth-labels"}
+    sitk.WriteImage(maps[0], way["labels3.nii.gz"])
+    said = apply("mask.nii.gz", "back.nii.gz", **back)
+    assert "inverse: remaining error over the voxels" in said
+    apply("back.nii.gz", "again.nii.gz", interpolation="smooth-labels")
+    again, mask = array_of(way["again.nii.gz"]) > 0, array_of(way["mask.nii.gz"]) > 0
+    assert 2 * (again & mask).sum() / (again.sum() + mask.sum()) > 0.9
+
+
 # --- what is refused
 
 SHAPE = (5, 6, 7)
@@ -227,6 +312,8 @@ BAD: list[tuple[str, dict[str, str], str]] = [
     ),
     ("flat.nii.gz", {}, "flat.nii.gz: has size 1×6×7×3; expected a 3-D volume or a 4-D series, of at least 2"),
     ("hole.nrrd", {}, "hole.nrrd: 1 voxels are NaN or infinite"),
+    ("series.nii.gz", {"interpolation": "smooth-labels"}, "series.nii.gz: does not look like a label map"),
+    ("half.nii.gz", {"interpolation": "smooth-labels"}, "half.nii.gz: does not look like a label map"),
     ("fixed.nii.gz", {"reference": "series.nii.gz"}, "has size 5×6×7×3; expected one 3-D volume"),
     ("fixed.nii.gz", {"transform": "series.nii.gz"}, "has size 5×6×7×3; expected one 3-D volume"),
 ]
@@ -244,12 +331,15 @@ def test_what_is_no_volume_or_series_of_them_ends_with_a_line(
     monkeypatch.chdir(way.folder)
     random = np.random.default_rng(0)
     series = random.integers(0, 1000, (*SHAPE, 3)).astype(np.int16)
+    half = np.zeros(SHAPE, np.float32)
+    half[2:4, 2:4, 2:4] = 0.5
     for name, array in (
         ("colour", COLOUR),
         ("complex", np.ones((*SHAPE, 3), np.complex64)),
         ("five", np.zeros((*SHAPE, 3, 2), np.float32)),
         ("series", series),
         ("flat", series[:1]),
+        ("half", half),
     ):
         nib.save(nib.Nifti1Image(array, np.eye(4)), f"{name}.nii.gz")
     nib.save(nib.Nifti2Image(np.zeros((*SHAPE, 3, 2), np.float32), np.eye(4)), "five2.nii.gz")

@@ -13,13 +13,15 @@ from iregzoo.space.grid import Grid
 from iregzoo.space.points import read_point_list, voxel_places
 from iregzoo.space.scan import Scan, as_float32, looks_like_labels
 from iregzoo.space.series import Series, read_series
+from iregzoo.space.shares import resample_labels
 from iregzoo.space.transforms import Chain, Moved, move
 from iregzoo.space.volume import check_finite, read_volume
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 POINTS = (".csv", ".json")
-ITK = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
-INTERPOLATIONS = ("auto", *ITK)
+ITK = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
+SMOOTH = "smooth-labels"
+INTERPOLATIONS = ("auto", *ITK, SMOOTH)
 TURNING = (3, 6)  # components of vectors and of symmetric tensors
 MUCH_MM = 0.5  # of an inverse's error
 
@@ -48,8 +50,8 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
     """Refuse, before any work, what the names alone show to be wrong.
 
     Raises:
-        InputError: for an output that is not of the input's kind, an image without a reference, and another
-            interpolation.
+        InputError: for an output that is not of the input's kind, an image without a reference, another interpolation,
+            and one of points.
     """
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"interpolation {interpolation!r} is unknown; choose {', '.join(INTERPOLATIONS)}")
@@ -57,6 +59,8 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
         raise InputError(f"{source}: iregzoo does not read .fcsv; save the points as .mrk.json in 3D Slicer")
     endings: tuple[str, ...] = IMAGES
     if is_points(source):
+        if interpolation != "auto":
+            raise InputError(f"{source}: points are not interpolated; leave out --interpolation {interpolation}")
         endings = (next(ending for ending in POINTS if str(source).lower().endswith(ending)),)
     elif reference is None:
         raise InputError(f"{source}: an image needs --reference, an image whose grid the result should have")
@@ -101,11 +105,11 @@ def apply_to_image(
         source: the image; a folder with one DICOM series will do.
         reference: an image, of which the grid counts.
         output: the file to write.
-        interpolation: ``linear``, ``nearest``, or ``auto``, which takes nearest for what looks like a label map,
-            else linear.
+        interpolation: ``linear``, ``nearest``, ``cubic``, ``smooth-labels``, or ``auto``, which takes nearest for what
+            looks like a label map, and else linear.
 
     Raises:
-        InputError: as ``read_series`` and ``read_volume`` do.
+        InputError: as ``read_series`` and ``read_volume`` do, and for smooth labels of what is no label map.
     """
     image, report = _warped(chain, read_series(source), Grid.of(read_volume(reference)[0]), interpolation)
     write_volume(output, image)
@@ -118,7 +122,7 @@ def _warped(chain: Chain, series: Series, grid: Grid, interpolation: str) -> tup
         _scan(volume, series.path)  # looks at every voxel before any work
     mode, line = _mode(series, interpolation)
     transform, moved = _on(chain, grid, once=len(series) > 1)
-    plain = mode == "nearest" or series.components > 1  # air of CT lies around grey values alone
+    plain = mode in ("nearest", SMOOTH) or series.components > 1  # air of CT lies around grey values alone
     volumes = ((volume, 0.0 if plain else _scan(volume, series.path).outside) for volume in series)
     image = series.join((_resample(volume, grid, transform, mode, outside) for volume, outside in volumes), grid)
     report = Report() if moved is None else _inverse_report(moved, "voxels")
@@ -136,9 +140,14 @@ def _scan(volume: sitk.Image, path: Path) -> Scan:
 
 def _mode(series: Series, interpolation: str) -> tuple[str, str]:
     """The interpolation, and where it was left open, why, in a line."""
-    if interpolation != "auto":
+    if interpolation not in ("auto", SMOOTH):
         return interpolation, ""
-    chosen, kind = ("nearest", "a label map") if _are_labels(series) else ("linear", "an image")
+    labels = _are_labels(series)
+    if interpolation == SMOOTH:
+        if labels is False:
+            raise InputError(f"{series.path}: does not look like a label map, which {SMOOTH} is for; choose another")
+        return SMOOTH, ""
+    chosen, kind = ("nearest", "a label map") if labels else ("linear", "an image")
     return chosen, f"interpolation: {chosen}, because {series.path.name} looks like {kind}"
 
 
@@ -172,10 +181,12 @@ def _on(chain: Chain, grid: Grid, *, once: bool) -> tuple[sitk.Transform, Moved 
 
 def _resample(volume: sitk.Image, grid: Grid, transform: sitk.Transform, mode: str, outside: float) -> sitk.Image:
     """A volume read once on a grid, in its own type of voxel; ITK alone would cut decimals off whole numbers."""
+    if mode == SMOOTH:
+        return resample_labels(volume, grid, transform)
     own, whole = volume.GetPixelID(), mode != "nearest" and "float" not in volume.GetPixelIDTypeAsString()
     size, *place = _geometry(grid)
     read = sitk.Resample(volume, size, transform, ITK[mode], *place, outside, sitk.sitkFloat64 if whole else own)
-    return sitk.Cast(sitk.Round(read), own) if whole else read
+    return sitk.Clamp(sitk.Round(read), own) if whole else read
 
 
 def _geometry(grid: Grid) -> tuple[Any, ...]:

@@ -45,7 +45,11 @@ def apply(
             kept.
         output: the file to write; .nii.gz, .nii, .nrrd or .mha for images, and for points the format of the input.
         reference: the 3-D image whose grid the result has; not needed for points.
-        interpolation: for images; linear, nearest, or auto, which uses nearest if the input looks like a label map.
+        interpolation: for images; linear; nearest; cubic, a cubic B-spline, which is sharper, but can overshoot the
+            input's values beside edges (nothing is clipped, except whole numbers at the limits of their data type);
+            smooth-labels, for label maps, which interpolates each label linearly and takes the one with the largest
+            share, the lowest of several; or auto, which is nearest if the input looks like a label map, otherwise
+            linear.
         inverse: apply the inverse.
         overwrite: replace the output if it already exists.
     """
