@@ -1,7 +1,8 @@
-"""Transforms at work: an image, a label map or a list of points through one, or back."""
+"""Transforms at work: an image or a series of them, a label map or a list of points through one, or back."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 import torch
@@ -11,12 +12,17 @@ from iregzoo.space.files import write_volume
 from iregzoo.space.grid import Grid
 from iregzoo.space.points import read_point_list, voxel_places
 from iregzoo.space.scan import Scan, as_float32, looks_like_labels
+from iregzoo.space.series import Series, read_series
+from iregzoo.space.shares import resample_labels
 from iregzoo.space.transforms import Chain, Moved, move
 from iregzoo.space.volume import check_finite, read_volume
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 POINTS = (".csv", ".json")
-INTERPOLATIONS = ("auto", "linear", "nearest")
+ITK = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
+SMOOTH = "smooth-labels"
+INTERPOLATIONS = ("auto", *ITK, SMOOTH)
+TURNING = (3, 6)  # components of vectors and of symmetric tensors
 MUCH_MM = 0.5  # of an inverse's error
 
 
@@ -44,8 +50,8 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
     """Refuse, before any work, what the names alone show to be wrong.
 
     Raises:
-        InputError: for an output that is not of the input's kind, an image without a reference, and another
-            interpolation.
+        InputError: for an output that is not of the input's kind, an image without a reference, another interpolation,
+            and one of points.
     """
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"interpolation {interpolation!r} is unknown; choose {', '.join(INTERPOLATIONS)}")
@@ -53,6 +59,8 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
         raise InputError(f"{source}: iregzoo does not read .fcsv; save the points as .mrk.json in 3D Slicer")
     endings: tuple[str, ...] = IMAGES
     if is_points(source):
+        if interpolation != "auto":
+            raise InputError(f"{source}: points are not interpolated; leave out --interpolation {interpolation}")
         endings = (next(ending for ending in POINTS if str(source).lower().endswith(ending)),)
     elif reference is None:
         raise InputError(f"{source}: an image needs --reference, an image whose grid the result should have")
@@ -89,55 +97,102 @@ def apply_to_image(
 ) -> Report:
     """Resample an image or label map through a chain, on a reference's grid, once, and write it.
 
-    Its type of voxel stays. Outside its field of view lies 0, or its lowest value where that is below 0.
+    Its type of voxel stays. Outside its field of view lies 0, or its lowest value where that is below 0. Each
+    volume of a 4-D series becomes what it would alone, and so do several numbers a voxel, but with 0 outside.
 
     Args:
         chain: from the reference to the image.
         source: the image; a folder with one DICOM series will do.
         reference: an image, of which the grid counts.
         output: the file to write.
-        interpolation: ``linear``, ``nearest``, or ``auto``, which takes nearest for what looks like a label map.
+        interpolation: ``linear``, ``nearest``, ``cubic``, ``smooth-labels``, or ``auto``, which takes nearest for what
+            looks like a label map, and else linear.
 
     Raises:
-        InputError: as ``read_volume`` does.
+        InputError: as ``read_series`` and ``read_volume`` do, and for smooth labels of what is no label map.
     """
-    image, path = read_volume(source)
-    grid = Grid.of(read_volume(reference)[0])
-    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-    check_finite(array, path)
-    scan = Scan(torch.from_numpy(as_float32(array, path))[None, None], Grid.of(image), path)
-    nearest = looks_like_labels(scan) if interpolation == "auto" else interpolation == "nearest"
-    transform, moved = _inverse_on(chain, grid) if chain.undoes else (chain.composite, None)
-    write_volume(output, _resample(image, grid, transform, nearest=nearest, outside=0.0 if nearest else scan.outside))
-    report = Report() if moved is None else _inverse_report(moved, "voxels")
-    if interpolation == "auto":
-        chosen, kind = ("nearest", "a label map") if nearest else ("linear", "an image")
-        report = replace(report, interpolation=f"interpolation: {chosen}, because {path.name} looks like {kind}")
+    image, report = _warped(chain, read_series(source), Grid.of(read_volume(reference)[0]), interpolation)
+    write_volume(output, image)
     return report
 
 
-def _inverse_on(chain: Chain, grid: Grid) -> tuple[sitk.Transform, Moved]:
-    """A chain that undoes something, at the voxels of a grid, and how well it went."""
-    places = voxel_places(grid)
-    moved = move(chain, places)
-    vectors = (moved.points - places).reshape(*grid.shape, 3).numpy()
-    return sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True)), moved
+def _warped(chain: Chain, series: Series, grid: Grid, interpolation: str) -> tuple[sitk.Image, Report]:
+    """All volumes on a grid as one image of their kind, and how it went."""
+    for volume in series:
+        _scan(volume, series.path)  # looks at every voxel before any work
+    mode, line = _mode(series, interpolation)
+    transform, moved = _on(chain, grid, once=len(series) > 1)
+    plain = mode in ("nearest", SMOOTH) or series.components > 1  # air of CT lies around grey values alone
+    volumes = ((volume, 0.0 if plain else _scan(volume, series.path).outside) for volume in series)
+    image = series.join((_resample(volume, grid, transform, mode, outside) for volume, outside in volumes), grid)
+    report = Report() if moved is None else _inverse_report(moved, "voxels")
+    if series.components in TURNING:
+        doubt = f"{series.components} values per voxel were resampled one by one; directions in them were not turned"
+        report = replace(report, warnings=(*report.warnings, doubt))
+    return image, replace(report, interpolation=line)
 
 
-def _resample(image: sitk.Image, grid: Grid, transform: sitk.Transform, *, nearest: bool, outside: float) -> sitk.Image:
-    """An image read once on a grid, in its own type of voxel; ITK alone would cut decimals off whole numbers."""
-    own, mode = image.GetPixelID(), sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
-    whole = not nearest and "float" not in image.GetPixelIDTypeAsString()
-    geometry = (
-        grid.shape,
-        transform,
-        mode,
-        grid.affine[:3, 3].tolist(),
-        grid.spacing.tolist(),
-        (grid.affine[:3, :3] / grid.spacing).ravel().tolist(),
-    )
-    read = sitk.Resample(image, *geometry, outside, sitk.sitkFloat64 if whole else own)
-    return sitk.Cast(sitk.Round(read), own) if whole else read
+def _scan(volume: sitk.Image, path: Path) -> Scan:
+    array = sitk.GetArrayFromImage(volume).transpose(2, 1, 0)
+    check_finite(array, path)
+    return Scan(torch.from_numpy(as_float32(array, path))[None, None], Grid.of(volume), path)
+
+
+def _mode(series: Series, interpolation: str) -> tuple[str, str]:
+    """The interpolation, and where it was left open, why, in a line."""
+    if interpolation not in ("auto", SMOOTH):
+        return interpolation, ""
+    labels = _are_labels(series)
+    if interpolation == SMOOTH:
+        if labels is False:
+            raise InputError(f"{series.path}: does not look like a label map, which {SMOOTH} is for; choose another")
+        return SMOOTH, ""
+    chosen, kind = ("nearest", "a label map") if labels else ("linear", "an image")
+    return chosen, f"interpolation: {chosen}, because {series.path.name} looks like {kind}"
+
+
+def _are_labels(series: Series) -> bool | None:
+    """Whether every volume that is not of one value only looks like a label map; None where there is no such volume."""
+    found = None
+    for scan in (_scan(volume, series.path) for volume in series):
+        if scan.data.min() == scan.data.max():
+            continue
+        found = looks_like_labels(scan)
+        if not found:
+            break
+    return found
+
+
+def _on(chain: Chain, grid: Grid, *, once: bool) -> tuple[sitk.Transform, Moved | None]:
+    """A chain for the voxels of a grid, and how well it went where it undoes something.
+
+    Where it does, or where it deforms and is to be followed only ``once`` for many volumes, as a field on the grid.
+    """
+    if chain.undoes:
+        places = voxel_places(grid)
+        moved = move(chain, places)
+        vectors = (moved.points - places).reshape(*grid.shape, 3).numpy()
+        return sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True)), moved
+    if chain.linear or not once:
+        return chain.composite, None
+    field = sitk.TransformToDisplacementField(chain.composite, sitk.sitkVectorFloat64, *_geometry(grid))
+    return sitk.DisplacementFieldTransform(field), None
+
+
+def _resample(volume: sitk.Image, grid: Grid, transform: sitk.Transform, mode: str, outside: float) -> sitk.Image:
+    """A volume read once on a grid, in its own type of voxel; ITK alone would cut decimals off whole numbers."""
+    if mode == SMOOTH:
+        return resample_labels(volume, grid, transform)
+    own, whole = volume.GetPixelID(), mode != "nearest" and "float" not in volume.GetPixelIDTypeAsString()
+    size, *place = _geometry(grid)
+    read = sitk.Resample(volume, size, transform, ITK[mode], *place, outside, sitk.sitkFloat64 if whole else own)
+    return sitk.Clamp(sitk.Round(read), own) if whole else read
+
+
+def _geometry(grid: Grid) -> tuple[Any, ...]:
+    """A grid's size, origin, spacing and axes, as ITK wants them."""
+    direction = (grid.affine[:3, :3] / grid.spacing).ravel().tolist()
+    return grid.shape, grid.affine[:3, 3].tolist(), grid.spacing.tolist(), direction
 
 
 def _inverse_report(moved: Moved, what: str) -> Report:

@@ -15,7 +15,7 @@ def apply(
     inverse: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Apply a transform, or its inverse, to an image, a label map or points.
+    """Apply a transform, or its inverse, to an image, a series of images, a label map or points.
 
     register's transform.h5 and displacement.nii.gz map positions in the fixed scan to positions in the moving scan. So
     an image of the moving scan is resampled to the fixed scan's grid without --inverse, and an image of the fixed scan
@@ -31,15 +31,25 @@ def apply(
     counts the places where the transform folds or nearly folds; the inverse is less reliable there. Outside its grid a
     displacement field displaces nothing, as in ITK.
 
+    A 4-D series is resampled volume by volume and stays 4-D, with the spacing of its 4th axis (in seconds where it is
+    time); an image with several values per voxel, value by value. Directions in them (vectors, tensors, a DWI's
+    gradients) are not turned. The result has the input's data type: whole numbers are rounded. Outside the input's
+    field of view is 0, or its lowest value if that is below 0 (air in CT), and 0 for several values per voxel.
+
     Args:
         transform: one or more, separated by commas; transform files that ITK can read (.h5, .tfm, .mat), or
             displacement fields, which are 3-D images of vectors in LPS mm. To invert one of them alone, put it in ANTs'
             brackets, as in A,[B,1], or put inverse and a colon before it.
-        input: an image or label map, or points, in a CSV file with the first line "# CoordinateSystem = LPS" (or RAS)
-            and the columns x, y, z, or in a Slicer .mrk.json file. Everything else in a file of points is kept.
+        input: an image, a 4-D series or a label map, or points, in a CSV file with the first line "# CoordinateSystem =
+            LPS" (or RAS) and the columns x, y, z, or in a Slicer .mrk.json file. Everything else in a file of points is
+            kept.
         output: the file to write; .nii.gz, .nii, .nrrd or .mha for images, and for points the format of the input.
-        reference: the image whose grid the result has; not needed for points.
-        interpolation: for images; linear, nearest, or auto, which uses nearest if the input looks like a label map.
+        reference: the 3-D image whose grid the result has; not needed for points.
+        interpolation: for images; linear; nearest; cubic, a cubic B-spline, which is sharper, but can overshoot the
+            input's values beside edges (nothing is clipped, except whole numbers at the limits of their data type);
+            smooth-labels, for label maps, which interpolates each label linearly and takes the one with the largest
+            share, the lowest of several; or auto, which is nearest if the input looks like a label map, otherwise
+            linear.
         inverse: apply the inverse.
         overwrite: replace the output if it already exists.
     """

@@ -40,8 +40,27 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
         components: numbers a voxel: 1, or 3 of a displacement field.
 
     Raises:
-        InputError: missing, unreadable, not 3-D, of another number of components, no, a singular or a sheared affine,
-            or, in NIfTI, NaN or infinite voxels.
+        InputError: as ``read_any`` does, and for an image that is not 3-D or has another number of components.
+    """
+    image, path = read_any(path)
+    if image.GetDimension() != 3 or min(image.GetSize()) < 2:
+        raise InputError(
+            f"{path}: has size {size_of(image)}; expected one 3-D volume of at least 2 voxels per axis; extract the "
+            "volume first"
+        )
+    found = image.GetNumberOfComponentsPerPixel()
+    if found != components:
+        expected = "a grey-scale image" if components == 1 else "a displacement field, a vector image in LPS mm"
+        raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} per voxel; expected {expected}")
+    return image, path
+
+
+def read_any(path: str | Path) -> tuple[sitk.Image, Path]:
+    """An image of any size and number of components as ITK reads it, and its path; a 4th axis of 1 is left out.
+
+    Raises:
+        InputError: missing, unreadable, no, a singular or a sheared affine, complex numbers, or, in NIfTI, NaN or
+            infinite voxels.
     """
     if not str(path).strip():
         raise InputError("a path is empty; give a file or a DICOM folder")
@@ -60,20 +79,14 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
             f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is complete, or "
             "convert it to NIfTI"
         ) from None
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[..., 0]
-    if image.GetDimension() != 3 or min(image.GetSize()) < 2:
-        raise InputError(
-            f"{path}: has size {'×'.join(map(str, image.GetSize()))}; expected one 3-D volume of at least 2 voxels "
-            "per axis; extract the volume first"
-        )
     if "complex" in image.GetPixelIDTypeAsString():
         raise InputError(f"{path}: holds complex numbers; give its magnitude image")
-    found = image.GetNumberOfComponentsPerPixel()
-    if found != components:
-        expected = "a grey-scale image" if components == 1 else "a displacement field, a vector image in LPS mm"
-        raise InputError(f"{path}: has {found} value{'' if found == 1 else 's'} per voxel; expected {expected}")
-    return image, path
+    return image[..., 0] if image.GetDimension() == 4 and image.GetSize()[3] == 1 else image, path
+
+
+def size_of(image: sitk.Image) -> str:
+    """An image's size in words, such as 64×64×30×200."""
+    return "×".join(map(str, image.GetSize()))
 
 
 def _read_file(path: Path) -> sitk.Image:
@@ -87,16 +100,24 @@ def _read_file(path: Path) -> sitk.Image:
     except Exception as error:  # nibabel raises many kinds for a file that it cannot read
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: is not a readable FreeSurfer volume ({reason}); check or export it again") from None
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise InputError(f"{path}: has shape {array.shape}; expected one 3-D volume: extract the volume first")
+    if array.ndim not in (3, 4):
+        raise InputError(f"{path}: has shape {array.shape}; expected a 3-D volume or a 4-D series of them")
     _check_affine(image.affine, path)
     grid = Grid(array.shape, RAS_FROM_LPS @ image.affine)
     axes = grid.affine[:3, :3] / grid.spacing
     if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR:
         raise _sheared(path)
-    return grid.to_sitk(array.astype(array.dtype.newbyteorder("=")))
+    array = array.astype(array.dtype.newbyteorder("="))
+    if array.ndim == 3:
+        return grid.to_sitk(array)
+    return sitk.JoinSeries([grid.to_sitk(volume) for volume in np.moveaxis(array, 3, 0)], 0.0, _step(image.header))
+
+
+def _step(header: Any) -> float:
+    """What lies between two volumes of a series, in seconds where it is time, as ITK reads it from NIfTI-1."""
+    step = float(header.get_zooms()[3])
+    unit = header.get_xyzt_units()[1] if hasattr(header, "get_xyzt_units") else "msec"  # FreeSurfer's TR
+    return step * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0) or 1.0
 
 
 def _sheared(path: Path) -> InputError:
