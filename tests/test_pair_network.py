@@ -70,7 +70,7 @@ def test_another_shape_is_refused_with_what_is_expected(name: str) -> None:
 def test_what_is_no_tensor_is_refused(name: str) -> None:
     network = build(name)
     image = pair(network)
-    with pytest.raises(TypeError, match="image is a ndarray; expected a tensor: torch.from_numpy"):
+    with pytest.raises(TypeError, match=r"image is a ndarray; expected a tensor: torch\.from_numpy"):
         network(image.numpy())
     with pytest.raises(TypeError, match="image is a tuple"):
         network((image[:, :1], image[:, 1:]))

@@ -239,7 +239,7 @@ def _refined(estimator: Callable[[Tensor], Tensor], look: Callable[[Tensor], Ten
 
 
 def check_pair(moving: Tensor, fixed: Tensor, stride: int) -> None:
-    """Raise ValueError unless both are (B, 1, D, H, W) of one shape that ``stride`` divides, TypeError for no tensor."""
+    """Raise ValueError unless both are (B, 1, D, H, W) of one shape that ``stride`` divides; TypeError for an array."""
     for name, image in (("moving", moving), ("fixed", fixed)):
         check_tensor(image, name)
     if moving.shape != fixed.shape:
