@@ -16,3 +16,18 @@ def test_settings_of_the_process(name: str, value: str, own: str | None) -> None
     code = f"import os, sys, iregzoo; print(os.environ[{name!r}], 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.split() == [own or value, "False"]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("iregzoo", ("torch", "numpy", "monai")),
+        ("iregzoo.networks", ("ptwt", "pywt", "monai", "scipy", "SimpleITK", "nibabel")),
+        ("iregzoo.zoo", ("ptwt", "monai", "scipy")),
+        ("iregzoo.register", ("ptwt", "monai", "matplotlib", "ignite")),
+    ],
+)
+def test_an_import_brings_no_more_than_it_needs(module: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"

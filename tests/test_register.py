@@ -22,6 +22,7 @@ from iregzoo.quality import compare, doubts, figures, labels_of
 from iregzoo.register import Result, Scans, choose_controller, gradient_steps, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import FILES, provenance, write
+from iregzoo.space.files import affine_transform
 from iregzoo.space.grid import Grid, Matrix
 from iregzoo.space.scan import Scan
 from iregzoo.zoo import Bundle, Method, Weights, WeightsCard
@@ -358,6 +359,38 @@ def test_a_matrix_may_be_the_start() -> None:
     assert np.array_equal(result.frame.start, MOVED)
     unmoved = register(scans, method(), init=np.eye(4))
     assert torch.equal(unmoved.displacement, register(scans, method(), init="none").displacement)
+
+
+def test_a_file_may_be_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "start.tfm"
+    sitk.WriteTransform(affine_transform(MOVED), str(file))
+    for init in (file, str(file)):
+        result = register(pair(), method(), init=init)
+        assert result.init == "given"
+        np.testing.assert_allclose(result.frame.start, MOVED, atol=1e-12)
+    with pytest.raises(InputError, match=r"init 'sideways' is unknown; choose auto, .*a transform file"):
+        register(pair(), method(), init="sideways")
+
+
+def test_a_result_may_take_part_in_the_callers_gradients() -> None:
+    result = register(pair(), method(), refine=1)
+    weight = torch.ones(1, requires_grad=True)
+    for tensor in (result.warped, result.displacement, result.deformation, result.registration.displacement):
+        assert not tensor.is_inference()
+        assert not tensor.requires_grad
+        (tensor * weight).square().sum().backward()
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("wrong", ["tci", TCI])
+def test_a_controller_is_an_object(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"such as TCI\(\), IterStop\(\) or FixedIterations"):
+        register(pair(), method(), controller=wrong)
+
+
+def test_a_folder_is_made_for_the_files(tmp_path: Path) -> None:
+    write(register(pair(), method()), str(tmp_path / "new" / "result"), provenance(method()))
+    assert (tmp_path / "new" / "result" / "report.json").is_file()
 
 
 def test_damaged_weights_are_named() -> None:

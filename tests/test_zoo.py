@@ -455,3 +455,13 @@ def test_a_card_says_what_steers_the_iterations() -> None:
     steered = zoo.complete(zoo.untrained(zoo.find("ipear")), zoo.WeightsCard("model.pt", controller=definition))
     assert steered.controller == FixedIterations(2)
     assert zoo.complete(zoo.untrained(zoo.find("ipear")), zoo.WeightsCard("model.pt")).controller == TCI()
+
+
+def test_a_device_may_be_named_or_given() -> None:
+    assert zoo.load("iirp", device="cpu").device == zoo.load("iirp", device=torch.device("cpu")).device
+    assert zoo.load("iirp", device="auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(InputError, match="device 'gpu' is unknown; choose auto, cpu, cuda, mps"):
+        zoo.load("iirp", device="gpu")
+    for name in ("cuda:99", "cuda:first", "cpu:7"):
+        with pytest.raises(InputError, match=f"device '{name}' is not available on this machine; choose auto or cpu"):
+            zoo.load("iirp", device=name)

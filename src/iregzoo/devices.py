@@ -4,7 +4,7 @@ from iregzoo.errors import InputError
 
 
 def choose_device(name: str) -> str:
-    """The device that ``--device`` means.
+    """The device that ``--device`` means: ``auto``, ``cpu``, ``mps``, ``cuda``, or one of several such as ``cuda:1``.
 
     Raises:
         InputError: for another name, or a device that this machine lacks.
@@ -14,8 +14,11 @@ def choose_device(name: str) -> str:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return "cuda" if present["cuda"] else "cpu"
-    if name not in present:
+    kind, _, number = name.partition(":")
+    if kind not in present:
         raise InputError(f"device {name!r} is unknown; choose auto, {', '.join(present)}")
-    if not present[name]:
+    if number and not (kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count()):
+        present[kind] = False
+    if not present[kind]:
         raise InputError(f"device {name!r} is not available on this machine; choose auto or cpu")
     return name

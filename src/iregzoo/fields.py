@@ -24,12 +24,22 @@ _SHARED = 2**15
 _SLAB = 2**17
 
 
+def check_tensor(value: object, name: str) -> None:
+    """Raise TypeError for what is no tensor, such as a NumPy array."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; expected a tensor: torch.from_numpy makes one of an array"
+        )
+
+
 def check_displacement(displacement: Tensor, name: str = "displacement") -> int:
     """Return the number of spatial axes N of a field (B, N, *shape).
 
     Raises:
+        TypeError: for what is no tensor.
         ValueError: where the channels do not match the spatial axes, or N is neither 2 nor 3.
     """
+    check_tensor(displacement, name)
     axes = displacement.dim() - 2
     if axes not in (2, 3) or displacement.shape[1] != axes:
         raise ValueError(
@@ -186,6 +196,18 @@ def _sample_slabs(
     return out
 
 
+def _check_image(image: Tensor, places: Tensor, axes: int) -> None:
+    """Raise TypeError or ValueError unless an image (B, C, *image_shape) can be read at places (B, N, *shape)."""
+    check_tensor(image, "image")
+    if image.dim() != axes + 2 or image.shape[0] != places.shape[0]:
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}; expected {axes + 2} axes, (B, C, *shape) with B = "
+            f"{places.shape[0]}, for coordinates or a displacement of shape {tuple(places.shape)}"
+        )
+    if image.device != places.device:
+        raise ValueError(f"image is on {image.device}, but where to read it on {places.device}; move one of them")
+
+
 def sample(image: Tensor, coordinates: Tensor, *, mode: str = "linear", padding: str = "zeros") -> Tensor:
     """Read an image at voxel coordinates.
 
@@ -197,8 +219,13 @@ def sample(image: Tensor, coordinates: Tensor, *, mode: str = "linear", padding:
 
     Returns:
         (B, C, *shape) in the image's dtype. A place that is NaN reads NaN, or 0 where the image holds integers.
+
+    Raises:
+        TypeError: for what is no tensor.
+        ValueError: where the axes, the batches or the devices of image and coordinates differ.
     """
-    check_displacement(coordinates, "coordinates")
+    axes = check_displacement(coordinates, "coordinates")
+    _check_image(image, coordinates, axes)
     return _sample_places(image, at_least_float32(coordinates), False, mode, padding)
 
 
@@ -218,9 +245,10 @@ def warp(
         (B, C, *shape) in the image's dtype. A displacement that is NaN gives NaN, or 0 where the image holds integers.
 
     Raises:
-        ValueError: where the grids differ, or ``out`` has another shape.
+        TypeError: for what is no tensor.
+        ValueError: where the grids, the batches or the devices differ, or ``out`` has another shape.
     """
-    check_displacement(displacement)
+    _check_image(image, displacement, check_displacement(displacement))
     if image.shape[2:] != displacement.shape[2:]:
         raise ValueError(
             f"image grid {tuple(image.shape[2:])} differs from displacement grid {tuple(displacement.shape[2:])}; "

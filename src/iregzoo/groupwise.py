@@ -52,7 +52,7 @@ class Template:
 def build_template(
     group: Group,
     method: Method,
-    folder: Path,
+    folder: str | Path,
     *,
     rounds: int,
     refine: int | None = None,
@@ -63,7 +63,7 @@ def build_template(
     Args:
         group: from ``read_group``.
         method: that registers the scans to the template, from ``zoo.load``.
-        folder: an existing one for the scans' deformations, 12 bytes a voxel and scan; they are of the last round.
+        folder: for the scans' deformations, 12 bytes a voxel and scan, of the last round; made if need be.
         rounds: how many, at most ``MOST_ROUNDS``.
         refine: gradient steps of each registration; the card's if None.
         progress: told the name of each scan that is registered.
@@ -77,6 +77,8 @@ def build_template(
     check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
     template = Template(*mean_image(group, poses(group)))
     yield template
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     fields = [folder / f"{number}.npy" for number in range(len(group.members))]
     for _ in range(rounds):
         fixed = Scan(template.image, group.grid, Path("template"))
@@ -185,8 +187,9 @@ def _others(group: Group, template: Template, warped: Tensor) -> Tensor:
     return torch.where(template.seen > 1.5, rest / (template.seen - 1).clamp(min=0.5), 0.0)
 
 
-def write_ways(group: Group, template: Template, folder: Path) -> None:
+def write_ways(group: Group, template: Template, folder: str | Path) -> None:
     """Write each scan's transform from the template into a new folder: NAME.h5 (ITK) warps the scan to the template."""
+    folder = Path(folder)
     folder.mkdir()
     still = torch.zeros(1, 3, *group.grid.shape)
     for number, (member, start) in enumerate(zip(group.members, group.starts, strict=True)):

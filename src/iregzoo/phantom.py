@@ -34,8 +34,10 @@ class Phantom:
     displacement: torch.Tensor
 
 
-def make_phantom(folder: Path, seed: int = 0) -> Phantom:
-    """Write a brain-like pair of T1-like images and their label maps into a folder."""
+def make_phantom(folder: str | Path, seed: int = 0) -> Phantom:
+    """Write a brain-like pair of T1-like images and their label maps into a folder, which is made if need be."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     anatomy = _anatomy(random)
     displacement = _smooth_displacement(random)

@@ -58,7 +58,7 @@ class Refinement:
 
 @dataclass(frozen=True)
 class Result:
-    """A registered pair, on the fixed image's own grid.
+    """A registered pair, on the fixed image's own grid. Tensors are on the CPU, of float32 but for labels.
 
     Attributes:
         scans: what was registered.
@@ -67,8 +67,8 @@ class Result:
         registration: what the network gave, on the frame's grid; after a refinement with the refined displacement.
         deformation: (1, 3, *fixed.shape), LPS mm, without the affine.
         displacement: (1, 3, *fixed.shape), LPS mm, affine included.
-        warped: the moving scan on the fixed grid, (1, 1, *fixed.shape).
-        warped_labels: the moving labels on the fixed grid, where there were any.
+        warped: the moving scan on the fixed grid, (1, 1, *fixed.shape), in its own intensities.
+        warped_labels: the moving labels on the fixed grid, (1, 1, *fixed.shape) of integers, where there were any.
         seconds: time by stage.
         refinement: what gradient steps did after the network, where there were any.
         card: of the weights; None for a peer, which has none.
@@ -129,12 +129,14 @@ def choose_start(init: str | Path) -> str | Matrix:
     return read_linear(init)
 
 
-def start_of(scans: Scans, init: str | Matrix, card: WeightsCard) -> tuple[str, Matrix]:
+def start_of(scans: Scans, init: str | Path | Matrix, card: WeightsCard) -> tuple[str, Matrix]:
     """What a report calls a pair's affine start, and the affine (4, 4), LPS mm: ``auto`` is the card's.
 
     Raises:
-        InputError: as ``affine_start`` does.
+        InputError: as ``choose_start`` and ``affine_start`` do.
     """
+    if isinstance(init, (str, Path)):
+        init = choose_start(init)
     start = card.init if isinstance(init, str) and init == "auto" else init
     return start if isinstance(start, str) else GIVEN, affine_start(scans.fixed, scans.moving, start)
 
@@ -225,12 +227,12 @@ def timed(stage: str, seconds: dict[str, float], progress: Progress) -> Iterator
     seconds[stage] = round(time.perf_counter() - begin, 3)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors could take part in no gradient of the caller's
 def register(
     scans: Scans,
     method: Method,
     *,
-    init: str | Matrix = "auto",
+    init: str | Path | Matrix = "auto",
     controller: Controller | None = None,
     refine: int | None = None,
     progress: Progress = lambda stage: None,
@@ -238,15 +240,18 @@ def register(
     """Register a pair: affine start, network, and its field brought back to the fixed image's grid.
 
     Args:
-        scans: the pair.
+        scans: the pair, from ``read_scans``; of arrays, ``Scans`` of what ``image_scan`` makes.
         method: from ``zoo.load``.
-        init: affine start, see ``affine_start``; ``auto`` is what the weights' card says.
-        controller: of the iterations; the network's own if None.
+        init: affine start: a name, see ``affine_start``, of which ``auto`` is what the weights' card says; a file with
+            a linear transform; or the affine, (4, 4), LPS mm, from a place in the fixed scan to one in the moving.
+        controller: of the iterations, such as ``iteration.TCI()``; the network's own if None.
         refine: gradient steps that finish the pair after the network, see ``refinement``; the card's if None.
         progress: told the name of each stage as it begins.
 
     Raises:
-        InputError: for scans that do not meet, weights that give what is not finite, and as ``gradient_steps`` does.
+        InputError: for scans that do not meet, weights that give what is not finite, and as ``start_of`` and
+            ``gradient_steps`` do.
+        TypeError, ValueError: for a controller that is none, or that a method of one pass cannot use.
     """
     steps = gradient_steps(refine, method.card)
     seconds: dict[str, float] = {}
@@ -259,7 +264,7 @@ def register(
     return conclude(scans, frame, name, registration, steps, method.card, seconds=seconds, progress=progress)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def conclude(
     scans: Scans,
     frame: Frame,

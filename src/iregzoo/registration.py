@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from iregzoo.fields import check_tensor
 from iregzoo.iteration import Controller
 from iregzoo.precision import Precision, autocast
+
+LOWEST, HIGHEST = -0.5, 1.5  # of intensities that count as [0, 1]: interpolation by splines overshoots
 
 
 @dataclass(frozen=True)
@@ -85,17 +90,44 @@ class PairNetwork(nn.Module):
         return controller
 
     def register(self, image: Tensor, controller: Controller | None = None) -> Registration:
-        """The whole result of registering (B, 2, D, H, W).
+        """The whole result of registering (B, 2, D, H, W), moving then fixed, of any dtype, both in [0, 1].
+
+        Each of D, H and W has to be divisible by ``stride``. Gradients pass unless the weights or the caller
+        (``torch.no_grad``) say that none is wanted; ``precision`` counts, and memory is saved, only under the latter.
+
+        Args:
+            image: the pairs, on the network's device.
+            controller: of the iterations; the network's own if None.
 
         Raises:
-            ValueError: for another number of channels or axes.
+            TypeError: for an image that is no tensor, and a controller that is a name or a class.
+            ValueError: for another shape or device, and, except in training, intensities that are not in [0, 1].
         """
-        if image.dim() != 5 or image.shape[1] != 2:
-            raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 2, D, H, W), moving then fixed")
+        image = self._ready(image)
+        if isinstance(controller, (str, type)):
+            raise TypeError(
+                f"controller={controller!r}; expected an object of iregzoo.iteration, such as TCI(), IterStop() or "
+                "FixedIterations(1)"
+            )
         with autocast(image.device, self.precision):
             seen = image if self.canonical is None else self.canonical(image)
             registration: Registration = self.network(seen[:, :1], seen[:, 1:], controller)
         return registration
+
+    def _ready(self, image: Tensor) -> Tensor:
+        """The image after all checks, in the precision of the weights."""
+        check_tensor(image, "image")
+        if image.dim() != 5 or image.shape[1] != 2:
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}; expected (B, 2, D, H, W): moving then fixed, which "
+                "torch.cat((moving, fixed), 1) joins"
+            )
+        weights = next(self.parameters(), image)
+        if image.device != weights.device:
+            raise ValueError(f"image is on {image.device}, but the network on {weights.device}; move one of them")
+        if not (self.training or is_tracing() or torch.compiler.is_compiling()):  # type: ignore[no-untyped-call]
+            _check_intensities(image)
+        return image.to(weights.dtype)
 
     def forward(
         self, image: Tensor, complete: bool = False, controller: Controller | None = None
@@ -103,3 +135,15 @@ class PairNetwork(nn.Module):
         """The displacement (B, 3, D, H, W), or the ``Registration`` where ``complete``."""
         registration = self.register(image, controller)
         return registration if complete else registration.displacement
+
+
+def _check_intensities(image: Tensor) -> None:
+    """Raise ValueError for what the networks, trained on [0, 1], would register to nonsense."""
+    if not image.numel():
+        return
+    least, most = (float(value) for value in image.detach().aminmax())
+    if not (least >= LOWEST and most <= HIGHEST):
+        raise ValueError(
+            f"image holds intensities from {least:g} to {most:g}; expected finite ones in [0, 1], so scale each scan, "
+            "for instance with iregzoo.space.scan.scale"
+        )

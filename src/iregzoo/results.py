@@ -47,7 +47,7 @@ PLACES = 1 << 20  # at which an inverse is judged, at most
 
 def write(
     result: Result,
-    folder: Path,
+    folder: str | Path,
     provenance: Mapping[str, Any],
     *,
     inverse: bool = False,
@@ -58,12 +58,14 @@ def write(
 
     Args:
         result: from ``register`` or ``finish``.
-        folder: an existing folder.
-        provenance: what made the result; stands at the top of the report.
+        folder: made if need be; files of the same names in it are replaced.
+        provenance: what made the result, from the function of that name; stands at the top of the report.
         inverse: also write the other way, fixed to moving.
         jacobian: also write the Jacobian determinant of each way's deformation, without the affine.
         progress: told the name of each stage as it begins.
     """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     seconds = dict(result.seconds)
     extra: dict[str, Any] = {}
     # One thread writes while this one looks at the result. Not more: each file makes sure of its own room on the disk.

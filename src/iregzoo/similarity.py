@@ -1,7 +1,8 @@
 """Image similarities: mean squared and absolute error, global and local correlation, local information, SSIM.
 
 Each takes two images (B, C, *shape) with 2 or 3 spatial axes and returns one number per pair, (B,), so that a batch
-gives each pair what it would get alone. Sums run in float32 or better, also under autocast.
+gives each pair what it would get alone. Sums run in float32 or better, also under autocast. What is no tensor raises
+TypeError; images of two shapes, or of another number of axes, ValueError.
 """
 
 from collections.abc import Sequence
@@ -12,14 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from iregzoo.fields import check_tensor
+
 # Below this many roundings (the type's eps) of its sum of squares, a window's variance counts as none. It is the
 # difference of two sums, and about 4 roundings off at most: a quarter of the least that counts.
 FLAT = 16
 
 
 def _prepare(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    for image in (first, second):
+        check_tensor(image, "image")
     if first.shape != second.shape:
         raise ValueError(f"images differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
+    if first.dim() not in (4, 5):
+        raise ValueError(f"images have shape {tuple(first.shape)}; expected (B, C, H, W) or (B, C, D, H, W)")
     dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
     return first.to(dtype), second.to(dtype)
 
@@ -245,10 +252,10 @@ def local_ncc_map(first: Tensor, second: Tensor, *, window: int = 9, eps: float 
 
 def local_ncc(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
     """Mean squared local normalised cross-correlation per pair: (B,), in [0, 1]; see ``local_ncc_map``."""
-    if not (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
-        return local_ncc_map(first, second, window=window, eps=eps).flatten(1).mean(1)
     _check_window(window)
     a, b = _prepare(first, second)
+    if not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
+        return local_ncc_map(a, b, window=window, eps=eps).flatten(1).mean(1)
     mean: Tensor = _MeanSquaredLocalNCC.apply(a, b, window, eps)  # type: ignore[no-untyped-call]  # so in torch's stubs
     return mean
 

@@ -56,12 +56,13 @@ def default(name: str = "hippocampus") -> Atlas:
     return read_atlas(found[name])
 
 
-def read_atlas(folder: Path) -> Atlas:
+def read_atlas(folder: str | Path) -> Atlas:
     """The template in a folder, which gives it its name.
 
     Raises:
         InputError: where one of its files is missing, or the labels' names cannot be read.
     """
+    folder = Path(folder)
     missing = [name for name in (IMAGE, LABELS, NAMES) if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder / missing[0]}: is missing; restore the atlas {folder.name!r}")
@@ -69,22 +70,24 @@ def read_atlas(folder: Path) -> Atlas:
 
 
 def write_template(
-    folder: Path,
+    folder: str | Path,
     image: Tensor,
     grid: Grid,
     *,
     labels: Tensor | None = None,
     names: Mapping[int, str] | None = None,
 ) -> None:
-    """Write a template's image, and its labels with their names where it has any, into an existing folder.
+    """Write a template's image, and its labels with their names where it has any, into a folder.
 
     Args:
-        folder: files of these names in it are replaced.
+        folder: made if need be; files of these names in it are replaced.
         image: (1, 1, *grid.shape).
         grid: its place in the scanner.
         labels: (1, 1, *grid.shape).
         names: of the labels.
     """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_image(folder / IMAGE, image, grid)
     if labels is not None:
         write_image(folder / LABELS, labels, grid)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.precision import Precision, as_precision
@@ -220,12 +221,17 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
     Args:
         name: of the bundle, or its folder.
         weights: a name in the bundle's metadata (default: its first), or the path of a file.
-        device: where the network goes.
+        device: where the network goes; as text, what ``choose_device`` takes, such as ``auto``.
         precision: ``float32``, ``bfloat16``, or ``auto``: what the weights' card says.
 
+    Returns:
+        The method, whose network is in evaluation mode and wants no gradient of its weights.
+
     Raises:
-        InputError: unknown bundle, weights or precision; a file that is missing, damaged, or of another network.
+        InputError: unknown bundle, weights, device or precision; a file missing, damaged, or of another network.
     """
+    if isinstance(device, str):
+        device = choose_device(device)
     bundle = find(name)
     found = find_weights(bundle, weights)
     network = complete(untrained(bundle), found.card, precision)

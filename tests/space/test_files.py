@@ -11,6 +11,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from geometry import GRIDS, Array, apply_world, field_transform, from_image, make_grid, move_all, noise_image, waves
+from iregzoo.errors import InputError
 from iregzoo.space.files import write_displacement, write_image, write_transform, write_voxel_displacement
 from iregzoo.space.grid import RAS_FROM_LPS, Grid
 
@@ -113,3 +114,35 @@ def test_voxel_displacement_reads_the_moving_array_where_itk_reads_the_moving_im
     reference, transform = grid.to_sitk(np.zeros(grid.shape)), field_transform(displacement, grid)
     expected = from_image(sitk.Resample(moving.to_sitk(values), reference, transform, sitk.sitkLinear))[0, 0].numpy()
     np.testing.assert_allclose(map_coordinates(values, read, order=1)[within], expected[within], atol=2e-5)
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    grid = GRIDS["plain"]
+    field = waves(grid)
+    write_image(str(tmp_path / "image.nii.gz"), noise_image(grid.shape), grid)
+    write_displacement(str(tmp_path / "field.nii.gz"), field, grid)
+    write_transform(str(tmp_path / "transform.h5"), field, grid)
+    write_voxel_displacement(str(tmp_path / "voxels.nii.gz"), field, grid, grid)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_does_not_lie_on_the_grid_is_refused(tmp_path: Path) -> None:
+    grid = GRIDS["plain"]
+    image, field = noise_image(grid.shape), waves(grid)
+    for wrong in (image[0, 0], image[..., 1:], image.expand(2, -1, -1, -1, -1), field):
+        with pytest.raises(ValueError, match=r"shape \(.*\); expected \(1, 1, 24, 32, 28\)"):
+            write_image(tmp_path / "image.nii.gz", wrong, grid)
+    for wrong in (field[0], field[..., 1:], field.movedim(1, -1), image):
+        for write in (write_displacement, write_transform):
+            with pytest.raises(ValueError, match=r"shape \(.*\); expected \(1, 3, 24, 32, 28\)"):
+                write(tmp_path / "field.nii.gz", wrong, grid)
+        with pytest.raises(ValueError, match=r"expected \(1, 3, 24, 32, 28\)"):
+            write_voxel_displacement(tmp_path / "voxels.nii.gz", wrong, grid, grid)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["nowhere/image.nii.gz", "image.what", "image"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, path: str) -> None:
+    grid = GRIDS["plain"]
+    with pytest.raises(InputError, match=r"image.*: cannot be written \(.*\); check its folder, its ending and"):
+        write_image(tmp_path / path, noise_image(grid.shape), grid)

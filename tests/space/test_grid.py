@@ -199,3 +199,13 @@ def test_half_the_spacing_keeps_the_voxels_and_covers_as_much(grid: Grid) -> Non
     assert finer.shape == tuple(2 * size + 1 for size in grid.shape)
     np.testing.assert_allclose(world_points(finer)[1::2, 1::2, 1::2], world_points(grid), atol=1e-9)
     np.testing.assert_allclose(finer.affine[:3, 3], apply_world(grid.affine, np.full(3, -0.5)), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_vectors_lead_from_voxel_to_voxel_in_mm_and_back(name: str) -> None:
+    grid = GRIDS[name]
+    start, step = torch.rand(2, 2, 3, 4, dtype=torch.float64, generator=torch.manual_seed(0))
+    moved = apply_matrix(grid.affine, start + step) - apply_matrix(grid.affine, start)
+    torch.testing.assert_close(grid.in_mm(step), moved)
+    torch.testing.assert_close(grid.in_voxels(grid.in_mm(step)), step)
+    assert grid.in_mm(step.float()).dtype == torch.float32

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from geometry import GRIDS, draw_head, make_grid, noise_image, to_image
 from iregzoo.errors import InputError
-from iregzoo.space.grid import Grid
-from iregzoo.space.scan import Scan, normalise, read_labels, read_scan, resample_to
+from iregzoo.space.grid import RAS_FROM_LPS, Grid
+from iregzoo.space.scan import Scan, image_scan, label_scan, normalise, read_labels, read_scan, resample_to
 from rights import without_rights
 
 GRID = GRIDS["everything"]
@@ -535,3 +535,30 @@ def test_complex_images_huge_labels_and_empty_paths_are_refused(tmp_path: Path) 
         read_labels(tmp_path / "labels.nii.gz", scan)
     with pytest.raises(InputError, match="path is empty"):
         read_scan("")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_an_array_makes_the_scan_of_its_file(tmp_path: Path, name: str) -> None:
+    image = to_image(noise_image(GRIDS[name].shape), GRIDS[name])
+    file = tmp_path / "image.nii.gz"
+    sitk.WriteImage(image, str(file))
+    expected, volume = read_scan(file), nib.load(file)
+    ours = image_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), "memory")
+    theirs = image_scan(volume.get_fdata(), Grid(volume.shape, RAS_FROM_LPS @ volume.affine), Path("memory"))
+    for scan in (ours, theirs):
+        assert scan.path == Path("memory")
+        assert scan.data.dtype == torch.float32
+        torch.testing.assert_close(scan.data, expected.data, rtol=0, atol=0)
+        assert scan.grid.matches(expected.grid)
+    labels = label_scan((volume.get_fdata() > 500).astype(int), ours.grid, "labels", ours)
+    assert torch.equal(labels.data, (expected.data > 500).int())
+
+
+def test_an_array_whose_axes_are_not_its_grids_is_refused() -> None:
+    image = to_image(noise_image((8, 9, 10)), make_grid((8, 9, 10)))
+    reversed_axes, grid = sitk.GetArrayFromImage(image), Grid.of(image)
+    with pytest.raises(InputError, match=r"memory: the array has shape \(10, 9, 8\), its grid \(8, 9, 10\)"):
+        image_scan(reversed_axes, grid, "memory")
+    scan = image_scan(reversed_axes.transpose(2, 1, 0), grid, "memory")
+    with pytest.raises(InputError, match=r"labels: the array has shape \(10, 9, 8\)"):
+        label_scan(reversed_axes.astype(int), grid, "labels", scan)

@@ -39,7 +39,7 @@ def batch(
         output: folder for the pairs' folders and the summary.
         bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
         weights: a name from iregzoo list, or a weights file; by default the bundle's first.
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu, cuda (of several cuda:1, for instance) or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
         controller: iteration controller: auto (the best for the weights), tci, iterstop or fixed.

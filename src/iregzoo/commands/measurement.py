@@ -52,7 +52,7 @@ def evaluate(
         weights: a name from iregzoo list, or a weights file, for entries of --bundle without an @; by default the first
             of each bundle.
         peers: one or more of ants-syn, greedy, separated by commas, to compare the methods with.
-        device: auto, cpu, cuda or mps; peers run on the CPU.
+        device: auto, cpu, cuda (of several cuda:1, for instance) or mps; peers run on the CPU.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto, none, center, rigid or affine.
         controller: one or more of auto, tci, iterstop, fixed, separated by commas.

@@ -39,7 +39,7 @@ def register(
         weights: a name from iregzoo list, or a weights file; by default the bundle's first.
         fixed_labels: label map on the fixed scan's grid.
         moving_labels: label map on the moving scan's grid.
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu, cuda (of several cuda:1, for instance) or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine; or a file
             with a linear transform as written by 3D Slicer and ANTs (.h5, .tfm, .mat, .txt), which is used unchanged.

@@ -44,7 +44,7 @@ def template(
         spacing: voxel size of the template in mm, one number or three (right, anterior, superior) separated by commas;
             by default the median of the scans.
         label_names: the labels' names, as JSON such as {"1": "thalamus"} or CSV with the columns label and name.
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu, cuda (of several cuda:1, for instance) or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers; the template then keeps their world),
             center, rigid or affine.

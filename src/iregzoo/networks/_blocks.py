@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iregzoo.fields import compose, identity, resize, sample, warp
+from iregzoo.fields import check_tensor, compose, identity, resize, sample, warp
 from iregzoo.iteration import AdaptiveController, Controller, FixedIterations, refine
 from iregzoo.networks._convolution import Conv3d, ConvChain, conv_leaky, convolve
 from iregzoo.registration import Registration
@@ -239,12 +239,15 @@ def _refined(estimator: Callable[[Tensor], Tensor], look: Callable[[Tensor], Ten
 
 
 def check_pair(moving: Tensor, fixed: Tensor, stride: int) -> None:
-    """Raise ValueError unless both are (B, 1, D, H, W) of one shape that ``stride`` divides."""
+    """Raise ValueError unless both are (B, 1, D, H, W) of one shape that ``stride`` divides; TypeError for an array."""
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        check_tensor(image, name)
     if moving.shape != fixed.shape:
         raise ValueError(f"moving {tuple(moving.shape)} and fixed {tuple(fixed.shape)} differ in shape")
     if moving.dim() != 5 or moving.shape[1] != 1 or any(size % stride or size == 0 for size in moving.shape[2:]):
         raise ValueError(
-            f"images have shape {tuple(moving.shape)}; expected (B, 1, D, H, W) with D, H, W multiples of {stride}"
+            f"images have shape {tuple(moving.shape)}; expected (B, 1, D, H, W) with D, H, W multiples of {stride}: "
+            "pad or crop them"
         )
 
 

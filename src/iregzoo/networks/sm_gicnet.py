@@ -16,7 +16,6 @@ range of Softsign is in voxels of the level (``reach``).
 
 from collections.abc import Sequence
 
-import ptwt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -194,6 +193,8 @@ def wavelet_levels(images: Tensor) -> list[Tensor]:
     the seven other bands (Figure 1). Each level is divided by √8, by which an orthonormal transform lets the low band
     grow: it is then the average over 2×2×2 voxels and stays in the images' range, and the energy with it.
     """
+    import ptwt  # only this method needs it
+
     levels: list[Tensor] = []
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round the differences of large bands
         low = images.to(torch.promote_types(images.dtype, torch.float32))

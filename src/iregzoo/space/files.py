@@ -14,19 +14,27 @@ from torch import Tensor
 
 from iregzoo.errors import InputError
 from iregzoo.fields import identity
-from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix, apply_matrix, inverse, to_voxels
+from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix, apply_matrix, to_voxels
 from iregzoo.space.packing import gzip_floats
 
 
-def write_image(path: Path, data: Tensor, grid: Grid) -> None:
+def write_image(path: str | Path, data: Tensor, grid: Grid) -> None:
     """Write (1, 1, X, Y, Z): float images as float32, label maps in the smallest integer type that holds them.
 
     Raises:
-        ValueError: for labels beyond 32 bits.
+        InputError: where it cannot be written.
+        ValueError: for labels beyond 32 bits, and a shape that is not the grid's.
     """
+    _check_shape(data, 1, grid)
     array = data[0, 0].cpu()
     dtype = torch.float32 if array.is_floating_point() else _smallest_type(int(array.min()), int(array.max()))
-    write_volume(path, grid.to_sitk(array.to(dtype).numpy()))
+    write_volume(Path(path), grid.to_sitk(array.to(dtype).numpy()))
+
+
+def _check_shape(tensor: Tensor, channels: int, grid: Grid) -> None:
+    expected = (1, channels, *grid.shape)
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"shape {tuple(tensor.shape)}; expected {expected}, the grid's: write pair by pair")
 
 
 def _smallest_type(least: int, most: int) -> torch.dtype:
@@ -36,23 +44,29 @@ def _smallest_type(least: int, most: int) -> torch.dtype:
     raise ValueError(f"labels from {least} to {most}; expected at most 32 bits")
 
 
-def write_displacement(path: Path, displacement: Tensor, grid: Grid) -> None:
-    """Write a displacement (1, 3, X, Y, Z), LPS mm, as the float32 vector image that ITK reads."""
+def write_displacement(path: str | Path, displacement: Tensor, grid: Grid) -> None:
+    """Write a displacement (1, 3, X, Y, Z), LPS mm, as the float32 vector image that ITK reads.
+
+    Raises:
+        InputError: where it cannot be written.
+        ValueError: for a shape that is not the grid's.
+    """
+    _check_shape(displacement, 3, grid)
     vectors = displacement[0].movedim(0, -1).float().cpu().numpy()
-    write_volume(path, grid.to_sitk(vectors, vector=True))
+    write_volume(Path(path), grid.to_sitk(vectors, vector=True))
 
 
-def write_voxel_displacement(path: Path, displacement: Tensor, fixed: Grid, moving: Grid) -> None:
+def write_voxel_displacement(path: str | Path, displacement: Tensor, fixed: Grid, moving: Grid) -> None:
     """Write a displacement (1, 3, X, Y, Z), LPS mm on the fixed grid, as Learn2Reg's evaluator reads it.
 
     A NIfTI image of shape (X, Y, Z, 3), float32: where to read the moving array, in its voxels, minus where one is in
     the fixed array. ``scipy.ndimage.map_coordinates(moving, identity + field)`` is the warped image, also where the two
     grids differ in shape, spacing or orientation.
     """
+    path = Path(path)
+    _check_shape(displacement, 3, fixed)
     index = identity(fixed.shape, dtype=torch.float64)
-    linear = np.eye(4)
-    linear[:3, :3] = inverse(moving.affine)[:3, :3]
-    read = apply_matrix(to_voxels(fixed, None, moving), index) + apply_matrix(linear, displacement.double())
+    read = apply_matrix(to_voxels(fixed, None, moving), index) + moving.in_voxels(displacement.double())
     vectors = (read - index)[0].movedim(0, -1).float().cpu().numpy()
     _reserve(path, vectors.nbytes)
     try:
@@ -61,12 +75,18 @@ def write_voxel_displacement(path: Path, displacement: Tensor, fixed: Grid, movi
         raise _cannot_write(path, error) from None
 
 
-def write_transform(path: Path, deformation: Tensor, grid: Grid, affine: Matrix | None = None) -> None:
+def write_transform(path: str | Path, deformation: Tensor, grid: Grid, affine: Matrix | None = None) -> None:
     """Write an ITK composite transform: first the deformation (1, 3, X, Y, Z) on ``grid``, LPS mm, then the affine.
 
     The groups and data sets are those that ITK writes. ITK itself would add the time and the kernel's version to them,
     and no two files would be alike.
+
+    Raises:
+        InputError: where it cannot be written.
+        ValueError: for a shape that is not the grid's.
     """
+    path = Path(path)
+    _check_shape(deformation, 3, grid)
     vectors = deformation[0].permute(3, 2, 1, 0).double().cpu().numpy()  # ITK's order: along x first
     parts: list[tuple[str, ArrayLike, ArrayLike]] = []
     if affine is not None:  # ITK applies the last one first
@@ -148,4 +168,4 @@ def _fill(file: BinaryIO, size: int) -> None:
 
 def _cannot_write(path: Path, error: RuntimeError | OSError) -> InputError:
     reason = error.strerror if isinstance(error, OSError) else str(error).strip().splitlines()[-1][-120:]
-    return InputError(f"{path}: cannot be written ({reason}); check the free disk space")
+    return InputError(f"{path}: cannot be written ({reason}); check its folder, its ending and the free disk space")

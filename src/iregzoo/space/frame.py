@@ -10,7 +10,6 @@ from torch import Tensor
 from iregzoo.space.grid import (
     Grid,
     Matrix,
-    apply_matrix,
     bounding_grid,
     inverse,
     network_grid,
@@ -19,6 +18,7 @@ from iregzoo.space.grid import (
     read_at,
     slabs,
     to_voxels,
+    turn,
 )
 from iregzoo.space.points import map_points, move_points_back, voxel_places
 from iregzoo.space.scan import Scan, Window, normalise, resample_to
@@ -51,7 +51,7 @@ class Frame:
             displacement: (1, 3, *network.shape) in voxels of the network's grid.
         """
         matrix = to_voxels(self.fixed, None, self.network)
-        return pull(_linear(self.network.affine, displacement), matrix, self.fixed.shape, outside=None)
+        return pull(self.network.in_mm(displacement), matrix, self.fixed.shape, outside=None)
 
     def carry(self, displacement: Tensor, grid: Grid) -> Tensor:
         """The network's displacement on another grid: (1, 3, *grid.shape) float32, in voxels of that grid.
@@ -71,7 +71,7 @@ class Frame:
         """
         affine = inverse(self.start)
         matrix = to_voxels(self.moving, affine, self.network)
-        moved = pull(_linear(self.network.affine, inverted), matrix, self.moving.shape, outside=None)
+        moved = pull(self.network.in_mm(inverted), matrix, self.moving.shape, outside=None)
         return _moved(np.eye(4), affine, moved, self.moving)
 
     def undo(self, deformation: Tensor, grid: Grid, own: Tensor | None = None) -> Tensor:
@@ -103,14 +103,7 @@ class Frame:
 
     def in_voxels(self, deformation: Tensor) -> Tensor:
         """A displacement in mm on the fixed grid in that grid's voxels, for its Jacobian."""
-        return _linear(inverse(self.fixed.affine), deformation)
-
-
-def _linear(matrix: Matrix, vectors: Tensor) -> Tensor:
-    """Turn vectors (1, 3, *shape) by the linear part of an affine (4, 4)."""
-    linear = np.eye(4)
-    linear[:3, :3] = matrix[:3, :3]
-    return apply_matrix(linear, vectors)
+        return self.fixed.in_voxels(deformation)
 
 
 def affine_displacement(world: Matrix, grid: Grid) -> Tensor:
@@ -118,12 +111,12 @@ def affine_displacement(world: Matrix, grid: Grid) -> Tensor:
     return positions((world - np.eye(4)) @ grid.affine, grid.shape, slice(None))
 
 
-def _moved(turn: Matrix, world: Matrix, vectors: Tensor, grid: Grid) -> Tensor:
+def _moved(linear: Matrix, world: Matrix, vectors: Tensor, grid: Grid) -> Tensor:
     """The displacement of an affine of the world on a grid, plus vectors (1, 3, *shape) that another one turns."""
     moved = torch.empty_like(vectors)
     for part in slabs(grid.shape):
         still = positions((world - np.eye(4)) @ grid.affine, grid.shape, part, device=vectors.device)
-        moved[:, :, part] = still + _linear(turn, vectors[:, :, part].double())
+        moved[:, :, part] = still + turn(linear, vectors[:, :, part].double())
     return moved
 
 
@@ -138,11 +131,11 @@ def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "line
         grid: of the result.
         mode: ``linear``, or ``nearest`` for a label map.
     """
-    matrix, turn = to_voxels(grid, None, scan.grid), inverse(scan.grid.affine)
+    matrix = to_voxels(grid, None, scan.grid)
     outside = 0.0 if mode == "nearest" else scan.outside
     warped = scan.data.new_empty(1, scan.data.shape[1], *grid.shape)
     for part in slabs(grid.shape):
-        points = positions(matrix, grid.shape, part) + _linear(turn, displacement[:, :, part].double())
+        points = positions(matrix, grid.shape, part) + scan.grid.in_voxels(displacement[:, :, part].double())
         warped[:, :, part] = read_at(scan.data, points, mode=mode, outside=outside)
     return warped
 

@@ -62,6 +62,14 @@ class Grid:
         corners = corners * np.array([*(np.array(self.shape) - 1), 1])[:, None]
         return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
 
+    def in_mm(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, 3, *any) in this grid's voxels, such as a network's displacement, in LPS mm."""
+        return turn(self.affine, vectors)
+
+    def in_voxels(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, 3, *any) in LPS mm, such as a result's displacement, in this grid's voxels."""
+        return turn(inverse(self.affine), vectors)
+
     def to_sitk(self, array: NDArray[Any], *, vector: bool = False) -> sitk.Image:
         """An ITK image of this geometry from (X, Y, Z), or (X, Y, Z, C) of vectors."""
         axes = (2, 1, 0, 3) if vector else (2, 1, 0)
@@ -86,11 +94,18 @@ def to_voxels(grid: Grid, world: Matrix | None, target: Grid) -> Matrix:
 
 
 def apply_matrix(matrix: Matrix, points: Tensor) -> Tensor:
-    """Map points (1, 3, *shape) by an affine (4, 4)."""
+    """Map points (B, 3, *shape) by an affine (4, 4)."""
     linear = torch.as_tensor(matrix[:3, :3], dtype=points.dtype, device=points.device)
     offset = torch.as_tensor(matrix[:3, 3], dtype=points.dtype, device=points.device)
     mapped = torch.einsum("ij,bj...->bi...", linear, points)
     return mapped + offset.view(1, 3, *[1] * (points.dim() - 2))
+
+
+def turn(matrix: Matrix, vectors: Tensor) -> Tensor:
+    """Turn vectors (B, 3, *shape) by the linear part of an affine (4, 4)."""
+    linear = np.eye(4)
+    linear[:3, :3] = matrix[:3, :3]
+    return apply_matrix(linear, vectors)
 
 
 def slabs(shape: Sequence[int], voxels: int = 1 << 18) -> Iterator[slice]:

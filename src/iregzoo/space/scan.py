@@ -63,8 +63,19 @@ def read_scan(path: str | Path) -> Scan:
     return replace(scan, doubt=header_doubt(grid, path))
 
 
-def image_scan(array: NDArray[Any], grid: Grid, path: Path) -> Scan:
-    """The scan of an image's voxels (X, Y, Z), with the checks of ``read_scan`` on their values."""
+def image_scan(array: NDArray[Any], grid: Grid, path: str | Path) -> Scan:
+    """The scan of an image's voxels (X, Y, Z), with the checks of ``read_scan`` on their values.
+
+    Args:
+        array: the intensities; of a SimpleITK image, ``sitk.GetArrayFromImage(image).transpose(2, 1, 0)``.
+        grid: where they lie: ``Grid.of(image)``, or ``Grid(shape, RAS_FROM_LPS @ affine)`` of nibabel's affine.
+        path: what messages and reports call the scan.
+
+    Raises:
+        InputError: for an array of another shape than the grid's, and as ``read_scan`` does.
+    """
+    path = Path(path)
+    _check_shape(array, grid, path)
     check_finite(array, path)
     size = np.array(grid.shape) * grid.spacing
     if size.max() < SMALLEST_MM:
@@ -91,8 +102,14 @@ def read_labels(path: str | Path, scan: Scan) -> Scan:
     return label_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), path, scan)
 
 
-def label_scan(array: NDArray[Any], grid: Grid, path: Path, scan: Scan) -> Scan:
-    """The label map of voxels (X, Y, Z), with the checks of ``read_labels``."""
+def label_scan(array: NDArray[Any], grid: Grid, path: str | Path, scan: Scan) -> Scan:
+    """The label map of voxels (X, Y, Z) on ``scan``'s grid, with the checks of ``read_labels``; see ``image_scan``.
+
+    Raises:
+        InputError: for an array of another shape than the grid's, and as ``read_labels`` does.
+    """
+    path = Path(path)
+    _check_shape(array, grid, path)
     if not np.isfinite(array).all() or (array != np.round(array)).any():
         odd = array[~np.isfinite(array) | (array != np.round(array))].flat[0]
         raise InputError(f"{path}: holds the value {odd:g}; a label map may hold only whole numbers")
@@ -104,6 +121,14 @@ def label_scan(array: NDArray[Any], grid: Grid, path: Path, scan: Scan) -> Scan:
             "resample the labels to the image with nearest-neighbour interpolation"
         )
     return Scan(_tensor(array.astype(np.int32)), scan.grid, path)
+
+
+def _check_shape(array: NDArray[Any], grid: Grid, path: Path) -> None:
+    if array.shape != grid.shape:
+        raise InputError(
+            f"{path}: the array has shape {array.shape}, its grid {grid.shape}; give the axes in the grid's order "
+            "(SimpleITK's arrays have them reversed)"
+        )
 
 
 def looks_like_labels(scan: Scan) -> bool:
