@@ -270,6 +270,6 @@ def test_loss_that_takes_no_landmarks_needs_a_batch_without() -> None:
         return {"loss": registration.displacement.sum()}
 
     image = torch.rand(1, 2, *[8] * 3)
-    assert list(step(loss, {"image": image})) == ["loss"]
+    assert list(step(loss, {"image": image})) == ["loss", "learning_rate"]
     with pytest.raises(TypeError, match="moving_points"):
         step(loss, {"image": image, "points": torch.rand(1, 2, 7, 3)})
