@@ -119,6 +119,8 @@ def test_starts_that_do_not_increase_from_0_are_refused(starts: tuple[int, ...])
 )
 def test_rate_is_halved_within_each_level(step: int, factor: float) -> None:
     assert halving(step, starts=(0, 200_000)) == factor
+    if step % 100 == 0:
+        assert halving(step // 100, steps_per_epoch=100, starts=(0, 200_000)) == factor
 
 
 def test_rate_drives_an_optimizer() -> None:

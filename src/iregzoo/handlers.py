@@ -79,18 +79,22 @@ class FromCommand:
                 self.scheduler.step()
 
 
-def halving(step: int, *, starts: Sequence[int] = (0,), hold: int = 60_000, every: int = 50_000) -> float:
-    """Factor of the learning rate at a step, anew from 1 in each level: SM-GICNet's rule (section 4.2).
+def halving(
+    epoch: int, *, steps_per_epoch: int = 1, starts: Sequence[int] = (0,), hold: int = 60_000, every: int = 50_000
+) -> float:
+    """Factor of the learning rate in an epoch, anew from 1 in each level: SM-GICNet's rule (section 4.2).
 
     The paper halves "every 50k iterations after the first 60k iterations for each level"; the first time is read as at
     ``hold`` + ``every`` steps of the level.
 
     Args:
-        step: steps of the training that are done, as ``LambdaLR`` counts them when it is stepped once an iteration.
+        epoch: epochs that are done, as ``LambdaLR`` counts them.
+        steps_per_epoch: how many steps each has.
         starts: the steps at which each level begins, as in ``ProgressiveLevels``.
         hold: steps of a level before counting begins.
         every: steps from one halving to the next.
     """
+    step = epoch * steps_per_epoch
     within = step - max(start for start in starts if start <= step)
     return 0.5 ** (max(within - hold, 0) // every)
 
