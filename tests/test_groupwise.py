@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -13,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from cohort import write_bundle, write_scans
-from geometry import make_grid
+from geometry import make_grid, noise_image
 from iregzoo import groupwise
 from iregzoo.errors import InputError
 from iregzoo.fields import invert, warp
@@ -275,8 +276,9 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def template(monkeypatch: pytest.MonkeyPatch, table: Path, *options: str) -> int:
-    """The exit code of ``iregzoo template`` into OUT beside the table."""
-    return run(monkeypatch, "template", str(table), str(table.parent / "out"), "--bundle", "tiny", *options)
+    """The exit code of ``iregzoo template``, into ``out`` beside the table if it is not told."""
+    output = () if "--output" in options else ("--output", str(table.parent / "out"))
+    return run(monkeypatch, "template", "--scans", str(table), *output, "--bundle", "tiny", *options)
 
 
 def files(folder: Path) -> set[str]:
@@ -291,13 +293,13 @@ def test_command_writes_an_atlas(
     assert template(monkeypatch, table, *options) == 0
     out = table.parent / "out"
     ways = {f"transforms/head{n}.h5" for n in range(3)}
-    assert files(out) == {"template.nii.gz", "labels.nii.gz", "labels.json", "scans.csv", "template.json"} | ways
+    assert files(out) == {"template.nii.gz", "labels.nii.gz", "labels.json", "agreement.csv", "template.json"} | ways
     atlas = read_atlas(out)
     assert atlas.names == {1: "rim", 2: "core"}
     image = read_scan(atlas.image)
     assert np.allclose(image.grid.spacing, 1.5)
     assert read_labels(atlas.labels, image).data.unique().tolist() == [0, 1, 2]
-    with (out / "scans.csv").open(encoding="utf-8") as stream:
+    with (out / "agreement.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["name"] for row in rows] == ["head0", "head1", "head2"]
     report = json.loads((out / "template.json").read_text(encoding="utf-8"))
@@ -308,6 +310,37 @@ def test_command_writes_an_atlas(
     assert worst["name"] in said.splitlines()[0]
 
 
+def test_labels_and_agreement_of_a_part_are_those_of_the_whole(tmp_path: Path, method: Method) -> None:
+    """Beyond a cropped scan's field of view it says nothing, and the others' mean is what it would be without it."""
+    image = noise_image((24, 24, 24), seed=1)
+    grid = make_grid((24, 24, 24), signs=(-1, -1, 1))
+    members = []
+    for name, faces in (("whole", 24), ("alike", 24), ("part", 14)):
+        part = make_grid((24, 24, faces), signs=(-1, -1, 1), centre=(0.0, 0.0, (faces - 24) / 2))
+        varied = image + (0.01 * noise_image((24, 24, 24), seed=2) if name == "alike" else 0)
+        write_image(tmp_path / f"{name}.nii.gz", varied[..., :faces], part)
+        members.append(Member(name, str(tmp_path / f"{name}.nii.gz")))
+    group = read_group(members, method.card, init="none")
+    assert group.grid.matches(grid)
+    (template,) = build_template(group, method, tmp_path, rounds=0)
+    assert min(row["ncc"] for row in agreement(group, template)) > 0.99
+
+
+def test_scan_that_shares_no_voxel_has_no_agreement(tmp_path: Path, method: Method) -> None:
+    grids = [make_grid((12, 12, 12), centre=(0.0, 0.0, float(place))) for place in (0, 11, 22)]
+    members = []
+    for number, grid in enumerate(grids):
+        write_image(tmp_path / f"{number}.nii.gz", noise_image(grid.shape, number), grid)
+        members.append(Member(str(number), str(tmp_path / f"{number}.nii.gz")))
+    wide = Group(members, [np.eye(4)] * 3, make_grid((12, 12, 34), centre=(0.0, 0.0, 11.0)))
+    (template,) = build_template(wide, method, tmp_path, rounds=0)
+    found = [row["ncc"] for row in agreement(wide, template)]
+    assert all(value == value for value in found)
+    apart = Group(members[::2], [np.eye(4)] * 2, wide.grid)
+    (template,) = build_template(apart, method, tmp_path, rounds=0)
+    assert all(row["ncc"] != row["ncc"] for row in agreement(apart, template))
+
+
 def test_scan_comes_to_the_template_by_its_transform(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert template(monkeypatch, table, "--rounds", "1", "--transforms") == 0
     out = table.parent / "out"
@@ -315,7 +348,7 @@ def test_scan_comes_to_the_template_by_its_transform(table: Path, monkeypatch: p
     warped = table.parent / "warped.nii.gz"
     moving = ("--input", str(table.parent / "head2.nii.gz"), "--output", str(warped))
     assert run(monkeypatch, "apply", *moving, *arguments) == 0
-    with (out / "scans.csv").open(encoding="utf-8") as stream:
+    with (out / "agreement.csv").open(encoding="utf-8") as stream:
         expected = float(list(csv.DictReader(stream))[2]["ncc"])
     mean, scan = read_scan(out / "template.nii.gz").data, read_scan(warped).data
     low, high = read_scan(table.parent / "head2.nii.gz").limits
@@ -326,7 +359,7 @@ def test_scan_comes_to_the_template_by_its_transform(table: Path, monkeypatch: p
 def test_command_without_labels_writes_none(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
     assert template(monkeypatch, table, "--rounds", "0") == 0
-    assert files(table.parent / "out") == {"template.nii.gz", "scans.csv", "template.json"}
+    assert files(table.parent / "out") == {"template.nii.gz", "agreement.csv", "template.json"}
 
 
 def test_labels_without_names_are_numbered(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +374,57 @@ def test_earlier_template_is_replaced_when_told(table: Path, monkeypatch: pytest
     table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
     assert template(monkeypatch, table, "--rounds", "0", "--overwrite") == 0
     left = files(table.parent / "out")
-    assert not {"labels.nii.gz", "labels.json", "transforms/head0.h5"} & left
+    assert left == {"template.nii.gz", "agreement.csv", "template.json"}
+
+
+@pytest.mark.parametrize("name", ["template.nii.gz", "agreement.csv"])
+def test_input_is_not_overwritten(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """The second command would take the first one's result for its scan, or its table."""
+    out = table.parent / "out"
+    out.mkdir()
+    given = table
+    if name == "template.nii.gz":
+        (table.parent / "head0.nii.gz").rename(out / name)
+        table.write_text("image\nout/template.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
+    else:
+        given = out / name
+        table.rename(given)
+        given.write_text("image\n../head0.nii.gz\n../head1.nii.gz\n", encoding="utf-8")
+    before = (out / name).read_bytes()
+    assert template(monkeypatch, given, "--output", str(out), "--rounds", "0", "--overwrite") == 2
+    assert f"out/{name}: would be overwritten by the results" in capsys.readouterr().err
+    assert (out / name).read_bytes() == before
+
+
+def test_labels_in_no_place_alike_are_left_out(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = read_scan(table.parent / "head0.nii.gz").grid
+    for number in range(3):
+        spots = torch.zeros(1, 1, *grid.shape, dtype=torch.int32)
+        spots[..., 4 + 4 * number, 10, 10] = 7
+        write_image(table.parent / f"head{number}_labels.nii.gz", spots, grid)
+    monkeypatch.setattr(groupwise, "WEAKEST", 0.5)
+    assert template(monkeypatch, table, "--rounds", "0", "--init", "none") == 0
+    assert "warning: labels that too few scans have in one place were left out: 7" in capsys.readouterr().out
+    assert files(table.parent / "out") == {"template.nii.gz", "agreement.csv", "template.json"}
+
+
+def test_header_in_doubt_is_told_of(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(table.parent / "head1.nii.gz")
+    assert isinstance(image, nib.Nifti1Image)
+    moved = image.affine.copy()
+    moved[0, 3] += 20
+    image.set_sform(moved, 1)
+    image.set_qform(image.affine, 1)
+    nib.save(image, table.parent / "head1.nii.gz")
+    table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
+    assert template(monkeypatch, table, "--rounds", "0") == 0
+    assert "warning: head1: " in capsys.readouterr().out
 
 
 def test_interrupt_leaves_nothing(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:

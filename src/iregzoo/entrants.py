@@ -69,14 +69,22 @@ def load_methods(
 
 def _parts(entry: str) -> tuple[str, str]:
     """Name and weights of an entry, whose weights may be empty."""
-    name, at, weights = entry.partition("@")
-    if not at or (Path(entry) / "configs" / "metadata.json").is_file():
+    if "@" not in entry or _is_bundle(entry):
         return entry, ""
+    parts = entry.split("@")
+    splits = [("@".join(parts[:count]), "@".join(parts[count:])) for count in range(1, len(parts))]
+    name, weights = next((split for split in splits if _is_bundle(split[0])), splits[0])  # a folder may have an @, too
+    name, weights = name.strip(), weights.strip()
     if not name or not weights:
         raise InputError(
             f"--bundle {entry}: give NAME@WEIGHTS, WEIGHTS being a name from iregzoo list or a weights file, or NAME"
         )
     return name, weights
+
+
+def _is_bundle(name: str) -> bool:
+    """Whether it is the folder of a bundle."""
+    return (Path(name) / "configs" / "metadata.json").is_file()
 
 
 def line_up(
@@ -97,8 +105,8 @@ def line_up(
     for name, count in called.items():
         if count > 1:
             raise InputError(
-                f"{count} methods would be called {name}; tell them apart by their weights, NAME@WEIGHTS, or rename "
-                "the folder of one"
+                f"{count} methods would be called {name}; give each weights of its own, NAME@WEIGHTS, or rename the "
+                "folder of one"
             )
     found = []
     for method in methods:

@@ -74,7 +74,7 @@ def evaluate(
     tools = find_peers(peers)
     entrants = line_up(methods, controllers, tools, init=init, max_iterations=max_iterations, refine=refine)
     names = field_names(cases) if learn2reg else []
-    folders = field_folders([method.name for method in methods], controllers, peers)
+    folders = field_folders([method.name for method in methods], controllers, peers) if learn2reg else {}
     extremes = Extremes()
 
     def see(number: int, row: Row, result: Result, images: Comparison) -> None:

@@ -3,8 +3,8 @@
 Affine starts are averaged by their logarithms (Arsigny et al., SIAM J. Matrix Analysis 2007).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch import Tensor
 from iregzoo.cases import distinct_names, read_rows, stem
 from iregzoo.errors import InputError
 from iregzoo.quality import labels_of
-from iregzoo.space.frame import MARGIN_MM, affine_displacement, warp_scan
+from iregzoo.space.frame import MARGIN_MM, MAX_VOXELS, affine_displacement, warp_scan
 from iregzoo.space.grid import Grid, Matrix, bounding_grid, canonical_axes, inverse
 from iregzoo.space.points import map_points
-from iregzoo.space.scan import Scan, Window, normalise, read_labels, read_scan
+from iregzoo.space.scan import Scan, Window, looks_like_labels, normalise, read_labels, read_scan
 from iregzoo.space.start import STARTS, affine_start
 from iregzoo.zoo import WeightsCard
 
@@ -49,13 +49,17 @@ class Group:
         members: the scans, two or more.
         starts: affine (4, 4) of each, LPS mm, from the template's world to the scan's.
         grid: of the template; its axes run right, anterior, superior.
+        init: the name of the starts.
         window: of the intensities, as for ``normalise``.
+        doubts: what makes a scan's place in its scanner doubtful, in words, by the scan's name.
     """
 
     members: Sequence[Member]
     starts: Sequence[Matrix]
     grid: Grid
+    init: str = "none"
     window: Window | None = None
+    doubts: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_members(table: str | Path) -> list[Member]:
@@ -90,11 +94,12 @@ def read_group(
         card: of the weights that will register them.
         init: affine start, a name as for ``register``.
         spacing: of the template along right, anterior, superior, mm; the scans' median if None.
-        progress: told the name of each scan as it is placed, ``placings`` times in all.
+        progress: told the name of each scan as it is placed, at most ``placings`` times.
 
     Raises:
-        InputError: for fewer than two scans, one twice, an unknown start, a spacing that is none; and as ``read_scan``
-            and ``affine_start`` do.
+        InputError: for fewer than two scans, one twice, a label map among images, an unknown start, a spacing that is
+            none or gives a grid that is too fine or too coarse, a scan that the others' field of view does not meet or
+            that is turned too far from them; and as ``read_scan`` and ``affine_start`` do.
     """
     _check_members(members)
     name = card.init if init == "auto" else init
@@ -102,33 +107,55 @@ def read_group(
         raise InputError(f"init {init!r} is unknown; choose auto, {', '.join(STARTS)}")
     if spacing is not None and not all(0 < step < np.inf for step in spacing):
         raise InputError(f"spacing {', '.join(map(str, spacing))}: give millimetres above 0")
-    starts, views, spacings = [], [], []
-    first = members[0].scan()
-    for member in members:
-        progress(member.name)
-        scan = member.scan()
-        starts.append(np.eye(4) if member is members[0] else affine_start(first, scan, name))
-        views.append(bounding_grid(normalise(scan, card.window).data[0, 0] > 0, scan.grid, MARGIN_MM))
-        spacings.append(scan.grid.spacing[canonical_axes(scan.grid)[0]])
+    views, spacings, doubts = _look(members, card.window, progress)
     step = np.median(spacings, axis=0) if spacing is None else np.array(spacing, dtype=float)
-    group = _around_mean(Group(members, starts, first.grid, card.window), views, step, name)
+    first, starts = members[0].scan(), [np.eye(4)]
+    for member in members[1:]:
+        progress(member.name)
+        starts.append(affine_start(first, member.scan(), name))
+    group = _around_mean(Group(members, starts, first.grid, name, card.window, doubts), views, step)
     if name not in SEARCHED:
         return group
     mean, again = Scan(mean_image(group, poses(group))[0], group.grid, Path("template")), []
     for member in members:
         progress(member.name)
         again.append(affine_start(mean, member.scan(), name))
-    return _around_mean(replace(group, starts=again), views, step, name)
+    return _around_mean(replace(group, starts=again), views, step)
+
+
+def _look(
+    members: Sequence[Member], window: Window | None, progress: Progress
+) -> tuple[list[Grid], list[Matrix], dict[str, str]]:
+    """What each scan shows, its spacing along right, anterior, superior, and doubts: all are read before any work.
+
+    Raises:
+        InputError: as ``read_scan`` and ``normalise`` do, and where some are label maps and others images.
+    """
+    views, spacings, doubts, labels, images = [], [], dict[str, str](), list[Member](), list[Member]()
+    for member in members:
+        progress(member.name)
+        scan = member.scan()
+        (labels if looks_like_labels(scan) else images).append(member)
+        if labels and images:
+            raise InputError(
+                f"{labels[0].image}: looks like a label map, but {images[0].name} is an image; give the image here and "
+                "the label map in the column labels"
+            )
+        views.append(bounding_grid(normalise(scan, window).data[0, 0] > 0, scan.grid, MARGIN_MM))
+        spacings.append(scan.grid.spacing[canonical_axes(scan.grid)[0]])
+        if scan.doubt:
+            doubts[member.name] = scan.doubt
+    return views, spacings, doubts
 
 
 def placings(init: str, card: WeightsCard) -> int:
-    """How many times ``read_group`` places each scan."""
-    return 2 if (card.init if init == "auto" else init) in SEARCHED else 1
+    """How many times ``read_group`` reads each scan but the first, at most."""
+    return 3 if (card.init if init == "auto" else init) in SEARCHED else 2
 
 
 def _check_members(members: Sequence[Member]) -> None:
     if len(members) < 2:
-        raise InputError(f"a template of {len(members)} scans is no mean; give two or more")
+        raise InputError(f"scans: {len(members)} are too few for a mean; give two or more")
     seen = dict[Path, Member]()
     for member in members:
         other = seen.setdefault(Path(member.image).resolve(), member)
@@ -154,25 +181,42 @@ def labels_in(members: Sequence[Member]) -> list[int]:
     return sorted(found)
 
 
-def _around_mean(group: Group, views: Sequence[Grid], spacing: Matrix, init: str) -> Group:
+def _around_mean(group: Group, views: Sequence[Grid], spacing: Matrix) -> Group:
     """A group, whose starts are from any one world, in its mean pose and on its grid.
 
     Args:
         group: the scans.
         views: what each scan shows, in its own world.
         spacing: of the grid, mm.
-        init: the name of the starts.
     """
-    mean = expm(np.mean([logm(start) for start in group.starts], axis=0)).real
+    mean = expm(
+        np.mean([_log(start, member) for start, member in zip(group.starts, group.members, strict=True)], axis=0)
+    )
     starts = [_exact(start @ inverse(mean)) for start in group.starts]
     boxes = np.array([_box(view, inverse(start)) for view, start in zip(views, starts, strict=True)])
     low, high = np.median(boxes, axis=0)
+    for member, box in zip(group.members, boxes, strict=True):
+        if (box[0] >= high).any() or (box[1] <= low).any():
+            others = ", ".join(name for name in STARTS[1:] if name != group.init)
+            raise InputError(
+                f"{member.image}: does not meet the other scans (init {group.init}); align them with --init {others}, "
+                "or leave it out"
+            )
     grid = _grid_between(low, high, spacing)
-    if init != "none":
+    if group.init != "none":
         moved = np.eye(4)
         moved[:3, 3] = grid.centre
         starts, grid = [_exact(start @ moved) for start in starts], Grid(grid.shape, inverse(moved) @ grid.affine)
     return replace(group, starts=starts, grid=grid)
+
+
+def _log(start: Matrix, member: Member) -> Matrix:
+    """The logarithm of a start; one that turns by 180° or mirrors has none that is real."""
+    found = logm(start)
+    if np.abs(np.imag(found)).max() > 1e-6 or not np.allclose(expm(np.real(found)), start, atol=1e-4):
+        raise InputError(f"{member.image}: is turned or mirrored so far that the scans have no mean pose; reorient it")
+    real: Matrix = np.real(found)
+    return real
 
 
 def _exact(matrix: Matrix) -> Matrix:
@@ -190,7 +234,14 @@ def _box(grid: Grid, world: Matrix) -> Matrix:
 
 def _grid_between(low: Matrix, high: Matrix, spacing: Matrix) -> Grid:
     """A grid (LPS mm) whose axes run right, anterior and superior, in the middle between two corners."""
-    x, y, z = (max(2, int(size)) for size in np.ceil((high - low) / spacing - 1e-3))
+    sizes = np.ceil((high - low) / spacing - 1e-3)
+    if sizes.min() < 2 or sizes.prod() > MAX_VOXELS:
+        shape, step = ("×".join(f"{number:.4g}" for number in numbers) for numbers in (sizes, spacing))
+        raise InputError(
+            f"spacing {step} mm: the template would have {shape} voxels; give one for 2 or more along each axis and at "
+            f"most {MAX_VOXELS:,} in all"
+        )
+    x, y, z = (int(size) for size in sizes)
     affine = np.diag([*(spacing * (-1, -1, 1)), 1.0])
     affine[:3, 3] = (low + high) / 2 - affine[:3, :3] @ ((np.array((x, y, z)) - 1) / 2)
     return Grid((x, y, z), affine)
@@ -207,12 +258,23 @@ def mean_image(group: Group, ways: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """
     total, seen = torch.zeros(1), torch.zeros(1)
     for member, way in zip(group.members, ways, strict=True):
-        scan = normalise(member.scan(), group.window)
-        both = replace(scan, data=torch.cat((scan.data, torch.ones_like(scan.data)), 1))
-        image = warp_scan(both, way, group.grid)
-        total, seen = total + image[:, :1], seen + image[:, 1:]
+        image, shown = warped(member, way, group)
+        total, seen = total + image, seen + shown
     low, high = group.window or (0.0, 1.0)
     return low + (high - low) * torch.where(seen > 0, total / seen.clamp(min=1e-6), 0.0), seen
+
+
+def warped(member: Member, way: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """A scan in [0, 1] on its group's grid, and how much of each voxel its field of view has: (1, 1, *grid.shape) each.
+
+    Args:
+        member: the scan.
+        way: its whole displacement from the template, (1, 3, *grid.shape), LPS mm.
+        group: to which it belongs.
+    """
+    scan = normalise(member.scan(), group.window)
+    both = warp_scan(replace(scan, data=torch.cat((scan.data, torch.ones_like(scan.data)), 1)), way, group.grid)
+    return both[:, :1], both[:, 1:]
 
 
 def poses(group: Group) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ are averaged where the mean of their displacements is zero, so that no scan and 
 (Guimond et al., CVIU 2000; Joshi et al., NeuroImage 2004).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iregzoo.errors import InputError
 from iregzoo.fields import compose, length
 from iregzoo.flags import check_count
-from iregzoo.group import Group, Progress, mean_image, poses
+from iregzoo.group import Group, Progress, mean_image, poses, warped
 from iregzoo.metrics import dice, folding_percent, mean_of
 from iregzoo.quality import labels_of
 from iregzoo.register import Scans, register
@@ -25,12 +27,13 @@ from iregzoo.similarity import ncc
 from iregzoo.space.files import write_transform
 from iregzoo.space.frame import Frame, warp_scan
 from iregzoo.space.grid import Grid
-from iregzoo.space.scan import Scan, normalise
+from iregzoo.space.scan import Scan
 from iregzoo.zoo import Method
 
 AT_ONCE = 8  # labels that are warped together
 WEAKEST = 1 / 3  # part of the scans that have to label a voxel
 MOST_ROUNDS = 100
+HALF = 0.5  # of a voxel that a field of view has to have for it to count
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,13 @@ def build_template(
         The mean of the scans in their mean pose, and what it becomes in each round.
 
     Raises:
-        InputError: for rounds that are no such number; and as ``register`` does, naming the scan.
+        InputError: for rounds that are no such number, a mean that shows nothing, and as ``register`` does.
     """
     check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
     template = Template(*mean_image(group, poses(group)))
+    if template.image.min() == template.image.max():
+        shape = "×".join(map(str, group.grid.shape))
+        raise InputError(f"scans: their mean on {shape} voxels shows nothing; align them by --init, or lower --spacing")
     yield template
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,8 +159,9 @@ def _elected(labelled: Tensor) -> Tensor:
 def agreement(group: Group, template: Template, labels: Tensor | None = None) -> list[dict[str, Any]]:
     """How well each scan, warped by its own way, agrees with a template, as a row of a table.
 
-    ``ncc`` with the mean of the other scans, the mean ``dice`` with the labels where there are any, and of the
-    deformation without the affine the mean length in mm and the voxels that fold in percent.
+    ``ncc`` with the mean of the other scans, where they and it show something (NaN if nowhere); the mean ``dice`` with
+    the labels where there are any; and of the deformation without the affine the mean length in mm and the voxels that
+    fold in percent.
 
     Args:
         group: from ``read_group``.
@@ -163,28 +170,28 @@ def agreement(group: Group, template: Template, labels: Tensor | None = None) ->
     """
     frame, rows = Frame(group.grid, group.grid, group.grid, np.eye(4)), list[dict[str, Any]]()
     for number, (member, way) in enumerate(zip(group.members, ways(group, template.fields), strict=True)):
-        warped = warp_scan(normalise(member.scan(), group.window), way, group.grid)
-        row: dict[str, Any] = {"name": member.name, "image": member.image}
-        row["ncc"] = float(ncc(_others(group, template, warped), warped))
+        row: dict[str, Any] = {"name": member.name, "image": str(Path(member.image).absolute())}
+        row["ncc"] = _likeness(group, template, *warped(member, way, group))
         if labels is not None:
             own = warp_scan(member.label_map(), way, group.grid, mode="nearest")
             row["dice"] = mean_of(dice(own, labels, labels_of(labels)))
         if template.fields:
-            field = _read(template.fields[number])
-            row["displacement_mean_mm"] = float(length(field).mean())
-            row["folding_percent"] = float(folding_percent(frame.in_voxels(field)))
+            displacement = _read(template.fields[number])
+            row["displacement_mean_mm"] = float(length(displacement).mean())
+            row["folding_percent"] = float(folding_percent(frame.in_voxels(displacement)))
         rows.append(row)
     return rows
 
 
-def _others(group: Group, template: Template, warped: Tensor) -> Tensor:
-    """The mean of the scans but for one, in [0, 1]: that of few scans would be like each of them.
-
-    Where one scan alone shows a voxel, that is 0.
-    """
+def _likeness(group: Group, template: Template, image: Tensor, shown: Tensor) -> float:
+    """NCC of a scan, warped, and the mean of the others: the mean of few scans would be like each of them."""
     low, high = group.window or (0.0, 1.0)
-    rest = (template.image - low) / (high - low) * template.seen - warped
-    return torch.where(template.seen > 1.5, rest / (template.seen - 1).clamp(min=0.5), 0.0)
+    others = template.seen - shown
+    both = (shown > HALF) & (others > HALF)
+    if not both.any():
+        return math.nan
+    rest = ((template.image - low) / (high - low) * template.seen - image)[both] / others[both]
+    return float(ncc(rest.view(1, 1, -1, 1), image[both].view(1, 1, -1, 1)))
 
 
 def write_ways(group: Group, template: Template, folder: str | Path) -> None:

@@ -14,6 +14,8 @@ from monai.engines import Evaluator
 from monai.handlers import CheckpointSaver
 from torch.optim.lr_scheduler import LRScheduler
 
+from iregzoo.flags import check_count
+
 
 class ProgressiveLevels:
     """Handler of training: adds a network's levels one after the other, coarse to fine (SM-GICNet, section 4.2).
@@ -172,9 +174,14 @@ class LastEpoch:
         validator: as of ``ValidationHandler``.
         saver: of the training's checkpoints.
         val_interval, save_interval: epochs from one validation, and one checkpoint, to the next.
+
+    Raises:
+        InputError: for an interval that is no whole number above 0.
     """
 
     def __init__(self, validator: Evaluator, saver: CheckpointSaver, val_interval: int, save_interval: int) -> None:
+        check_count(val_interval, "val_interval")
+        check_count(save_interval, "save_interval")
         self.validator, self.saver = validator, saver
         self.val_interval, self.save_interval = val_interval, save_interval
 

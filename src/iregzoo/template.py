@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,28 @@ from iregzoo.space.grid import Grid
 from iregzoo.tables import cell
 from iregzoo.zoo import home
 
-IMAGE, LABELS, NAMES, SCANS, REPORT = "template.nii.gz", "labels.nii.gz", "labels.json", "scans.csv", "template.json"
+IMAGE, LABELS, NAMES, AGREEMENT, REPORT = (
+    "template.nii.gz",
+    "labels.nii.gz",
+    "labels.json",
+    "agreement.csv",
+    "template.json",
+)
 TRANSFORMS = "transforms"  # the folder of the scans' own
 
 
-def files_of(scans: Sequence[str]) -> tuple[str, ...]:
+def names_in(folder: Path) -> list[str]:
+    """The names of the scans of a template that is in a folder; none where there is no such template."""
+    try:
+        with (folder / AGREEMENT).open(newline="", encoding="utf-8") as stream:
+            return [row["name"] for row in csv.DictReader(stream)]
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError):
+        return []
+
+
+def files_of(scans: Iterable[str]) -> tuple[str, ...]:
     """Every file that a template of scans of these names may have; the last one tells what the others are."""
-    return IMAGE, LABELS, NAMES, SCANS, *(f"{TRANSFORMS}/{name}.h5" for name in scans), REPORT
+    return IMAGE, LABELS, NAMES, AGREEMENT, *(f"{TRANSFORMS}/{name}.h5" for name in scans), REPORT
 
 
 @dataclass(frozen=True)
@@ -95,8 +110,8 @@ def write_template(
 
 
 def write_report(folder: Path, rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> None:
-    """Write scans.csv, a row a scan, and template.json, what the template was made from and how."""
-    with (folder / SCANS).open("w", newline="", encoding="utf-8") as stream:
+    """Write agreement.csv, a row a scan, and template.json, what the template was made from and how."""
+    with (folder / AGREEMENT).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)

@@ -187,6 +187,8 @@ def check_network(network: PairNetwork, shape: Sequence[int], start: str | None 
         raise InputError(f"shape {sizes}: must be multiples of {network.stride} voxels for this network, such as {fit}")
     if start is None:
         return
+    if not isinstance(start, (str, Path)):
+        raise InputError(f"start {start!r}: give the file of the initial weights, or null to begin from none")
     path = Path(start)
     if not path.is_file():
         raise InputError(f"start {start}: no such file; give the initial weights, or null to begin from none")

@@ -1,7 +1,9 @@
 """``iregzoo template``: the mean of a group of scans."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ def template(
     """Build an unbiased template of a group of scans: their mean image in their mean shape, and their labels by vote.
 
     The scans are placed in their mean pose and averaged. In each round, every scan is registered to the mean and
-    averaged anew where the mean of all displacements is zero. The folder gets template.nii.gz; scans.csv, which says
-    for each scan how well it fits the others; template.json, which says how it was made; and, if the scans have label
-    maps, labels.nii.gz and labels.json. These are an atlas for iregzoo register, batch and label-app.
+    averaged anew where the mean of all displacements is zero. The folder gets template.nii.gz; agreement.csv, which
+    says for each scan how well it fits the others; template.json, which says how it was made; and, if the scans have
+    label maps, labels.nii.gz and labels.json. These are an atlas for iregzoo register, batch and label-app.
 
     A template of N scans takes as long as N × rounds registrations. While it is built, the output's disk must have room
-    for the deformations: 12 bytes per voxel of the template and scan.
+    for the deformations: 12 bytes per voxel of the template and scan, and with --transforms 24 more.
 
     Args:
         scans: CSV file with columns image and, optionally, labels (for all scans or none) and name. Relative paths are
@@ -52,6 +54,7 @@ def template(
         transforms: also write transforms/NAME.h5 (ITK), which warps a scan to the template with iregzoo apply.
         overwrite: replace an earlier template in the folder.
     """
+    from collections import deque
     from tempfile import TemporaryDirectory
 
     from iregzoo.devices import choose_device
@@ -60,44 +63,62 @@ def template(
     from iregzoo.groupwise import MOST_ROUNDS, agreement, build_template, template_labels, write_ways
     from iregzoo.label_names import read_names
     from iregzoo.outputs import whole_folder
-    from iregzoo.quality import LITTLE_ALIKE
+    from iregzoo.quality import labels_of
     from iregzoo.register import gradient_steps
     from iregzoo.results import provenance
-    from iregzoo.template import TRANSFORMS, files_of, named, write_report, write_template
+    from iregzoo.template import TRANSFORMS, files_of, named, names_in, write_report, write_template
     from iregzoo.zoo import load
 
-    begin = time.perf_counter()
+    begin, target = time.perf_counter(), Path(output)
     check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
     step = None if spacing is None else _spacing(spacing)
     members = read_members(scans)
+    owned = files_of({*(member.name for member in members), *names_in(target)})
+    for path in (scans, *(path for member in members for path in (member.image, member.labels) if path)):
+        if any(os.path.realpath(path) == os.path.realpath(target / name) for name in owned):
+            raise InputError(f"{path}: would be overwritten by the results; choose another --output")
     method = load(bundle, weights, choose_device(device), precision)
     steps = gradient_steps(refine, method.card)
     total = len(members) * (placings(init, method.card) + rounds)
-    owned = files_of([member.name for member in members])
-    with whole_folder(Path(output), overwrite=overwrite, owned=owned) as folder, Progress(total) as bar:
+    with whole_folder(target, overwrite=overwrite, owned=owned) as folder, Progress(total) as bar:
         bar("read")
         labels = labels_in(members)
         names = named(labels, read_names(Path(label_names)) if label_names else None)
         group = read_group(members, method.card, init=init, spacing=step, progress=bar)
         with TemporaryDirectory(dir=folder) as place:
-            *_, built = build_template(group, method, Path(place), rounds=rounds, refine=steps, progress=bar)
+            built = deque(
+                build_template(group, method, Path(place), rounds=rounds, refine=steps, progress=bar), maxlen=1
+            ).pop()
             bar("write")
             voted = template_labels(group, built, labels) if labels else None
+            if voted is not None and not voted.any():
+                voted = None
             rows = agreement(group, built, voted)
             if flag(transforms, "transforms"):
                 write_ways(group, built, folder / TRANSFORMS)
-        write_template(folder, built.image, group.grid, labels=voted, names=names)
-        made = {"scans": len(members), "rounds": rounds, "init": init, "refine": steps}
+        kept = [] if voted is None else labels_of(voted)
+        write_template(folder, built.image, group.grid, labels=voted, names={value: names[value] for value in kept})
+        made = {"scans": len(members), "rounds": rounds, "init": group.init, "refine": steps}
         made |= {"shape": list(group.grid.shape), "spacing_mm": group.grid.spacing.tolist()}
         made["seconds"] = round(time.perf_counter() - begin, 1)
         write_report(folder, rows, {**provenance(method), **made})
     print(f"{len(members)} scans, {', '.join(_means(rows))}, {made['seconds']} s")
+    for doubt in (*_doubts(rows), *(f"{name}: {doubt}" for name, doubt in group.doubts.items())):
+        print(f"warning: {doubt}")
+    if left := sorted(set(labels) - set(kept)):
+        print(f"warning: labels that too few scans have in one place were left out: {', '.join(map(str, left))}")
+    print(f"written to {output}: agreement.csv has a row for each scan")
+
+
+def _doubts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What should make a person doubt a scan's place in the group, in words."""
+    from iregzoo.quality import LITTLE_ALIKE, MUCH_FOLDING
+
     for row in rows:
-        if row["ncc"] < LITTLE_ALIKE:
-            print(
-                f"warning: {row['name']} is not like the other scans (NCC {row['ncc']:.2f}): check it, or leave it out"
-            )
-    print(f"written to {output}: scans.csv has a row for each scan")
+        if not row["ncc"] >= LITTLE_ALIKE:
+            yield f"{row['name']} is not like the other scans (NCC {row['ncc']:.2f}): check it, or leave it out"
+        if row.get("folding_percent", 0) > MUCH_FOLDING:
+            yield f"{row['name']}: its deformation folds in {row['folding_percent']:.1f} % of the voxels"
 
 
 def _spacing(value: str) -> list[float]:
@@ -115,8 +136,9 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The mean figures of the scans, and which scan is least like the template."""
     for name, title in (("ncc", "NCC with the others"), ("dice", "Dice with the labels")):
         if name in rows[0]:
-            worst = min(rows, key=lambda row: float(row[name]))
-            mean = sum(row[name] for row in rows) / len(rows)
+            known = [row for row in rows if not isnan(row[name])] or rows
+            worst = min(known, key=lambda row: float(row[name]))
+            mean = sum(row[name] for row in known) / len(known)
             yield f"{title} {mean:.3f} (lowest {worst[name]:.3f}, {worst['name']})"
     if "folding_percent" in rows[0]:
         yield f"folding {sum(row['folding_percent'] for row in rows) / len(rows):.3f} %"
