@@ -228,17 +228,17 @@ def test_two_weights_of_a_bundle_are_told_apart_everywhere(
 
 
 def test_weights_of_an_entry_are_its_own_and_those_of_the_others_are_the_option(tmp_path: Path) -> None:
-    """The weights begin after the first @, but for a folder with one in its path."""
+    """The weights begin after the first @ that does not belong to a folder's path."""
     for name in ("one.pt", "t@o.pt"):
         torch.save(load("iirp").network.state_dict(), tmp_path / name)
     mine = shutil.copytree(find("iirp").path, tmp_path / "me@home" / "mine")
     other = shutil.copytree(find("iirp").path, tmp_path / "other")
-    entries = ["iirp", f"iirp@{tmp_path}/t@o.pt", "iirp@brain", str(mine), f"{other}@brain_any"]
+    entries = ["iirp", f"iirp@{tmp_path}/t@o.pt", "iirp@brain", str(mine), f"{other}@brain_any", f"{mine}@brain"]
     methods = load_methods(entries, str(tmp_path / "one.pt"))
-    expected = ["iirp", f"iirp@{tmp_path}/t@o.pt", "iirp@brain", "mine", "other@brain_any"]
+    expected = ["iirp", f"iirp@{tmp_path}/t@o.pt", "iirp@brain", "mine", "other@brain_any", "mine@brain"]
     assert [method.name for method in methods] == expected
-    assert [method.weights.name for method in methods] == ["one.pt", "t@o.pt", "brain", "one.pt", "brain_any"]
-    assert [method.bundle.path for method in methods[3:]] == [mine, other]
+    assert [method.weights.name for method in methods] == ["one.pt", "t@o.pt", "brain", "one.pt", "brain_any", "brain"]
+    assert [method.bundle.path for method in methods[3:]] == [mine, other, mine]
 
 
 def test_methods_of_one_name_are_refused(
@@ -250,7 +250,7 @@ def test_methods_of_one_name_are_refused(
     assert run(monkeypatch, "evaluate", *options) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
-    assert "2 methods would be called mine; tell them apart by their weights, NAME@WEIGHTS" in error
+    assert "2 methods would be called mine; give each weights of its own, NAME@WEIGHTS" in error
     assert not output.exists()
 
 

@@ -417,10 +417,10 @@ def test_header_in_doubt_is_told_of(
 ) -> None:
     image = nib.load(table.parent / "head1.nii.gz")
     assert isinstance(image, nib.Nifti1Image)
-    moved = image.affine.copy()
+    own, moved = image.affine.copy(), image.affine.copy()
     moved[0, 3] += 20
-    image.set_sform(moved, 1)
-    image.set_qform(image.affine, 1)
+    image.set_sform(own, 1)
+    image.set_qform(moved, 1)
     nib.save(image, table.parent / "head1.nii.gz")
     table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
     assert template(monkeypatch, table, "--rounds", "0") == 0

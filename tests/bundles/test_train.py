@@ -128,6 +128,14 @@ def test_last_epoch_is_validated_and_saved_whatever_the_intervals(
     assert "loss=" in capfd.readouterr().err
 
 
+def test_interval_of_no_epochs_is_refused_before_training(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        train(dataset, tmp_path, save_interval=0)
+    assert "save_interval 0" in str(caught.value.__cause__)
+    assert latest_checkpoint(tmp_path) is None
+    assert not (tmp_path / "best.pt").exists()
+
+
 def test_whole_last_interval_is_not_done_twice(dataset: Path, tmp_path: Path) -> None:
     train(dataset, tmp_path, steps=4, val_interval=2, save_interval=2)
     assert {path.name for path in tmp_path.glob("*.pt")} == {"checkpoint_epoch=2.pt", "best.pt"}
@@ -273,6 +281,7 @@ def test_early_stop_ends_a_training_that_gets_no_better(dataset: Path, tmp_path:
         ({"shape": [16, 16]}, "shape [16, 16]: give the voxels of three axes"),
         ({"shape": [16, 0, 16]}, "shape [16, 0, 16]: give the voxels"),
         ({"shape": [33, 32, 32]}, "shape [33, 32, 32]: must be multiples of"),
+        ({"start": 5}, "start 5: give the file of the initial weights"),
         ({"start": "nowhere.pt"}, "start nowhere.pt: no such file"),
         ({"start": str(IIRP / "configs" / "train.json")}, "train.json: is not a readable weights file"),
     ],
