@@ -238,8 +238,8 @@ def _grid_between(low: Matrix, high: Matrix, spacing: Matrix) -> Grid:
     if sizes.min() < 2 or sizes.prod() > MAX_VOXELS:
         shape, step = ("×".join(f"{number:.4g}" for number in numbers) for numbers in (sizes, spacing))
         raise InputError(
-            f"spacing {step} mm: the template would have {shape} voxels; give one for 2 or more along each axis and at "
-            f"most {MAX_VOXELS:,} in all"
+            f"spacing {step} mm: the template would have {shape} voxels; set --spacing for 2 or more along each axis "
+            f"and at most {MAX_VOXELS:,} in all"
         )
     x, y, z = (int(size) for size in sizes)
     affine = np.diag([*(spacing * (-1, -1, 1)), 1.0])
