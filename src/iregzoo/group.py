@@ -115,12 +115,12 @@ def read_group(
         starts.append(affine_start(first, member.scan(), name))
     group = _around_mean(Group(members, starts, first.grid, name, card.window, doubts), views, step)
     if name not in SEARCHED:
-        return group
+        return _checked(group, views)
     mean, again = Scan(mean_image(group, poses(group))[0], group.grid, Path("template")), []
     for member in members:
         progress(member.name)
         again.append(affine_start(mean, member.scan(), name))
-    return _around_mean(replace(group, starts=again), views, step)
+    return _checked(_around_mean(replace(group, starts=again), views, step), views)
 
 
 def _look(
@@ -195,19 +195,26 @@ def _around_mean(group: Group, views: Sequence[Grid], spacing: Matrix) -> Group:
     starts = [_exact(start @ inverse(mean)) for start in group.starts]
     boxes = np.array([_box(view, inverse(start)) for view, start in zip(views, starts, strict=True)])
     low, high = np.median(boxes, axis=0)
-    for member, box in zip(group.members, boxes, strict=True):
-        if (box[0] >= high).any() or (box[1] <= low).any():
-            others = ", ".join(name for name in STARTS[1:] if name != group.init)
-            raise InputError(
-                f"{member.image}: does not meet the other scans (init {group.init}); align them with --init {others}, "
-                "or leave it out"
-            )
     grid = _grid_between(low, high, spacing)
     if group.init != "none":
         moved = np.eye(4)
         moved[:3, 3] = grid.centre
         starts, grid = [_exact(start @ moved) for start in starts], Grid(grid.shape, inverse(moved) @ grid.affine)
     return replace(group, starts=starts, grid=grid)
+
+
+def _checked(group: Group, views: Sequence[Grid]) -> Group:
+    """A group whose scans all reach its grid; ``views`` is what each shows, in its own world."""
+    low, high = _box(group.grid, np.eye(4))
+    for member, start, view in zip(group.members, group.starts, views, strict=True):
+        first, last = _box(view, inverse(start))
+        if (first >= high).any() or (last <= low).any():
+            others = ", ".join(name for name in STARTS[1:] if name != group.init)
+            raise InputError(
+                f"{member.image}: does not meet the other scans (init {group.init}); align them with --init {others}, "
+                "or leave it out"
+            )
+    return group
 
 
 def _log(start: Matrix, member: Member) -> Matrix:
