@@ -102,6 +102,16 @@ def field_transform(displacement: Tensor, grid: Grid) -> sitk.DisplacementFieldT
     return sitk.DisplacementFieldTransform(grid.to_sitk(vectors, vector=True))
 
 
+# A linear transform that turns, shears and scales a little.
+AFFINE = np.array([[1.04, 0.1, 0, 2], [-0.08, 0.97, 0.05, -1.5], [0.02, 0, 1.03, 1], [0, 0, 0, 1.0]])
+
+
+def wavy_transform(fixed: Grid) -> sitk.Transform:
+    """ITK's own form of ``waves`` on a grid and then ``AFFINE``."""
+    linear = sitk.AffineTransform(AFFINE[:3, :3].ravel().tolist(), AFFINE[:3, 3].tolist())
+    return sitk.CompositeTransform([linear, field_transform(waves(fixed), fixed)])
+
+
 def move_all(transform: sitk.Transform, points: Array) -> Array:
     """ITK's own answer at each of (N, 3) places."""
     return np.array([transform.TransformPoint(point.tolist()) for point in points])

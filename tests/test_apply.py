@@ -14,7 +14,18 @@ import SimpleITK as sitk
 import torch
 
 import shell
-from geometry import GRIDS, Array, apply_world, draw_head, field_transform, from_image, move_all, to_image, waves
+from geometry import (
+    AFFINE,
+    GRIDS,
+    Array,
+    apply_world,
+    draw_head,
+    from_image,
+    move_all,
+    to_image,
+    waves,
+    wavy_transform,
+)
 from iregzoo.errors import InputError
 from iregzoo.space.files import write_displacement, write_transform
 from iregzoo.space.grid import Grid
@@ -22,7 +33,6 @@ from iregzoo.space.points import read_points
 from iregzoo.space.transforms import read_chain
 
 SIZE = 0.16  # of the phantom's head, to fit 24×32×28 mm
-AFFINE = np.array([[1.04, 0.1, 0, 2], [-0.08, 0.97, 0.05, -1.5], [0.02, 0, 1.03, 1], [0, 0, 0, 1.0]])
 PAIRS = [("plain", "plain"), ("oblique", "everything"), ("everything", "flipped"), ("anisotropic", "oblique")]
 EACH_PAIR = pytest.mark.parametrize("pair", PAIRS, ids=[" to ".join(pair) for pair in PAIRS], indirect=True)
 Run = Callable[..., str]
@@ -52,8 +62,7 @@ class Pair:
     @property
     def transform(self) -> sitk.Transform:
         """The same without this package: first the field on the fixed grid, then the affine."""
-        linear = sitk.AffineTransform(AFFINE[:3, :3].ravel().tolist(), AFFINE[:3, 3].tolist())
-        return sitk.CompositeTransform([linear, field_transform(waves(self.fixed), self.fixed)])
+        return wavy_transform(self.fixed)
 
     def resampled(self, name: str, transform: sitk.Transform, mode: int = sitk.sitkLinear) -> sitk.Image:
         return sitk.Resample(sitk.ReadImage(self[name]), sitk.ReadImage(self["fixed.nii.gz"]), transform, mode)

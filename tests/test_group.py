@@ -263,7 +263,9 @@ def test_scan_that_the_others_do_not_meet_is_refused(tmp_path: Path, members: li
     away = write_head(tmp_path, "far", turned((0, 0, 0), (0, 0, 500)), far)
     with pytest.raises(InputError, match=r"far.nii.gz: does not meet the other scans \(init none\); align them"):
         read_group([*members, away], CARD, init="none")
-    assert read_group([*members, away], CARD, init="center").grid.shape
+    found = read_group([*members, away], CARD, init="center")  # which can
+    assert found.grid.matches(read_group(members, CARD, init="center").grid)
+    assert sharpness(found) > 0.98
 
 
 def test_mean_of_poses_turned_apart_is_refused(members: list[Member]) -> None:
@@ -300,3 +302,10 @@ def test_scan_without_labels_among_others_is_refused(members: list[Member]) -> N
 def test_empty_label_map_is_refused(members: list[Member]) -> None:
     with pytest.raises(InputError, match=r"b_labels.nii.gz: is empty"):
         labels_in(labelled(members, (1,), ()))
+
+
+def test_label_map_on_another_grid_is_refused(members: list[Member]) -> None:
+    placed = labelled(members, (1,), (1,))
+    write_image(placed[1].labels, torch.ones(1, 1, 8, 8, 8, dtype=torch.int32), make_grid((8, 8, 8)))
+    with pytest.raises(InputError, match=r"b_labels.nii.gz: its grid .* differs from that of b.nii.gz"):
+        labels_in(placed)

@@ -11,13 +11,22 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 import shell
-from geometry import GRIDS, Array, apply_world, draw_head, field_transform, move_all, waves, world_points
+from geometry import (
+    AFFINE,
+    GRIDS,
+    Array,
+    apply_world,
+    draw_head,
+    move_all,
+    waves,
+    wavy_transform,
+    world_points,
+)
 from iregzoo.errors import InputError
 from iregzoo.space.files import write_transform
 from iregzoo.space.grid import RAS_FROM_LPS, Grid
 from iregzoo.space.scan import read_scan
 
-AFFINE = np.array([[1.04, 0.1, 0, 2], [-0.08, 0.97, 0.05, -1.5], [0.02, 0, 1.03, 1], [0, 0, 0, 1.0]])
 PAIRS = [("plain", "everything"), ("oblique", "anisotropic"), ("everything", "flipped")]
 EACH_PAIR = pytest.mark.parametrize("way", PAIRS, ids=[" to ".join(pair) for pair in PAIRS], indirect=True)
 TR = 2.5
@@ -44,8 +53,7 @@ class Way:
 
     @property
     def transform(self) -> sitk.Transform:
-        linear = sitk.AffineTransform(AFFINE[:3, :3].ravel().tolist(), AFFINE[:3, 3].tolist())
-        return sitk.CompositeTransform([linear, field_transform(waves(self.fixed), self.fixed)])
+        return wavy_transform(self.fixed)
 
     def volumes(self, number: int, kind: str = "float32") -> list[sitk.Image]:
         """Heads of different brightness, with noise, on the moving grid."""

@@ -118,13 +118,13 @@ def apply_to_image(
 
 def _warped(chain: Chain, series: Series, grid: Grid, interpolation: str) -> tuple[sitk.Image, Report]:
     """All volumes on a grid as one image of their kind, and how it went."""
-    for volume in series:
-        _scan(volume, series.path)  # looks at every voxel before any work
-    mode, line = _mode(series, interpolation)
+    outside, labels = _look(series, whether=interpolation in ("auto", SMOOTH))
+    mode, line = _mode(series.path, interpolation, labels)
     transform, moved = _on(chain, grid, once=len(series) > 1)
-    plain = mode in ("nearest", SMOOTH) or series.components > 1  # air of CT lies around grey values alone
-    volumes = ((volume, 0.0 if plain else _scan(volume, series.path).outside) for volume in series)
-    image = series.join((_resample(volume, grid, transform, mode, outside) for volume, outside in volumes), grid)
+    if mode in ("nearest", SMOOTH) or series.components > 1:  # air of CT lies around grey values alone
+        outside = [0.0] * len(outside)
+    pairs = zip(series, outside, strict=True)
+    image = series.join((_resample(volume, grid, transform, mode, beyond) for volume, beyond in pairs), grid)
     report = Report() if moved is None else _inverse_report(moved, "voxels")
     if series.components in TURNING:
         doubt = f"{series.components} values per voxel were resampled one by one; directions in them were not turned"
@@ -138,29 +138,28 @@ def _scan(volume: sitk.Image, path: Path) -> Scan:
     return Scan(torch.from_numpy(as_float32(array, path))[None, None], Grid.of(volume), path)
 
 
-def _mode(series: Series, interpolation: str) -> tuple[str, str]:
-    """The interpolation, and where it was left open, why, in a line."""
-    if interpolation not in ("auto", SMOOTH):
+def _look(series: Series, *, whether: bool) -> tuple[list[float], bool | None]:
+    """What lies outside each volume, and ``whether`` every one that is not of one value only looks like a label map.
+
+    The latter is None where it is not asked for, or where there is no such volume. Every voxel is looked at.
+    """
+    outside, labels = list[float](), None
+    for volume in series:
+        scan = _scan(volume, series.path)
+        outside.append(scan.outside)
+        if whether and labels is not False and scan.data.min() != scan.data.max():
+            labels = looks_like_labels(scan)
+    return outside, labels
+
+
+def _mode(path: Path, interpolation: str, labels: bool | None) -> tuple[str, str]:
+    """The interpolation, and where it was left open, why, in a line; ``labels`` is what ``_look`` says."""
+    if interpolation == SMOOTH and labels is False:
+        raise InputError(f"{path}: does not look like a label map, which {SMOOTH} is for; choose another")
+    if interpolation != "auto":
         return interpolation, ""
-    labels = _are_labels(series)
-    if interpolation == SMOOTH:
-        if labels is False:
-            raise InputError(f"{series.path}: does not look like a label map, which {SMOOTH} is for; choose another")
-        return SMOOTH, ""
     chosen, kind = ("nearest", "a label map") if labels else ("linear", "an image")
-    return chosen, f"interpolation: {chosen}, because {series.path.name} looks like {kind}"
-
-
-def _are_labels(series: Series) -> bool | None:
-    """Whether every volume that is not of one value only looks like a label map; None where there is no such volume."""
-    found = None
-    for scan in (_scan(volume, series.path) for volume in series):
-        if scan.data.min() == scan.data.max():
-            continue
-        found = looks_like_labels(scan)
-        if not found:
-            break
-    return found
+    return chosen, f"interpolation: {chosen}, because {path.name} looks like {kind}"
 
 
 def _on(chain: Chain, grid: Grid, *, once: bool) -> tuple[sitk.Transform, Moved | None]:

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,7 @@ from iregzoo.iteration import Controller
 from iregzoo.peers import Peer, register_with
 from iregzoo.register import Result, Scans, choose_controller, register
 from iregzoo.space.transforms import read_linear
-from iregzoo.zoo import Method, load
+from iregzoo.zoo import Method, is_bundle, load
 
 Timed = tuple[Result, float]
 
@@ -69,22 +68,17 @@ def load_methods(
 
 def _parts(entry: str) -> tuple[str, str]:
     """Name and weights of an entry, whose weights may be empty."""
-    if "@" not in entry or _is_bundle(entry):
+    if "@" not in entry or is_bundle(entry):
         return entry, ""
     parts = entry.split("@")
     splits = [("@".join(parts[:count]), "@".join(parts[count:])) for count in range(1, len(parts))]
-    name, weights = next((split for split in splits if _is_bundle(split[0])), splits[0])  # a folder may have an @, too
+    name, weights = next((split for split in splits if is_bundle(split[0])), splits[0])  # a folder may have an @, too
     name, weights = name.strip(), weights.strip()
     if not name or not weights:
         raise InputError(
             f"--bundle {entry}: give NAME@WEIGHTS, WEIGHTS being a name from iregzoo list or a weights file, or NAME"
         )
     return name, weights
-
-
-def _is_bundle(name: str) -> bool:
-    """Whether it is the folder of a bundle."""
-    return (Path(name) / "configs" / "metadata.json").is_file()
 
 
 def line_up(

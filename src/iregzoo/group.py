@@ -16,7 +16,7 @@ from iregzoo.cases import distinct_names, read_rows, stem
 from iregzoo.errors import InputError
 from iregzoo.quality import labels_of
 from iregzoo.space.frame import MARGIN_MM, MAX_VOXELS, affine_displacement, warp_scan
-from iregzoo.space.grid import Grid, Matrix, bounding_grid, canonical_axes, inverse
+from iregzoo.space.grid import CORNERS, Grid, Matrix, bounding_grid, canonical_axes, inverse
 from iregzoo.space.points import map_points
 from iregzoo.space.scan import Scan, Window, looks_like_labels, normalise, read_labels, read_scan
 from iregzoo.space.start import STARTS, affine_start
@@ -38,7 +38,8 @@ class Member:
         return read_scan(self.image)
 
     def label_map(self) -> Scan:
-        return read_labels(self.labels, self.scan())
+        """Its label map, which ``labels_in`` has compared with the image."""
+        return read_labels(self.labels)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def labels_in(members: Sequence[Member]) -> list[int]:
     for member in members if labelled else ():
         if not member.labels:
             raise InputError(f"{member.image}: has no label map, but {labelled[0].name} has; give all one or none")
-        own = labels_of(member.label_map().data)
+        own = labels_of(read_labels(member.labels, member.scan()).data)
         if not own:
             raise InputError(f"{member.labels}: is empty; give a label map that labels something")
         found |= set(own)
@@ -234,8 +235,7 @@ def _exact(matrix: Matrix) -> Matrix:
 
 def _box(grid: Grid, world: Matrix) -> Matrix:
     """The lowest and highest coordinates that a grid's voxels reach after an affine of the world: (2, 3)."""
-    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * grid.shape - 0.5
-    placed = map_points(world @ grid.affine, torch.from_numpy(corners)).numpy()
+    placed = map_points(world @ grid.affine, torch.from_numpy(CORNERS * grid.shape - 0.5)).numpy()
     return np.stack((placed.min(0), placed.max(0)))
 
 

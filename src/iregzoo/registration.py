@@ -141,7 +141,7 @@ def _check_intensities(image: Tensor) -> None:
     """Raise ValueError for what the networks, trained on [0, 1], would register to nonsense."""
     if not image.numel():
         return
-    least, most = (float(value) for value in image.detach().aminmax())
+    least, most = torch.stack(image.detach().aminmax()).tolist()  # at once: a GPU is waited for
     if not (least >= LOWEST and most <= HIGHEST):
         raise ValueError(
             f"image holds intensities from {least:g} to {most:g}; expected finite ones in [0, 1], so scale each scan, "

@@ -159,6 +159,11 @@ def read_bundle(path: str | Path) -> Bundle:
     return Bundle(file.parents[1], metadata)
 
 
+def is_bundle(folder: str | Path) -> bool:
+    """Whether a folder holds a bundle."""
+    return (Path(folder) / "configs" / "metadata.json").is_file()
+
+
 def find(name: str) -> Bundle:
     """The bundle of a name, or in a folder of the user's.
 
@@ -168,7 +173,7 @@ def find(name: str) -> Bundle:
     known = {bundle.name: bundle for bundle in bundles()}
     if name in known:
         return known[name]
-    if (Path(name) / "configs" / "metadata.json").is_file():
+    if is_bundle(name):
         return read_bundle(name)
     raise InputError(
         f"bundle {name!r} is unknown; available: {', '.join(known) or 'none'}, or the folder of a bundle of your own"

@@ -6,6 +6,7 @@ World coordinates are ITK's: millimetres, LPS. Arrays are indexed (i, j, k) as N
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import nibabel as nib
@@ -21,6 +22,7 @@ from iregzoo.space.separable import axis_order, resample_axes
 Matrix = NDArray[np.float64]
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+CORNERS = np.array(list(product((0, 1), repeat=3)))  # of a box, the last axis first to change
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,8 @@ class Grid:
 
     def farthest(self, first: Matrix, second: Matrix) -> float:
         """How far apart two affines (4, 4) of voxel indices bring a corner at most: a distance in their world."""
-        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]).T
-        corners = corners * np.array([*(np.array(self.shape) - 1), 1])[:, None]
-        return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+        corners = np.insert(CORNERS * (np.array(self.shape) - 1), 3, 1, axis=1)
+        return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
     def in_mm(self, vectors: Tensor) -> Tensor:
         """Vectors (B, 3, *any) in this grid's voxels, such as a network's displacement, in LPS mm."""

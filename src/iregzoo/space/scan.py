@@ -92,8 +92,8 @@ def image_scan(array: NDArray[Any], grid: Grid, path: str | Path) -> Scan:
     return Scan(_tensor(single), grid, path)
 
 
-def read_labels(path: str | Path, scan: Scan) -> Scan:
-    """Read a label map that lies on the grid of ``scan``.
+def read_labels(path: str | Path, scan: Scan | None = None) -> Scan:
+    """Read a label map that lies on the grid of ``scan``, or on any if that is None.
 
     Raises:
         InputError: as for a scan, and for values that are no whole numbers or another grid. An empty map is allowed.
@@ -102,7 +102,7 @@ def read_labels(path: str | Path, scan: Scan) -> Scan:
     return label_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), path, scan)
 
 
-def label_scan(array: NDArray[Any], grid: Grid, path: str | Path, scan: Scan) -> Scan:
+def label_scan(array: NDArray[Any], grid: Grid, path: str | Path, scan: Scan | None = None) -> Scan:
     """The label map of voxels (X, Y, Z) on ``scan``'s grid, with the checks of ``read_labels``; see ``image_scan``.
 
     Raises:
@@ -115,12 +115,12 @@ def label_scan(array: NDArray[Any], grid: Grid, path: str | Path, scan: Scan) ->
         raise InputError(f"{path}: holds the value {odd:g}; a label map may hold only whole numbers")
     if np.abs(array.astype(np.float64)).max() >= 2**31:
         raise InputError(f"{path}: holds the label {array.max()}; use labels below 2147483648")
-    if not grid.matches(scan.grid):
+    if scan is not None and not grid.matches(scan.grid):
         raise InputError(
             f"{path}: its grid ({_describe(grid)}) differs from that of {scan.path.name} ({_describe(scan.grid)}); "
             "resample the labels to the image with nearest-neighbour interpolation"
         )
-    return Scan(_tensor(array.astype(np.int32)), scan.grid, path)
+    return Scan(_tensor(array.astype(np.int32)), grid if scan is None else scan.grid, path)
 
 
 def _check_shape(array: NDArray[Any], grid: Grid, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Label maps between their voxels: each label has the share that linear interpolation gives it, the largest wins."""
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -8,11 +7,10 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 
-from iregzoo.space.grid import Grid, inverse, positions, slabs
+from iregzoo.space.grid import CORNERS, Grid, inverse, positions, slabs
 from iregzoo.space.points import map_points
 from iregzoo.space.transforms import itk_move
 
-CORNERS = np.array(list(itertools.product((0, 1), repeat=3)))  # of a voxel, the last axis first to change
 TIE = 1e-6  # shares nearer to each other than this are equal, whatever rounding made of them
 PLACES = 1 << 15  # read at a time
 
