@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def _no_threads_of_the_last_test() -> Iterator[None]:
+    """Commands set the threads of their process. A test after them is to be as it is by itself: ANTs repeats itself
+    in one thread alone."""
+    import torch
+
+    yield
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 @pytest.fixture
 def test_data() -> Path:
     """The folder of real scans; a test that asks for it is skipped where there is none."""

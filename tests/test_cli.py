@@ -254,7 +254,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(ignored: bool) -> None:
         "cli.COMMANDS['list'] = lambda: os.kill(os.getpid(), signal.SIGHUP) or print('went on')\n"
         "sys.argv = ['iregzoo', 'list']; cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert (done.returncode, "went on" in done.stdout) == ((0, True) if ignored else (2, False))
 
 
@@ -372,7 +372,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, interrupt: signal.Si
     process = subprocess.Popen(
         [*command, "--output", str(output), "--init", "affine"],
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         # A shell's background job, which these tests may be, ignores SIGINT, and so would the process.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -455,6 +455,6 @@ def test_the_end_is_quick_and_silent(triton: bool) -> None:
         sys.argv = ["iregzoo", "list"]
         iregzoo.cli.main()
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.splitlines()[-1] == f"frozen {not triton}"
     assert not done.stderr

@@ -14,7 +14,9 @@ SAYS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "20000"}
 def test_settings_of_the_process(name: str, value: str, own: str | None) -> None:
     environment = {key: each for key, each in os.environ.items() if key not in SAYS} | ({name: own} if own else {})
     code = f"import os, sys, iregzoo; print(os.environ[{name!r}], 'torch' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True
+    )
     assert said.stdout.split() == [own or value, "False"]
 
 
@@ -29,5 +31,5 @@ def test_settings_of_the_process(name: str, value: str, own: str | None) -> None
 )
 def test_an_import_brings_no_more_than_it_needs(module: str, absent: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert said.stdout.strip() == "[]"

@@ -1,6 +1,7 @@
 """A group's mean pose: where its scans lie in their scanners is not to matter, nor which comes first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +50,28 @@ def sharpness(group: Group) -> float:
 
 
 POSES = (turned((0, 0, 0), (0, 0, 0)), turned((8, -4, 10), (9, -5, 4)), turned((-6, 5, -7), (-4, 8, -10)))
+SIZES = {"rigid": (1.0, 1.0, 1.0), "affine": (1.0, 1.15, 0.9)}
+Heads = tuple[list[Matrix], list[Member], Group]
 
 
-@pytest.mark.parametrize("init", ["rigid", "affine"])
-def test_scans_are_brought_to_one_pose(tmp_path: Path, init: str) -> None:
-    sizes = (1.0, 1.1, 0.93) if init == "affine" else (1.0, 1.0, 1.0)
-    worlds = [world @ turned((0, 0, 0), (0, 0, 0), size) for world, size in zip(POSES, sizes, strict=True)]
-    members = [write_head(tmp_path, f"head{number}", world) for number, world in enumerate(worlds)]
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Heads]:
+    """Where three heads lie, their scans, and the group that a start makes of them, which takes seconds."""
+
+    @cache
+    def made(init: str) -> Heads:
+        worlds = [world @ turned((0, 0, 0), (0, 0, 0), size) for world, size in zip(POSES, SIZES[init], strict=True)]
+        folder = tmp_path_factory.mktemp(init)
+        members = [write_head(folder, f"head{number}", world) for number, world in enumerate(worlds)]
+        return worlds, members, read_group(members, CARD, init=init)
+
+    return made
+
+
+@pytest.mark.parametrize("init", list(SIZES))
+def test_scans_are_brought_to_one_pose(heads: Callable[[str], Heads], init: str) -> None:
+    worlds, members, group = heads(init)
     apart = read_group(members, CARD, init="none")
-    group = read_group(members, CARD, init=init)
     assert sharpness(apart) < 0.93
     assert sharpness(group) > 0.98
     # From one scan to another by way of the template, as the head was moved.
@@ -67,27 +81,24 @@ def test_scans_are_brought_to_one_pose(tmp_path: Path, init: str) -> None:
         assert group.grid.farthest(found @ group.grid.affine, expected @ group.grid.affine) < 6.0  # 1.5 voxels
 
 
-def test_mean_pose_is_the_mean(tmp_path: Path) -> None:
-    sizes = (1.0, 1.15, 0.9)
-    worlds = [world @ turned((0, 0, 0), (0, 0, 0), size) for world, size in zip(POSES, sizes, strict=True)]
-    group = read_group([write_head(tmp_path, f"h{n}", world) for n, world in enumerate(worlds)], CARD, init="affine")
+def test_mean_pose_is_the_mean(heads: Callable[[str], Heads]) -> None:
+    _, _, group = heads("affine")
     linear = np.array([start[:3, :3] for start in group.starts])
     # To second order of the turns, which do not commute.
     assert np.abs(np.mean([logm(part) for part in linear], axis=0)).max() < 0.01
     found = np.cbrt(np.linalg.det(linear))
-    assert np.allclose(found, np.array(sizes) / np.cbrt(1.15 * 0.9), atol=0.02)
+    assert np.allclose(found, np.array(SIZES["affine"]) / np.cbrt(1.15 * 0.9), atol=0.02)
     assert np.allclose(group.grid.centre, 0, atol=1e-9)
     assert all(start[3].tolist() == [0, 0, 0, 1] for start in group.starts)
 
 
-@pytest.mark.parametrize("init", ["center", "rigid"])
-def test_first_scan_is_like_any_other(tmp_path: Path, init: str) -> None:
-    members = [write_head(tmp_path, f"head{number}", world) for number, world in enumerate(POSES)]
-    one, other = (read_group(some, CARD, init=init) for some in (members, members[::-1]))
-    if init == "center":
-        assert one.grid.matches(other.grid)
-        torch.testing.assert_close(mean_of(one), mean_of(other), atol=1e-4, rtol=0)
-    assert abs(sharpness(one) - sharpness(other)) < 0.01
+def test_first_scan_is_like_any_other(heads: Callable[[str], Heads]) -> None:
+    _, members, group = heads("rigid")
+    other = read_group(members[::-1], CARD, init="rigid")
+    assert abs(sharpness(group) - sharpness(other)) < 0.01
+    one, other = (read_group(some, CARD, init="center") for some in (members, members[::-1]))
+    assert one.grid.matches(other.grid)
+    torch.testing.assert_close(mean_of(one), mean_of(other), atol=1e-4, rtol=0)
 
 
 def test_headers_are_trusted_where_the_start_is_none(tmp_path: Path) -> None:

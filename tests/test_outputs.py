@@ -407,7 +407,9 @@ except InputError as error:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
 def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, encoding="utf-8", timeout=120
+    )
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     results = tmp_path / "new" / "results"

@@ -55,7 +55,9 @@ def test_command_that_rewrites_the_manifest(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "bundles/iirp/docs/README.md").write_text("changed")
     before = json.loads((tmp_path / "bundles/manifest.json").read_text("utf-8"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
-    done = subprocess.run([sys.executable, *manifest.SIGN.split()[1:]], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *manifest.SIGN.split()[1:]], check=False, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     after = json.loads((tmp_path / "bundles/manifest.json").read_text("utf-8"))
     changed = after["iirp"][VERSION]
@@ -350,7 +352,7 @@ def test_monai_downloads_what_is_packed(monkeypatch: pytest.MonkeyPatch, tmp_pat
         options = {"name": "iirp", "version": VERSION, "url": f"{release.url}/{packed.file}"}
         command = [sys.executable, "-m", "monai.bundle", "download", "--bundle_dir", str(tmp_path / "monai")]
         command += [part for name, value in options.items() for part in (f"--{name}", value)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", timeout=300)
         assert done.returncode == 0, done.stderr
         assert release.archives() == [None]
     assert tree(tmp_path / "monai" / "iirp") == tree(BUNDLES / "iirp")

@@ -177,7 +177,9 @@ def test_peak_memory_is_that_of_what_was_held_at_once_and_is_forgotten() -> None
     """
     # In a process of its own, as the measurements are: this one may hold enough free memory for all of it.
     environment = {**os.environ, "PYTHONPATH": str(Path(meter.__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, encoding="utf-8"
+    )
     held, none = map(float, done.stdout.split())
     assert held == pytest.approx(96, abs=16)
     assert none < 16

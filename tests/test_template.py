@@ -91,6 +91,6 @@ def test_installed_package_has_the_template(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         check=True,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert Path(found.stdout.strip()) == tmp_path / "iregzoo" / "templates" / "hippocampus" / "template.nii.gz"

@@ -150,7 +150,9 @@ def test_killed_download_goes_on(downloads: Downloads, release: Release, former:
 def test_two_at_the_same_time_do_not_spoil_each_other(downloads: Downloads, release: Release) -> None:
     release.slow = 0.05
     command = [sys.executable, "-m", "iregzoo", "download", "iirp", "--source", release.url]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)
+    ]
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert release.archives() == [None]

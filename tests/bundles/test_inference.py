@@ -145,7 +145,12 @@ def test_command_of_monai_runs_the_bundle(pair: Pair, tmp_path: Path) -> None:
     )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, *command.split()], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *command.split()],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(tmp_path / "monai", own("iirp", pair, tmp_path / "own"))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +342,15 @@ def test_recipe_trains_and_evaluates_the_best(
     assert 0 <= float(mean) < 1
 
 
-@EACH_BUNDLE
+def multi_gpu(folder: Path) -> bytes:
+    return (folder / "configs" / "multi_gpu_train.json").read_bytes()
+
+
+# A bundle for each recipe: of those with the same one, AD-RegNet, some of whose weights so small a grid leaves unused.
+MULTI_GPU = list({multi_gpu(folder): folder for folder in reversed(FOLDERS)}.values())
+
+
+@pytest.mark.parametrize("folder", MULTI_GPU, ids=attrgetter("name"))
 def test_two_processes_train_as_one_with_their_batches_together(folder: Path, dataset: Path, tmp_path: Path) -> None:
     """MONAI's multi-GPU pattern, on the CPU: two processes with a pair each step as one process with both pairs."""
     options: dict[str, Any] = {"steps": 2, "steps_per_epoch": 1, "seed": 3}
@@ -351,7 +360,7 @@ def test_two_processes_train_as_one_with_their_batches_together(folder: Path, da
     command += ["-m", "monai.bundle", "run", "--config_file", str(files)]
     command += [part for key, value in given.items() for part in (f"--{key}", str(value))]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     workflow(dataset, tmp_path / "one", bundle=folder, batch_size=2, **options).run()
     expected, found = weights_of(tmp_path / "one", 2), weights_of(tmp_path / "two", 2)

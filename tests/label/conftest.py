@@ -120,7 +120,7 @@ def server(hippocampi: Path, patients: list[str], tmp_path_factory: pytest.TempP
 def prepare(app: Path) -> str:
     """Prepare the app with the command; gives the command that it prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "iregzoo", "label-app", str(app)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "iregzoo", "label-app", str(app)], check=True, capture_output=True, encoding="utf-8"
     )
     return done.stdout.strip().splitlines()[-1]
 
