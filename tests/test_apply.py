@@ -26,6 +26,7 @@ from geometry import (
     waves,
     wavy_transform,
 )
+from iregzoo.apply import ITK
 from iregzoo.errors import InputError
 from iregzoo.space.files import write_displacement, write_transform
 from iregzoo.space.grid import Grid
@@ -296,6 +297,27 @@ def test_whole_numbers_are_rounded_and_air_lies_outside(pair: Pair, run: Run) ->
     assert (from_image(found) == -1024).any()
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize(
+    ("kind", "outside"), [(sitk.sitkInt16, -1024), (sitk.sitkFloat32, 12.5)], ids=["int16", "float"]
+)
+def test_value_outside_is_what_itk_puts_there(pair: Pair, run: Run, mode: str, kind: int, outside: float) -> None:
+    image = sitk.Cast(sitk.ReadImage(pair["moving.nii.gz"]), kind)
+    sitk.WriteImage(image, pair["image.nrrd"])
+    way = {"transform": pair["transform.h5"], "reference": pair["fixed.nii.gz"], "interpolation": mode}
+    run(**way, input=pair["image.nrrd"], output=pair["out.nrrd"], outside=str(outside))
+    reference = sitk.ReadImage(pair["fixed.nii.gz"])
+    expected = sitk.Resample(image, reference, pair.transform, ITK[mode], outside, sitk.sitkFloat64)
+    found = from_image(sitk.ReadImage(pair["out.nrrd"]))
+    beyond = from_image(expected) == outside
+    assert 100 < beyond.sum() < beyond.numel() / 2
+    assert (found[beyond] == outside).all()
+    assert (found - from_image(expected)).abs().median() <= (0.5 if kind == sitk.sitkInt16 else 1e-3)
+    way["interpolation"] = "linear"
+    run(**way, input=pair["moving_labels.nii.gz"], output=pair["mask.nrrd"], outside="7")  # an image, as it says
+    assert (from_image(sitk.ReadImage(pair["mask.nrrd"])) == 7).any()
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".NRRD"])
 def test_formats_of_images(pair: Pair, run: Run, ending: str) -> None:
     output = pair[f"warped{ending}"]
@@ -472,6 +494,17 @@ BAD: list[tuple[dict[str, str], str]] = [
     ({"interpolation": "sinc"}, "'sinc' is unknown; choose auto, linear, nearest, cubic, smooth-labels"),
     ({"interpolation": "smooth-labels"}, "moving.nii.gz: does not look like a label map, which smooth-labels is for"),
     ({"interpolation": "cubic", "input": "good.csv", "output": "new.csv"}, "good.csv: points are not interpolated"),
+    ({"outside": "air"}, "outside 'air': give a number"),
+    ({"outside": "nan"}, "outside 'nan': give a number"),
+    ({"outside": "-1e999"}, "outside -inf: give a number"),
+    ({"outside": "true"}, "outside 'true': give a number"),
+    ({"outside": "-1", "input": "good.csv", "output": "new.csv"}, "good.csv: points have no value outside an image"),
+    ({"outside": "3", "input": "moving_labels.nii.gz"}, "looks like a label map, which has 0 outside; leave out"),
+    ({"outside": "3", "input": "moving_labels.nii.gz", "interpolation": "nearest"}, "looks like a label map"),
+    ({"outside": "3", "input": "moving_labels.nii.gz", "interpolation": "smooth-labels"}, "looks like a label map"),
+    ({"outside": "-1", "input": "bytes.nrrd"}, "-1: the voxels of bytes.nrrd hold whole numbers from 0 to 255; give"),
+    ({"outside": "0.5", "input": "bytes.nrrd"}, "bytes.nrrd hold whole numbers from 0 to 255; give one of these"),
+    ({"outside": "1e300"}, "outside 1e+300: the voxels of moving.nii.gz hold numbers from -3.4"),
     ({"inverse": "perhaps"}, "inverse 'perhaps': give true or false"),
     ({"output": "new.png"}, "ends with .nii.gz or .nii or .nrrd or .mha"),
     ({"output": "new.csv"}, "ends with .nii.gz"),
@@ -517,6 +550,8 @@ def test_bad_input_ends_with_a_line(
     hole = np.ones((4, 5, 6))
     hole[1, 2, 3] = np.nan
     sitk.WriteImage(sitk.GetImageFromArray(hole), "nan.nrrd")
+    noise = np.random.default_rng(0).integers(0, 256, (4, 5, 6), dtype=np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(noise), "bytes.nrrd")
     options = {
         "transform": "transform.h5",
         "input": "moving.nii.gz",

@@ -174,6 +174,24 @@ def test_batch_equals_its_singles() -> None:
         torch.testing.assert_close(both[1][pair : pair + 1], offset_attention(*single[:2], bias))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of sizes, which a trace keeps
+@pytest.mark.parametrize("wanted", [True, False])
+def test_both_forms_can_be_traced(wanted: bool) -> None:
+    def shifted(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return neighbourhood_attention(query, key, value, window=[min(3, size) for size in query.shape[2:]])
+
+    def offset(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return offset_attention(query, key, value[:1, :2, :3, :3, :3].flatten(0, 1))
+
+    given, other = operands((4, 5, 2)), [operand.flip(2) for operand in operands((4, 5, 2))]
+    with torch.set_grad_enabled(wanted):
+        traced = torch.jit.trace(shifted, given, check_trace=False)
+        torch.testing.assert_close(traced(*other), shifted(*other))
+        given, other = operands(), [operand.flip(2) for operand in operands()]
+        traced = torch.jit.trace(offset, given, check_trace=False)
+        torch.testing.assert_close(traced(*other), offset(*other))
+
+
 def test_layout_in_memory_does_not_matter() -> None:
     inputs = operands()
     strided = [operand.to(memory_format=torch.channels_last_3d) for operand in inputs]

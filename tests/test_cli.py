@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from fire import docstrings
 
 from iregzoo import __version__, cli
+from iregzoo.errors import InputError
 from shell import run
 
 SHAPE = (24, 28, 24)
@@ -54,6 +55,22 @@ def assert_refused(
     assert error.startswith("iregzoo: ")
     for word in words:
         assert word in error
+
+
+def test_a_field_of_view_too_large_for_the_weights_is_said_before_the_network_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise InputError("the network runs")
+
+    monkeypatch.setattr("iregzoo.registration.PairNetwork.register", stop)
+    said = []
+    for limit in (0.5, 6.0):
+        monkeypatch.setattr("iregzoo.quality.LARGE_FIELD", limit)
+        assert run(monkeypatch, "register", *pair, "--output", str(tmp_path / "out"), "--weights", "hippocampus") == 2
+        said.append(capsys.readouterr().err.strip().splitlines())
+    assert said[0][0].startswith("warning: the scans cover 1 times the volume that these weights were made for: ")
+    assert said[0][1:] == said[1] == ["iregzoo: the network runs"]
 
 
 def test_register_writes_every_file(

@@ -160,6 +160,7 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
             ["bundle sm_gicnet", "max-iterations 2", "single pass"],
         ),
         (["--bundle", "iirp", "--controller", ","], ["--controller", "empty"]),
+        (["--bundle", "iirp", "--init", "elastic"], ["init 'elastic' is unknown", "choose auto"]),
         (["--bundle", "iirp", "--peers", "elastix"], ["peer 'elastix'", "ants-syn, greedy"]),
         (["--bundle", "iirp", "--plots", "maybe"], ["plots 'maybe'", "true or false"]),
         (["--bundle", "iirp,pan", "--weights", "elbow"], ["'elbow'", "iirp", "hippocampus"]),
@@ -320,11 +321,26 @@ def test_a_missing_table_is_refused(tmp_path: Path) -> None:
         read_cases(tmp_path / "none.csv")
 
 
-def test_unequal_landmarks_fail_their_pair(folder: Path, method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fixed_points": "fewer.csv"}, r"fewer.csv: 1 points, but .*moving.csv: 3; give as many in both"),
+        ({"fixed_points": "noise.csv"}, r"noise.csv: is not a list of landmarks"),
+        ({"init": "noise.tfm"}, r"noise.tfm: is not a transform"),
+    ],
+)
+def test_bad_landmarks_and_starts_are_refused_before_any_pair_is_registered(
+    folder: Path, method: Method, tmp_path: Path, change: dict[str, str], words: str
+) -> None:
     (folder / "fewer.csv").write_text("# CoordinateSystem = LPS\nx,y,z\n1,2,3\n")
-    table = write_table(folder / "fewer_pairs.csv", [row(fixed_points="fewer.csv", moving_points="moving.csv")])
-    summary = evaluate(read_cases(table), [method], tmp_path, init="none")
-    assert "1 points" in summary["failed"][0]["reason"]
+    for name in ("noise.csv", "noise.tfm"):
+        (folder / name).write_text("noise")
+    points = row(fixed_points="fixed.csv", moving_points="moving.csv", init="")
+    table = write_table(folder / "bad_points.csv", [points, points | change])
+    begun: list[str] = []
+    with pytest.raises(InputError, match=rf"^pair 2, moving.nii.gz → fixed.nii.gz: .*{words}"):
+        evaluate(read_cases(table), [method], tmp_path, progress=begun.append)
+    assert begun == []
 
 
 def test_real_hippocampi_gain_overlap(test_data: Path, method: Method, tmp_path: Path) -> None:

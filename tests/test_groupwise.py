@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from iregzoo import groupwise
 from iregzoo.errors import InputError
 from iregzoo.fields import invert, warp
 from iregzoo.group import Group, Member, labels_in, read_group
-from iregzoo.groupwise import Template, agreement, build_template, template_labels, write_ways
+from iregzoo.groupwise import Template, agreement, build_template, template_labels, usual_ncc, write_ways
 from iregzoo.similarity import ncc
 from iregzoo.space.files import write_image
 from iregzoo.space.frame import Frame
@@ -476,14 +477,31 @@ def test_labels_without_names_are_refused_where_others_have_them(
     assert "labels [2] have no names; name every label that the scans have" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(1.0, "noise is not like the other scans"), (0.7, "noise is far less like the other scans"), (0.0, "")],
+)
 def test_scan_unlike_the_others_is_told_of(
-    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], share: float, words: str
 ) -> None:
-    grid = read_scan(table.parent / "head0.nii.gz").grid
-    noise = torch.rand(1, 1, *grid.shape, generator=torch.manual_seed(0))
-    write_image(table.parent / "noise.nii.gz", noise, grid)
+    head = read_scan(table.parent / "head1.nii.gz")
+    noise = torch.rand(1, 1, *head.grid.shape, generator=torch.manual_seed(0))
+    mixed = share * noise + (1 - share) * head.data / head.data.max()
+    write_image(table.parent / "noise.nii.gz", mixed, head.grid)
     table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\nhead2.nii.gz\nnoise.nii.gz\n", encoding="utf-8")
     assert template(monkeypatch, table, "--rounds", "0") == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert len(warnings) == 1
-    assert "noise is not like the other scans" in warnings[0]
+    assert len(warnings) == bool(words)
+    assert all(words in warning for warning in warnings)
+
+
+def test_usual_agreement_does_not_know_of_what_is_far_off() -> None:
+    def usual(*values: float) -> tuple[float, float]:
+        return usual_ncc([{"ncc": value} for value in values])
+
+    assert usual(0.92, 0.91, 0.93, 0.92, 0.92, 0.35, math.nan) == pytest.approx((0.92, 0.82))  # hardly any spread
+    assert usual(0.7, 0.6, 0.8, 0.5, 0.9) == pytest.approx((0.7, 0.7 - 5 * 1.4826 * 0.1))
+    middle, least = usual(0.1, 0.9)  # of two, none is the odd one
+    assert middle == 0.5
+    assert least < 0.1
+    assert all(map(math.isnan, usual(math.nan, math.nan)))

@@ -68,9 +68,9 @@ class Way:
             array[head > limit] = value
         return self.moving.to_sitk(array)
 
-    def resampled(self, volume: sitk.Image, mode: int = sitk.sitkLinear) -> Array:
+    def resampled(self, volume: sitk.Image, mode: int = sitk.sitkLinear, outside: float = 0) -> Array:
         reference = sitk.ReadImage(self["fixed.nii.gz"])
-        return sitk.GetArrayFromImage(sitk.Resample(volume, reference, self.transform, mode))
+        return sitk.GetArrayFromImage(sitk.Resample(volume, reference, self.transform, mode, outside))
 
 
 @pytest.fixture
@@ -233,6 +233,20 @@ def test_numbers_of_a_voxel_are_resampled_one_by_one(way: Way, apply: Run, endin
         ours = sitk.GetArrayFromImage(sitk.VectorIndexSelectionCast(found, index))
         theirs = way.resampled(volume)
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_the_value_outside_is_that_of_every_volume(way: Way, apply: Run) -> None:
+    volumes = way.volumes(2)
+    write_series(way["bold.nrrd"], volumes)
+    sitk.WriteImage(sitk.Compose(volumes), way["parts.nrrd"])
+    for name in ("bold", "parts"):
+        apply(f"{name}.nrrd", f"{name}_out.nrrd", outside="-1000")
+        found = array_of(way[f"{name}_out.nrrd"])
+        for index, volume in enumerate(volumes):
+            expected = way.resampled(volume, sitk.sitkLinear, -1000)
+            ours = found[index] if name == "bold" else found[..., index]
+            assert (ours == -1000).sum() == (expected == -1000).sum() > 100
+            np.testing.assert_allclose(ours, expected, atol=1e-4 * expected.max())
 
 
 # --- interpolation

@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 import torch
 
 from iregzoo.errors import InputError
+from iregzoo.flags import check_number
 from iregzoo.space.files import write_volume
 from iregzoo.space.grid import Grid
 from iregzoo.space.points import read_point_list, voxel_places
@@ -46,13 +48,21 @@ def is_points(path: str | Path) -> bool:
     return str(path).lower().endswith(POINTS)
 
 
-def check_names(source: str | Path, reference: str | Path | None, output: str | Path, interpolation: str) -> None:
-    """Refuse, before any work, what the names alone show to be wrong.
+def check_names(
+    source: str | Path,
+    reference: str | Path | None,
+    output: str | Path,
+    interpolation: str,
+    outside: float | None = None,
+) -> None:
+    """Refuse, before any work, what the names and settings alone show to be wrong.
 
     Raises:
         InputError: for an output that is not of the input's kind, an image without a reference, another interpolation,
-            and one of points.
+            what is no number for ``outside``, and either of them for points.
     """
+    if outside is not None:
+        check_number(outside, "outside")
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"interpolation {interpolation!r} is unknown; choose {', '.join(INTERPOLATIONS)}")
     if str(source).lower().endswith(".fcsv"):
@@ -61,6 +71,8 @@ def check_names(source: str | Path, reference: str | Path | None, output: str | 
     if is_points(source):
         if interpolation != "auto":
             raise InputError(f"{source}: points are not interpolated; leave out --interpolation {interpolation}")
+        if outside is not None:
+            raise InputError(f"{source}: points have no value outside an image; leave out --outside {outside}")
         endings = (next(ending for ending in POINTS if str(source).lower().endswith(ending)),)
     elif reference is None:
         raise InputError(f"{source}: an image needs --reference, an image whose grid the result should have")
@@ -94,11 +106,13 @@ def apply_to_image(
     output: Path,
     *,
     interpolation: str = "auto",
+    outside: float | None = None,
 ) -> Report:
     """Resample an image or label map through a chain, on a reference's grid, once, and write it.
 
-    Its type of voxel stays. Outside its field of view lies 0, or its lowest value where that is below 0. Each
-    volume of a 4-D series becomes what it would alone, and so do several numbers a voxel, but with 0 outside.
+    Its type of voxel stays. Outside its field of view lies 0, or its lowest value where that is below 0, unless
+    another value is given. Each volume of a 4-D series becomes what it would alone, and so do several numbers a voxel,
+    but with 0 outside.
 
     Args:
         chain: from the reference to the image.
@@ -107,24 +121,32 @@ def apply_to_image(
         output: the file to write.
         interpolation: ``linear``, ``nearest``, ``cubic``, ``smooth-labels``, or ``auto``, which takes nearest for what
             looks like a label map, and else linear.
+        outside: what lies outside the image's field of view, and not for a label map; chosen as said if None.
 
     Raises:
-        InputError: as ``read_series`` and ``read_volume`` do, and for smooth labels of what is no label map.
+        InputError: as ``read_series`` and ``read_volume`` do, for smooth labels of what is no label map, and for an
+            ``outside`` of a label map or that the image's type of voxel cannot hold.
     """
-    image, report = _warped(chain, read_series(source), Grid.of(read_volume(reference)[0]), interpolation)
+    image, report = _warped(chain, read_series(source), Grid.of(read_volume(reference)[0]), interpolation, outside)
     write_volume(output, image)
     return report
 
 
-def _warped(chain: Chain, series: Series, grid: Grid, interpolation: str) -> tuple[sitk.Image, Report]:
+def _warped(
+    chain: Chain, series: Series, grid: Grid, interpolation: str, outside: float | None
+) -> tuple[sitk.Image, Report]:
     """All volumes on a grid as one image of their kind, and how it went."""
-    outside, labels = _look(series, whether=interpolation in ("auto", SMOOTH))
+    unsure = interpolation in ("auto", SMOOTH) or (outside is not None and interpolation == "nearest")
+    beyond, labels = _look(series, whether=unsure)
     mode, line = _mode(series.path, interpolation, labels)
+    if outside is not None:
+        _check_outside(outside, series, labels=bool(labels) or mode == SMOOTH)
+        beyond = [float(outside)] * len(beyond)
+    elif mode in ("nearest", SMOOTH) or series.components > 1:  # air of CT lies around grey values alone
+        beyond = [0.0] * len(beyond)
     transform, moved = _on(chain, grid, once=len(series) > 1)
-    if mode in ("nearest", SMOOTH) or series.components > 1:  # air of CT lies around grey values alone
-        outside = [0.0] * len(outside)
-    pairs = zip(series, outside, strict=True)
-    image = series.join((_resample(volume, grid, transform, mode, beyond) for volume, beyond in pairs), grid)
+    pairs = zip(series, beyond, strict=True)
+    image = series.join((_resample(volume, grid, transform, mode, value) for volume, value in pairs), grid)
     report = Report() if moved is None else _inverse_report(moved, "voxels")
     if series.components in TURNING:
         doubt = f"{series.components} values per voxel were resampled one by one; directions in them were not turned"
@@ -160,6 +182,19 @@ def _mode(path: Path, interpolation: str, labels: bool | None) -> tuple[str, str
         return interpolation, ""
     chosen, kind = ("nearest", "a label map") if labels else ("linear", "an image")
     return chosen, f"interpolation: {chosen}, because {path.name} looks like {kind}"
+
+
+def _check_outside(outside: float, series: Series, *, labels: bool) -> None:
+    """Refuse a value outside a label map, and one that the type of voxel cannot hold: ITK would take another."""
+    if labels:
+        raise InputError(f"{series.path}: looks like a label map, which has 0 outside; leave out --outside {outside}")
+    kind = sitk.GetArrayViewFromImage(series.image).dtype
+    whole = kind.kind in "iu"
+    limits: Any = np.iinfo(kind) if whole else np.finfo(kind)
+    least, most = float(limits.min), float(limits.max)
+    if not least <= outside <= most or (whole and outside != round(outside)):
+        held = f"{'whole ' if whole else ''}numbers from {least:g} to {most:g}"
+        raise InputError(f"outside {outside}: the voxels of {series.path.name} hold {held}; give one of these")
 
 
 def _on(chain: Chain, grid: Grid, *, once: bool) -> tuple[sitk.Transform, Moved | None]:

@@ -243,7 +243,8 @@ def _attend(
     for operand in given:
         dtype = dtype if operand is None else torch.promote_types(dtype, operand.dtype)
     operands = [None if operand is None else operand.to(dtype).contiguous() for operand in given]
-    result: Tensor = _WindowAttention.apply(*operands, window, scale)  # type: ignore[no-untyped-call]  # so in torch
+    sizes = tuple(map(int, window))  # while a network is traced, shapes are of tensors, which may not be nested here
+    result: Tensor = _WindowAttention.apply(*operands, sizes, scale)  # type: ignore[no-untyped-call]  # so in torch
     return result
 
 

@@ -18,11 +18,11 @@ from iregzoo.cases import Case
 from iregzoo.entrants import Entrant, line_up
 from iregzoo.errors import InputError
 from iregzoo.learn2reg import field_folders, field_names, write_field
-from iregzoo.measure import Row, measure
+from iregzoo.measure import Row, check_cases, measure
 from iregzoo.peers import describe, find_peers
 from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
-from iregzoo.register import Result, gradient_steps, read_scans
+from iregzoo.register import Result, choose_start, gradient_steps, read_scans
 from iregzoo.tables import between_methods, by_method, comparisons, markdown, summarise, title, write_table
 from iregzoo.zoo import Method
 
@@ -67,9 +67,11 @@ def evaluate(
 
     Raises:
         InputError: before anything is measured, for a controller that one of the methods does not take, a peer that is
-            unknown or not installed, ``refine`` that is no such number, methods of one name, and pairs or folders of
-            one name with ``learn2reg``.
+            unknown or not installed, an ``init`` that is none, ``refine`` that is no such number, methods of one name,
+            pairs that ``check_cases`` refuses, and pairs or folders of one name with ``learn2reg``.
     """
+    choose_start(init)
+    check_cases(cases)
     steps = [gradient_steps(refine, method.card) for method in methods]
     tools = find_peers(peers)
     entrants = line_up(methods, controllers, tools, init=init, max_iterations=max_iterations, refine=refine)

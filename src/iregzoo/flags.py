@@ -1,4 +1,6 @@
-"""Settings that are true or false, or counts, as command lines hand them over."""
+"""Settings that are true or false, counts, or numbers, as command lines hand them over."""
+
+import math
 
 from iregzoo.errors import InputError
 
@@ -26,3 +28,13 @@ def check_count(value: object, name: str, *, least: int = 1, most: int | None = 
         raise InputError(f"{name} {value!r}: give a whole number of at least {least}")
     if most is not None and value > most:
         raise InputError(f"{name} {value}: give at most {most}")
+
+
+def check_number(value: object, name: str) -> None:
+    """Refuse a setting that is no finite number.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise InputError(f"{name} {value!r}: give a number")

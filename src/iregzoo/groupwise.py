@@ -7,9 +7,10 @@ are averaged where the mean of their displacements is zero, so that no scan and 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from iregzoo.zoo import Method
 AT_ONCE = 8  # labels that are warped together
 WEAKEST = 1 / 3  # part of the scans that have to label a voxel
 MOST_ROUNDS = 100
+FAR = 5.0  # standard deviations below the median
+LEAST_SPREAD = 0.02  # of NCC: scans of one kind differ by that much
 HALF = 0.5  # of a voxel that a field of view has to have for it to count
 
 
@@ -192,6 +195,21 @@ def _likeness(group: Group, template: Template, image: Tensor, shown: Tensor) ->
         return math.nan
     rest = ((template.image - low) / (high - low) * template.seen - image)[both] / others[both]
     return float(ncc(rest.view(1, 1, -1, 1), image[both].view(1, 1, -1, 1)))
+
+
+def usual_ncc(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The median of the scans' NCC with the others, and the least that is not far below it.
+
+    Far is ``FAR`` standard deviations, of at least ``LEAST_SPREAD`` each, by the median absolute deviation, which scans
+    that are far off do not change.
+
+    Args:
+        rows: from ``agreement``.
+    """
+    known = [row["ncc"] for row in rows if not math.isnan(row["ncc"])] or [math.nan]
+    middle = median(known)
+    spread = 1.4826 * median(abs(value - middle) for value in known)
+    return middle, middle - FAR * max(spread, LEAST_SPREAD)
 
 
 def write_ways(group: Group, template: Template, folder: str | Path) -> None:

@@ -1,8 +1,10 @@
 """The figures of one registered pair, whoever registered it: a row of ``iregzoo evaluate``'s table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from iregzoo.cases import Case
 from iregzoo.errors import InputError
@@ -11,9 +13,26 @@ from iregzoo.quality import Comparison, figures, labels_of
 from iregzoo.register import Result
 from iregzoo.similarity import ssim
 from iregzoo.space.points import move_points, read_points
+from iregzoo.space.transforms import read_linear
 
 Row = dict[str, Any]
 SSIM_WINDOW = 7  # voxels
+
+
+def check_cases(cases: Sequence[Case]) -> None:
+    """Refuse pairs whose landmarks or own start would make them fail; scans and label maps are not looked at.
+
+    Raises:
+        InputError: naming the first of them by its place in the table, for landmarks as ``measure`` does, and for a
+            start as ``read_linear`` does.
+    """
+    for number, case in enumerate(cases, 1):
+        try:
+            _landmarks(case)
+            if case.init:
+                read_linear(case.init)
+        except InputError as error:
+            raise InputError(f"pair {number}, {case.title}: {error}") from None
 
 
 def measure(case: Case, result: Result, images: Comparison) -> Row:
@@ -30,8 +49,9 @@ def measure(case: Case, result: Result, images: Comparison) -> Row:
     found = figures(result, images)
     row: Row = {"fixed": case.fixed, "moving": case.moving}
     row |= _overlap(result, found)
-    if case.fixed_points and case.moving_points:
-        row["tre_mm"] = _landmark_error(case, result)
+    if landmarks := _landmarks(case):
+        moved = move_points(landmarks[0], result.displacement, result.frame.fixed)
+        row["tre_mm"] = float(tre(moved, landmarks[1]).mean())
     for name in ("folding_percent", "near_singular_percent", "sdlogj", "ncc_before", "ncc_after"):
         row[name] = found.get(name, math.nan)
     row["mse"] = found["mse_after"]
@@ -41,14 +61,16 @@ def measure(case: Case, result: Result, images: Comparison) -> Row:
     return row
 
 
-def _landmark_error(case: Case, result: Result) -> float:
-    expected = read_points(case.moving_points)
-    moved = move_points(read_points(case.fixed_points), result.displacement, result.frame.fixed)
-    if len(moved) != len(expected):
+def _landmarks(case: Case) -> tuple[Tensor, Tensor] | None:
+    """Those of the fixed and of the moving scan, (N, 3) each, LPS mm; None where one of them has none."""
+    if not (case.fixed_points and case.moving_points):
+        return None
+    fixed, moving = read_points(case.fixed_points), read_points(case.moving_points)
+    if len(fixed) != len(moving):
         raise InputError(
-            f"{case.fixed_points}: {len(moved)} points, but {case.moving_points}: {len(expected)}; give as many in both"
+            f"{case.fixed_points}: {len(fixed)} points, but {case.moving_points}: {len(moving)}; give as many in both"
         )
-    return float(tre(moved, expected).mean())
+    return fixed, moving
 
 
 def _overlap(result: Result, found: Mapping[str, Any]) -> Row:

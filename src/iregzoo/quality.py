@@ -13,8 +13,9 @@ from iregzoo.jacobian import jacobian_determinant
 from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
 from iregzoo.register import Result
 from iregzoo.similarity import mse, ncc
-from iregzoo.space.grid import Matrix, pull, to_voxels
+from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
 from iregzoo.space.scan import scale
+from iregzoo.zoo import WeightsCard
 
 NEAR_SINGULAR = 0.1  # det J
 LITTLE_ALIKE = 0.3  # NCC
@@ -84,7 +85,9 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
         "iterations": [int(count[0]) for count in result.registration.iterations],
         "scores": [[round(float(s), 6) for s in level[:, 0] if s == s] for level in result.registration.scores],
     }
-    found |= _field_size(result)
+    network = result.frame.network if result.refinement is None else result.refinement.network
+    if (size := field_size(network, result.card)) is not None:
+        found["field_size"] = size
     found |= _overlap(result) | _lost(result)
     if headers := [scan.doubt for scan in (result.scans.fixed, result.scans.moving) if scan.doubt]:
         found["header_doubts"] = headers
@@ -111,11 +114,8 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
             f"the deformation shrinks {found['near_singular_percent']:.1f} % of the voxels to a tenth of their "
             "volume or less"
         )
-    if found.get("field_size", 0) > LARGE_FIELD:
-        said["field_size"] = (
-            f"the scans cover {found['field_size']:.0f} times the volume that these weights were made for: choose "
-            "other weights with --weights (see iregzoo list), or crop the scans"
-        )
+    if doubt := large_field(found.get("field_size")):
+        said["field_size"] = doubt
     if found.get("labels_lost"):
         lost = ", ".join(map(str, found["labels_lost"][:8])) + ("…" if len(found["labels_lost"]) > 8 else "")
         said["labels_lost"] = f"labels of the moving scan are not left on the fixed scan's grid: {lost}"
@@ -124,14 +124,22 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     return said
 
 
-def _field_size(result: Result) -> dict[str, float]:
+def field_size(network: Grid, card: WeightsCard | None) -> float | None:
     """The volume of the network's grid beside that of the weights' card, which a file of the user's own has not."""
-    card, refinement = result.card, result.refinement
     if card is None or max(card.minimum) == 1:
-        return {}
-    grid = result.frame.network if refinement is None else refinement.network
-    volume = np.prod(np.array(grid.shape) * grid.spacing)
-    return {"field_size": round(float(volume / np.prod(np.array(card.minimum) * card.spacing)), 2)}
+        return None
+    volume = np.prod(np.array(network.shape) * network.spacing)
+    return round(float(volume / np.prod(np.array(card.minimum) * card.spacing)), 2)
+
+
+def large_field(size: float | None) -> str:
+    """In words, that scans of this ``field_size`` cover far more than the weights were made for; empty if not."""
+    if size is None or size <= LARGE_FIELD:
+        return ""
+    return (
+        f"the scans cover {size:.0f} times the volume that these weights were made for: choose other weights with "
+        "--weights (see iregzoo list), or crop the scans"
+    )
 
 
 def _overlap(result: Result) -> dict[str, Any]:

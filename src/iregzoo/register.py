@@ -236,6 +236,7 @@ def register(
     controller: Controller | None = None,
     refine: int | None = None,
     progress: Progress = lambda stage: None,
+    placed: Callable[[Frame], None] = lambda frame: None,
 ) -> Result:
     """Register a pair: affine start, network, and its field brought back to the fixed image's grid.
 
@@ -247,6 +248,7 @@ def register(
         controller: of the iterations, such as ``iteration.TCI()``; the network's own if None.
         refine: gradient steps that finish the pair after the network, see ``refinement``; the card's if None.
         progress: told the name of each stage as it begins.
+        placed: told the pair's geometry before the network runs.
 
     Raises:
         InputError: for scans that do not meet, weights that give what is not finite, and as ``start_of`` and
@@ -259,6 +261,7 @@ def register(
         name, start = start_of(scans, init, method.card)
         frame = frame_of(scans, start, method.card, method.network.stride)
         image = seen(scans, frame, name, method.card)
+    placed(frame)
     with timed("network", seconds, progress):
         registration = method.network.register(image.to(method.device), controller)
     return conclude(scans, frame, name, registration, steps, method.card, seconds=seconds, progress=progress)

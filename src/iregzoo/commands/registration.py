@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from iregzoo.commands.shared import STAGES, Progress, summary_line
+from iregzoo.commands.shared import STAGES, Progress, say, summary_line
 from iregzoo.errors import InputError
 
 
@@ -54,10 +54,16 @@ def register(
     """
     from iregzoo.devices import choose_device
     from iregzoo.outputs import whole_folder
+    from iregzoo.quality import field_size, large_field
     from iregzoo.register import choose_controller, choose_start, read_scans
     from iregzoo.register import register as register_scans
     from iregzoo.results import FILES, provenance, write
+    from iregzoo.space.frame import Frame
     from iregzoo.zoo import load
+
+    def warn(frame: Frame) -> None:  # the network may take minutes
+        if doubt := large_field(field_size(frame.network, method.card)):
+            say(f"warning: {doubt}")
 
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels, init)):
         if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
@@ -70,7 +76,9 @@ def register(
         bar("weights")
         method = load(bundle, weights, choose_device(device), precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)
-        result = register_scans(scans, method, init=start, controller=steering, refine=refine, progress=bar)
+        result = register_scans(
+            scans, method, init=start, controller=steering, refine=refine, progress=bar, placed=warn
+        )
         report = write(result, folder, provenance(method), inverse=inverse, jacobian=jacobian, progress=bar)
     print(summary_line(report))
     for doubt in report["warnings"]:

@@ -112,11 +112,18 @@ def template(
 
 def _doubts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What should make a person doubt a scan's place in the group, in words."""
+    from iregzoo.groupwise import usual_ncc
     from iregzoo.quality import LITTLE_ALIKE, MUCH_FOLDING
 
+    median, least = usual_ncc(rows)
     for row in rows:
         if not row["ncc"] >= LITTLE_ALIKE:
             yield f"{row['name']} is not like the other scans (NCC {row['ncc']:.2f}): check it, or leave it out"
+        elif row["ncc"] < least:
+            yield (
+                f"{row['name']} is far less like the other scans (NCC {row['ncc']:.2f}) than most are (median "
+                f"{median:.2f}): check its side, orientation and contrast, or leave it out"
+            )
         if row.get("folding_percent", 0) > MUCH_FOLDING:
             yield f"{row['name']}: its deformation folds in {row['folding_percent']:.1f} % of the voxels"
 

@@ -14,6 +14,7 @@ def apply(
     interpolation: str = "auto",
     inverse: bool = False,
     overwrite: bool = False,
+    outside: float | None = None,
 ) -> None:
     """Apply a transform, or its inverse, to an image, a series of images, a label map or points.
 
@@ -34,7 +35,8 @@ def apply(
     A 4-D series is resampled volume by volume and stays 4-D, with the spacing of its 4th axis (in seconds where it is
     time); an image with several values per voxel, value by value. Directions in them (vectors, tensors, a DWI's
     gradients) are not turned. The result has the input's data type: whole numbers are rounded. Outside the input's
-    field of view is 0, or its lowest value if that is below 0 (air in CT), and 0 for several values per voxel.
+    field of view is 0, or its lowest value if that is below 0 (air in CT), and 0 for several values per voxel, unless
+    --outside says otherwise.
 
     Args:
         transform: one or more, separated by commas; transform files that ITK can read (.h5, .tfm, .mat), or
@@ -52,6 +54,8 @@ def apply(
             linear.
         inverse: apply the inverse.
         overwrite: replace the output if it already exists.
+        outside: for images; the value outside the input's field of view, which the input's data type must hold, such as
+            -1024. Label maps always have 0 there.
     """
     from iregzoo.apply import apply_to_image, apply_to_points, check_names, is_points
     from iregzoo.outputs import whole_file
@@ -60,7 +64,7 @@ def apply(
     links = links_of(transform)
     if not links:
         raise InputError("--transform is empty; give one file, or several separated by commas")
-    check_names(input, reference, output, interpolation)
+    check_names(input, reference, output, interpolation, outside)
     for path in filter(None, (*(link_of(link)[0] for link in links), input, reference)):
         if os.path.realpath(path) == os.path.realpath(output):
             raise InputError(f"{path}: would be overwritten by the result; choose another --output")
@@ -72,7 +76,7 @@ def apply(
             report = apply_to_points(chain, input, target)
         else:
             assert reference is not None  # check_names saw to it
-            report = apply_to_image(chain, input, reference, target, interpolation=interpolation)
+            report = apply_to_image(chain, input, reference, target, interpolation=interpolation, outside=outside)
     for line in filter(None, (report.interpolation, report.inverse)):
         print(line)
     for doubt in report.warnings:

@@ -1,0 +1,81 @@
+"""Mistyped settings of ``python -m monai.bundle run``: MONAI adds them to the config, where nothing reads them."""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, update_kwargs
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+from iregzoo.errors import InputError
+
+COMMAND = "monai.bundle.__main__"  # the module that ``python -m monai.bundle`` and ``torchrun -m monai.bundle`` run
+PROGRAM = {
+    name
+    for function in (run, create_workflow, ConfigWorkflow)
+    for name, parameter in signature(function).parameters.items()
+    if parameter.kind is not Parameter.VAR_KEYWORD
+}
+
+
+def check_overrides() -> None:
+    """End ``python -m monai.bundle run`` with one line and exit code 2 where it sets what its configs do not have.
+
+    What every config's ``initialize`` begins with. Where MONAI is called from Python it does nothing.
+    """
+    spec = sys.modules["__main__"].__spec__
+    if spec is None or spec.name != COMMAND or sys.argv[1:2] != ["run"]:
+        return
+    try:
+        refuse_unknown(arguments_of_run(sys.argv[2:]))
+    except InputError as error:
+        print(f"iregzoo: {error}", file=sys.stderr)
+        sys.exit(2)  # no exception of MONAI's own, which would come with many lines
+
+
+def arguments_of_run(words: Sequence[str]) -> dict[str, Any]:
+    """What MONAI's ``run`` gets from a command line: read by Fire, as MONAI does, over the file of ``args_file``."""
+    import fire
+
+    given = dict[str, Any]()
+
+    @wraps(run)
+    def note(*args: Any, **kwargs: Any) -> None:
+        bound = signature(run).bind(*args, **kwargs).arguments
+        given.update(update_kwargs(bound.pop("args_file", None), **bound.pop("override", {}), **bound))
+
+    fire.Fire(note, list(words))
+    return given
+
+
+def refuse_unknown(given: dict[str, Any]) -> None:
+    """Refuse a setting that neither MONAI nor any of the config files knows.
+
+    MONAI itself refuses one below another that does not exist, such as ``trian#loss``; below one that does, it may be
+    new, such as a further argument of a component.
+
+    Args:
+        given: from ``arguments_of_run``.
+
+    Raises:
+        InputError: naming it, and the nearest that exists.
+    """
+    settings = set(ConfigParser.load_config_files(given.get("config_file") or {}))
+    known = settings | PROGRAM | {ConfigParser.meta_key} | _tracked(given.get("tracking"))
+    for name in given:
+        root = ReferenceResolver.split_id(name)[0]
+        if root not in known:
+            near = get_close_matches(root, sorted(known), n=1)
+            advice = f"did you mean --{near[0]}?" if near else "use the name of a setting in them, or leave it out"
+            raise InputError(f"--{name}: the config files have no such setting; {advice}")
+
+
+def _tracked(tracking: Any) -> set[str]:
+    """The settings that MONAI adds where it is told to keep track of a run."""
+    if tracking is None:
+        return set()
+    return set((DEFAULT_EXP_MGMT_SETTINGS.get(str(tracking)) or ConfigParser.load_config_files(tracking))["configs"])
