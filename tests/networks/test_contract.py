@@ -80,7 +80,7 @@ def test_fields_have_the_shape_of_the_images(name: str, multiples: tuple[int, ..
 @torch.no_grad()
 def test_untrained_network_gives_finite_fields(name: str) -> None:
     torch.manual_seed(2)
-    network = getattr(networks, name)().eval()
+    network = getattr(networks, name)(**NARROW.get(name, {})).eval()
     moving, fixed = images(network)
     for pair in ((moving, fixed), (moving, moving), (torch.zeros_like(moving), torch.ones_like(fixed))):
         assert all(field.isfinite().all() for field in fields(network(*pair)))
@@ -100,7 +100,7 @@ def test_every_parameter_gets_a_gradient_that_is_not_zero(name: str) -> None:
 @EACH_NETWORK
 @pytest.mark.parametrize("passes", [1, 2])
 def test_field_is_the_same_with_gradients_as_without(name: str, passes: int) -> None:
-    network = build(name)
+    network = build(name, **NARROW.get(name, {}))
     if passes > 1 and network.controller is None:
         pytest.skip("takes one pass")
     moving, fixed = images(network)
