@@ -45,6 +45,7 @@ FLOORS = {
         "unpack",
         "download",
         "register",
+        "steering",
         "quality",
         "outputs",
         "planes",

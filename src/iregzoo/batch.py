@@ -17,9 +17,10 @@ from iregzoo.engines import Engine
 from iregzoo.errors import InputError
 from iregzoo.jobs import COLUMNS, FIGURES, SUMMARY, Job, Report, origin_of
 from iregzoo.outputs import check_target, remove_leftovers, whole_file, whole_folder
-from iregzoo.register import choose_controller, read_scans, register
+from iregzoo.register import read_scans, register
 from iregzoo.results import FILES, provenance, write
 from iregzoo.space.transforms import read_linear
+from iregzoo.steering import choose_controller
 from iregzoo.tables import cell
 from iregzoo.zoo import Method, load
 

@@ -16,19 +16,10 @@ from torch import Tensor
 
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
-from iregzoo.register import (
-    Scans,
-    choose_controller,
-    choose_start,
-    conclude,
-    frame_of,
-    gradient_steps,
-    read_scans,
-    seen,
-    start_of,
-)
+from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, provenance, write
+from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.zoo import Method, WeightsCard, complete, find_weights, read_bundle
 
 __all__ = [

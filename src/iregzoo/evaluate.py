@@ -22,7 +22,8 @@ from iregzoo.measure import Row, measure
 from iregzoo.peers import describe, find_peers
 from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
-from iregzoo.register import Result, gradient_steps, read_scans
+from iregzoo.register import Result, read_scans
+from iregzoo.steering import gradient_steps
 from iregzoo.tables import between_methods, by_method, comparisons, markdown, summarise, title, write_table
 from iregzoo.zoo import Method
 

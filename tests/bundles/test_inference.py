@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from iregzoo import register, results, zoo
 from iregzoo.errors import InputError
 from iregzoo.space.transforms import read_linear
+from iregzoo.steering import choose_controller
 
 from .conftest import Pair, some_weights
 
@@ -173,8 +174,8 @@ def test_gradient_steps_follow_the_network(name: str, pair: Pair, tmp_path: Path
 
 def test_controller_and_cap_steer_the_iterations(pair: Pair, tmp_path: Path) -> None:
     own_controller = zoo.load("iirp").network.controller
-    once = register.choose_controller("fixed", None, own_controller)
-    thrice = register.choose_controller("fixed", 3, own_controller)
+    once = choose_controller("fixed", None, own_controller)
+    thrice = choose_controller("fixed", 3, own_controller)
     found_once = run("iirp", pair, tmp_path / "once", controller="fixed")
     found_thrice = run("iirp", pair, tmp_path / "thrice", controller="fixed", max_iterations=3)
     assert_same(found_once, own("iirp", pair, tmp_path / "own_once", controller=once))

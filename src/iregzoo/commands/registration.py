@@ -54,9 +54,10 @@ def register(
     """
     from iregzoo.devices import choose_device
     from iregzoo.outputs import whole_folder
-    from iregzoo.register import choose_controller, choose_start, read_scans
+    from iregzoo.register import choose_start, read_scans
     from iregzoo.register import register as register_scans
     from iregzoo.results import FILES, provenance, write
+    from iregzoo.steering import choose_controller
     from iregzoo.zoo import load
 
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels, init)):
