@@ -87,7 +87,7 @@ def _register(job: Job) -> Report:
                 "all workers"
             )
     init = read_linear(case.init) if case.init else settings.init
-    scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
+    scans = read_scans(*case.scans)
     controller = choose_controller(settings.controller, settings.max_iterations, method.network.controller)
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
         result = register(scans, method, init=init, controller=controller, refine=settings.refine)

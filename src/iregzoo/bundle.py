@@ -39,14 +39,15 @@ Sample = Mapping[str, Any]
 
 
 def _scans(data: Sample) -> Scans:
-    return read_scans(data["fixed"], data["moving"], data.get("fixed_labels"), data.get("moving_labels"))
+    optional = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask")
+    return read_scans(data["fixed"], data["moving"], *(data.get(name) for name in optional))
 
 
 class LoadPair(Transform):
     """Two scans, named under ``fixed`` and ``moving``, to the network's input ``image`` (2, D, H, W).
 
-    Label maps may stand under ``fixed_labels`` and ``moving_labels``. Adds the affine start: ``init``, its name, and
-    ``start``, (4, 4), LPS mm.
+    Label maps may stand under ``fixed_labels`` and ``moving_labels``, masks under ``fixed_mask`` and ``moving_mask``.
+    Adds the affine start: ``init``, its name, and ``start``, (4, 4), LPS mm.
 
     Args:
         card: what the weights need.

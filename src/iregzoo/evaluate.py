@@ -68,11 +68,17 @@ def evaluate(
 
     Raises:
         InputError: before anything is measured, for a controller that one of the methods does not take, a peer that is
-            unknown or not installed, ``refine`` that is no such number, methods of one name, and pairs or folders of
-            one name with ``learn2reg``.
+            unknown or not installed, peers for pairs with masks, ``refine`` that is no such number, methods of one
+            name, and pairs or folders of one name with ``learn2reg``.
     """
     steps = [gradient_steps(refine, method.card) for method in methods]
     tools = find_peers(peers)
+    masked = next((case for case in cases if case.fixed_mask or case.moving_mask), None)
+    if tools and masked:
+        raise InputError(
+            f"{masked.title}: has a mask, which {', '.join(peers)} would not see; leave out --peers, or the table's "
+            "columns fixed_mask and moving_mask"
+        )
     entrants = line_up(methods, controllers, tools, init=init, max_iterations=max_iterations, refine=refine)
     names = field_names(cases) if learn2reg else []
     folders = field_folders([method.name for method in methods], controllers, peers) if learn2reg else {}
@@ -132,7 +138,7 @@ def _measure_all(
 
 
 def _measure(case: Case, entrant: Entrant) -> tuple[Row, Result, Comparison]:
-    scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
+    scans = read_scans(*case.scans)
     result, seconds = entrant.run(scans, case.init)
     images = compare(result)
     row = {"bundle": entrant.bundle, "controller": entrant.controller, **measure(case, result, images)}

@@ -22,7 +22,7 @@ from iregzoo.space.start import STARTS
 from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.zoo import Method, bundles, load
 
-INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "init")
+INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "init")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
 OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse", "jacobian")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
