@@ -158,6 +158,21 @@ def test_what_does_not_count_is_not_looked_at_and_does_not_pull() -> None:
     assert likeness(masked, moving, false[0], counted=counted) > likeness(masked, moving, false[0])
 
 
+def test_a_window_counts_where_all_of_its_voxels_do() -> None:
+    """Also those between the voxels of a lattice: of two of these along each axis, the voxel itself is the last."""
+    out = torch.tensor([11, 12, 9])
+    counted = torch.ones(1, 1, *SHAPE, dtype=torch.bool)
+    counted[(0, 0, *out)] = False
+    for lattice in refinement._lattices(3, 2):
+        whole = refinement._whole(counted, lattice, 2, 2)
+        last = 2 * identity(whole.shape[2:]) + torch.tensor(lattice).view(1, 3, 1, 1, 1)
+        behind = last - out.view(1, 3, 1, 1, 1)
+        holds = ((behind >= 0) & (behind <= 2)).all(1, keepdim=True)
+        assert holds.any()
+        assert not whole[holds].any()
+        assert whole[((behind < -1) | (behind > 3)).any(1, keepdim=True)].all()
+
+
 def test_where_nothing_counts_a_pair_keeps_its_start_and_the_others_do_not_mind() -> None:
     moving, fixed = texture(2, seed=3), texture(2, seed=4)
     start = smooth_field(2, seed=6, reach=4.0, window=5)  # whose folds are something to mend

@@ -81,7 +81,8 @@ class Result:
         scans: what was registered.
         frame: its geometry, with the affine start that was used.
         init: the name of that start.
-        registration: what the network gave, on the frame's grid; after a refinement with the refined displacement.
+        registration: what the network gave, on the frame's grid; its displacement continued where masks count nothing,
+            and after a refinement the refined one.
         deformation: (1, 3, *fixed.shape), LPS mm, without the affine.
         displacement: (1, 3, *fixed.shape), LPS mm, affine included.
         warped: the moving scan on the fixed grid, (1, 1, *fixed.shape), in its own intensities.
