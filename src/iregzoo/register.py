@@ -286,9 +286,10 @@ def conclude(
             "the network returned a displacement that is not finite; check that the weights are not damaged"
         )
     if scans.masks:
-        counted = scans.masks.counted_in(frame, predicted).to(predicted.device)
-        if not counted.all():
-            registration = _altered(registration, continue_displacement(predicted, counted))
+        with timed("mask", seconds, progress):
+            counted = scans.masks.counted_in(frame, predicted).to(predicted.device)
+            if not counted.all():
+                registration = _altered(registration, continue_displacement(predicted, counted))
     registration = replace(registration, displacement=registration.displacement.cpu())
     if steps:
         with timed("refine", seconds, progress):

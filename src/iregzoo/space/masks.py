@@ -28,7 +28,7 @@ class Masks:
         return (mask for mask in (self.fixed, self.moving) if mask is not None)
 
     def on(self, fixed: Grid, moving: Grid) -> "Masks":
-        """The masks on other grids of their scans."""
+        """The masks on other grids of their scans, as 0 and 1."""
         return Masks(_read(self.fixed, fixed), _read(self.moving, moving))
 
     def counted(self, grid: Grid, displacement: Tensor) -> Tensor:
@@ -67,4 +67,5 @@ def _read(mask: Scan | None, grid: Grid) -> Scan | None:
     if mask is None:
         return None
     matrix = to_voxels(grid, None, mask.grid)
-    return replace(mask, data=pull(mask.data, matrix, grid.shape, mode="nearest", outside=None), grid=grid)
+    data = pull((mask.data != 0).to(torch.uint8), matrix, grid.shape, mode="nearest", outside=None)
+    return replace(mask, data=data, grid=grid)

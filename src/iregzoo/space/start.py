@@ -102,8 +102,8 @@ def _search(fixed: Scan, moving: Scan, masks: Masks, *, affine: bool) -> Matrix:
 
     places = list(_candidates(*coarse))
     if masks:  # what does not count may lie far from the rest, and draw the centre of mass
-        whole, counted = _masked(coarse[0], coarse_masks.fixed), _masked(coarse[1], coarse_masks.moving)
-        places = max(places, list(_candidates(whole, counted)), key=lambda found: max(map(information, found)))
+        shown = _masked(coarse[0], coarse_masks.fixed), _masked(coarse[1], coarse_masks.moving)
+        places = max(places, list(_candidates(*shown)), key=lambda found: max(map(information, found)))
     ranked = sorted(places, key=information, reverse=True)
     with _one_thread():
         best = max([ranked[0], *_rigid(coarse, coarse_masks, ranked, fixed)], key=information)
