@@ -287,15 +287,20 @@ def conclude(
         )
     if scans.masks:
         with timed("mask", seconds, progress):
-            counted = scans.masks.counted_in(frame, predicted).to(predicted.device)
-            if not counted.all():
-                registration = _altered(registration, continue_displacement(predicted, counted))
+            registration = _continued(scans.masks, frame, registration)
     registration = replace(registration, displacement=registration.displacement.cpu())
     if steps:
         with timed("refine", seconds, progress):
             frame, registration, refinement = _refine(scans, frame, registration, steps, card.window, predicted.device)
     with timed("warp", seconds, progress):
         return replace(finish(scans, frame, init, registration, seconds), refinement=refinement, card=card)
+
+
+def _continued(masks: Masks, frame: Frame, registration: Registration) -> Registration:
+    """What a network gave, its displacement continued where it does not count."""
+    predicted = registration.displacement
+    counted = masks.counted_in(frame, predicted).to(predicted.device)
+    return registration if counted.all() else _altered(registration, continue_displacement(predicted, counted))
 
 
 def _altered(registration: Registration, displacement: Tensor) -> Registration:
