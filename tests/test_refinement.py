@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from iregzoo.evaluate import evaluate
 from iregzoo.fields import identity, warp
 from iregzoo.jacobian import jacobian_determinant
 from iregzoo.losses import diffusion, folding
-from iregzoo.phantom import Phantom, make_phantom, recovered
+from iregzoo.phantom import Phantom, recovered
 from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.register import Scans, read_scans, register
 from iregzoo.similarity import box_sum, local_information, local_ncc
@@ -122,6 +121,67 @@ def test_between_two_lattices_a_line_stays_a_line() -> None:
         found = refinement._between(line[..., ::2, ::2, ::2], lattice, seen.shape[2:])
         inner = (..., *[slice(0, (size - 1) // 2) for size in shape])
         torch.testing.assert_close(found[inner], seen[inner])
+
+
+def counted_around(*places: slice) -> Tensor:
+    """All that counts but a block: boolean (1, 1, *SHAPE)."""
+    counted = torch.ones(1, 1, *SHAPE, dtype=torch.bool)
+    counted[(..., *places)] = False
+    return counted
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (3, *SHAPE[1:])])
+def test_where_everything_counts_nothing_changes(shape: tuple[int, ...]) -> None:
+    moving, fixed, start = texture(shape=shape), texture(seed=1, shape=shape), torch.zeros(1, 3, *shape)
+    counted = torch.ones_like(moving, dtype=torch.bool)
+    plain, masked = (refine_displacement(start, moving, fixed, steps=5, counted=each) for each in (None, counted))
+    assert torch.equal(plain, masked)
+    assert torch.equal(likeness(plain, moving, fixed), likeness(plain, moving, fixed, counted=counted))
+
+
+def test_what_does_not_count_is_not_looked_at_and_does_not_pull() -> None:
+    """A false block in the fixed image, which a mask leaves out, may be anything."""
+    moving, true, block = texture(), shifted(1.0), (slice(8, 16), slice(10, 18), slice(6, 14))
+    whole = warp(moving, true, padding="border")
+    counted, false = counted_around(*block), [whole.clone() for _ in range(2)]
+    for image, seed in zip(false, (5, 6), strict=True):
+        image[(..., *block)] = 3 * texture(seed=seed)[(..., *block)]
+    start = torch.zeros_like(true)
+    plain, masked, other = (
+        refine_displacement(start, moving, image, steps=25, counted=mask)
+        for image, mask in ((false[0], None), (false[0], counted), (false[1], counted))
+    )
+    assert torch.equal(masked, other)
+    assert likeness(masked, moving, false[0], counted=counted) == likeness(masked, moving, false[1], counted=counted)
+    error, misled = ((found - true).norm(dim=1)[0][block].mean() for found in (masked, plain))
+    assert error < 0.6 * misled
+    assert likeness(masked, moving, false[0], counted=counted) > likeness(masked, moving, false[0])
+
+
+def test_a_window_counts_where_all_of_its_voxels_do() -> None:
+    """Also those between the voxels of a lattice: of two of these along each axis, the voxel itself is the last."""
+    out = torch.tensor([11, 12, 9])
+    counted = torch.ones(1, 1, *SHAPE, dtype=torch.bool)
+    counted[(0, 0, *out)] = False
+    for lattice in refinement._lattices(3, 2):
+        whole = refinement._whole(counted, lattice, 2, 2)
+        last = 2 * identity(whole.shape[2:]) + torch.tensor(lattice).view(1, 3, 1, 1, 1)
+        behind = last - out.view(1, 3, 1, 1, 1)
+        holds = ((behind >= 0) & (behind <= 2)).all(1, keepdim=True)
+        assert holds.any()
+        assert not whole[holds].any()
+        assert whole[((behind < -1) | (behind > 3)).any(1, keepdim=True)].all()
+
+
+def test_where_nothing_counts_a_pair_keeps_its_start_and_the_others_do_not_mind() -> None:
+    moving, fixed = texture(2, seed=3), texture(2, seed=4)
+    start = smooth_field(2, seed=6, reach=4.0, window=5)  # whose folds are something to mend
+    counted = torch.cat([counted_around(slice(0)), counted_around(slice(None, None, 2))])
+    found = refine_displacement(start, moving, fixed, steps=4, counted=counted)
+    assert torch.equal(found[1], start[1])
+    assert not torch.equal(found[:1], start[:1])
+    assert torch.equal(found[:1], refine_displacement(start[:1], moving[:1], fixed[:1], steps=4))
+    assert likeness(start, moving, fixed, counted=counted)[1] == 0
 
 
 def test_an_empty_batch_stays_empty() -> None:
@@ -289,6 +349,7 @@ def test_two_axes_and_other_precisions() -> None:
         ({"moving": torch.zeros(1, 1, 8, 8, 8)}, r"moving has shape \(1, 1, 8, 8, 8\)"),
         ({"fixed": torch.zeros(1, 2, *SHAPE)}, r"fixed has shape \(1, 2, 24, 28, 20\)"),
         ({"displacement": torch.zeros(1, 2, *SHAPE)}, "displacement has shape"),
+        ({"counted": torch.ones(1, 1, 8, 8, 8, dtype=torch.bool)}, r"counted has shape \(1, 1, 8, 8, 8\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, object], said: str) -> None:
@@ -322,15 +383,8 @@ def method() -> Method:
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
-    """Every second voxel of the package's phantom, as if they were 1 mm apart: an eighth of the work."""
-    folder = tmp_path_factory.mktemp("phantom")
-    whole = make_phantom(folder)
-    for path in (whole.fixed, whole.moving, whole.fixed_labels, whole.moving_labels):
-        image = sitk.ReadImage(str(path))[::2, ::2, ::2]
-        image.SetSpacing((1.0, 1.0, 1.0))
-        sitk.WriteImage(image, str(path))
-    return replace(whole, displacement=whole.displacement[..., ::2, ::2, ::2] / 2)
+def phantom(small_phantom: Phantom) -> Phantom:
+    return small_phantom
 
 
 def test_refining_finds_more_of_a_known_deformation(phantom: Phantom, method: Method) -> None:

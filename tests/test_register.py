@@ -19,12 +19,13 @@ from iregzoo.errors import InputError
 from iregzoo.iteration import TCI, FixedIterations, IterStop
 from iregzoo.networks import IIRPNet
 from iregzoo.quality import compare, doubts, figures, labels_of
-from iregzoo.register import Result, Scans, choose_controller, gradient_steps, read_scans, register
+from iregzoo.register import Result, Scans, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import FILES, provenance, write
 from iregzoo.space.files import affine_transform
 from iregzoo.space.grid import Grid, Matrix
 from iregzoo.space.scan import Scan
+from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.zoo import Bundle, Method, Weights, WeightsCard
 
 SIZE = 0.16  # of the phantom's head, to fit 24×32×28 mm

@@ -9,7 +9,7 @@ import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 from torch import Tensor
 
-from iregzoo.similarity import box_sum, local_information, local_ncc, local_ncc_map, mae, mse, ncc
+from iregzoo.similarity import box_sum, local_information, local_ncc, local_ncc_map, mae, mse, ncc, whole_windows
 
 SHAPES = {2: (11, 8), 3: (7, 9, 6)}
 AXES = pytest.mark.parametrize("axes", [2, 3])
@@ -147,6 +147,24 @@ def test_local_information_of_a_nearly_flat_region_and_a_strong_texture_stays_in
         assert 0 <= found <= np.log(21) / 2
         (gradient,) = torch.autograd.grad(found.sum(), flat)
         assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_windows_that_do_not_count_add_nothing_and_have_no_gradient(window: int) -> None:
+    drawn = torch.rand(3, 2, 1, 4, 5, 4, generator=torch.manual_seed(0), dtype=torch.float64)
+    first, second, counted = drawn[0], drawn[1], drawn[2] < 0.9
+    whole = whole_windows(counted, window)
+    assert 0.1 < whole.double().mean() < 0.6
+    # A window is whole where nothing that does not count is in it, however large.
+    spoilt = second.where(counted, 1e3)
+    found, again = (local_information(first, each, window=window, counted=whole) for each in (second, spoilt))
+    torch.testing.assert_close(found, again, rtol=0, atol=0)
+    rest = local_information(first, second, window=window, counted=~whole)
+    torch.testing.assert_close(found + rest, local_information(first, second, window=window))
+    second.requires_grad_()
+    assert torch.autograd.gradcheck(lambda b: local_information(first, b, window=window, counted=whole), second)
+    (gradient,) = torch.autograd.grad(local_information(first, second, window=window, counted=whole).sum(), second)
+    assert (gradient[~counted] == 0).all()
 
 
 @AXES

@@ -17,9 +17,10 @@ from iregzoo.engines import Engine
 from iregzoo.errors import InputError
 from iregzoo.jobs import COLUMNS, FIGURES, SUMMARY, Job, Report, origin_of
 from iregzoo.outputs import check_target, remove_leftovers, whole_file, whole_folder
-from iregzoo.register import choose_controller, read_scans, register
+from iregzoo.register import read_scans, register
 from iregzoo.results import FILES, provenance, write
 from iregzoo.space.transforms import read_linear
+from iregzoo.steering import choose_controller
 from iregzoo.tables import cell
 from iregzoo.zoo import Method, load
 
@@ -86,7 +87,7 @@ def _register(job: Job) -> Report:
                 "all workers"
             )
     init = read_linear(case.init) if case.init else settings.init
-    scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
+    scans = read_scans(*case.scans)
     controller = choose_controller(settings.controller, settings.max_iterations, method.network.controller)
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
         result = register(scans, method, init=init, controller=controller, refine=settings.refine)

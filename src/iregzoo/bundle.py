@@ -16,19 +16,10 @@ from torch import Tensor
 
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
-from iregzoo.register import (
-    Scans,
-    choose_controller,
-    choose_start,
-    conclude,
-    frame_of,
-    gradient_steps,
-    read_scans,
-    seen,
-    start_of,
-)
+from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, provenance, write
+from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.zoo import Method, WeightsCard, complete, find_weights, read_bundle
 
 __all__ = [
@@ -48,14 +39,15 @@ Sample = Mapping[str, Any]
 
 
 def _scans(data: Sample) -> Scans:
-    return read_scans(data["fixed"], data["moving"], data.get("fixed_labels"), data.get("moving_labels"))
+    optional = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask")
+    return read_scans(data["fixed"], data["moving"], *(data.get(name) for name in optional))
 
 
 class LoadPair(Transform):
     """Two scans, named under ``fixed`` and ``moving``, to the network's input ``image`` (2, D, H, W).
 
-    Label maps may stand under ``fixed_labels`` and ``moving_labels``. Adds the affine start: ``init``, its name, and
-    ``start``, (4, 4), LPS mm.
+    Label maps may stand under ``fixed_labels`` and ``moving_labels``, masks under ``fixed_mask`` and ``moving_mask``.
+    Adds the affine start: ``init``, its name, and ``start``, (4, 4), LPS mm.
 
     Args:
         card: what the weights need.

@@ -1,4 +1,4 @@
-"""A table of pairs: which scans, label maps and landmarks belong together."""
+"""A table of pairs: which scans, label maps, masks and landmarks belong together."""
 
 import csv
 import hashlib
@@ -25,6 +25,8 @@ class Case:
     moving: str
     fixed_labels: str = ""
     moving_labels: str = ""
+    fixed_mask: str = ""
+    moving_mask: str = ""
     fixed_points: str = ""
     moving_points: str = ""
     init: str = ""
@@ -34,13 +36,18 @@ class Case:
     def title(self) -> str:
         return self.name or f"{Path(self.moving).name} → {Path(self.fixed).name}"
 
+    @property
+    def scans(self) -> tuple[str, ...]:
+        """What ``read_scans`` reads."""
+        return self.fixed, self.moving, self.fixed_labels, self.moving_labels, self.fixed_mask, self.moving_mask
+
 
 COLUMNS = tuple(column.name for column in fields(Case))
 
 
 def read_cases(path: str | Path, *, check: bool = True) -> list[Case]:
-    """The pairs of a CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
-    moving_points, init, name; see ``read_rows``."""
+    """The pairs of a CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_mask,
+    moving_mask, fixed_points, moving_points, init, name; see ``read_rows``."""
     return [Case(**row) for row in read_rows(path, COLUMNS, ("fixed", "moving"), of="pairs", check=check)]
 
 

@@ -14,9 +14,9 @@ from iregzoo import networks
 from iregzoo.checks import first_fault
 from iregzoo.errors import InputError
 from iregzoo.manifest import file_name, manifest
-from iregzoo.register import CONTROLLERS
 from iregzoo.release import Archive, index_url, read_index, source
 from iregzoo.states import sha256
+from iregzoo.steering import CONTROLLERS
 from iregzoo.transfer import Progress, UnreachableError, fetch, read
 from iregzoo.unpack import unpack
 from iregzoo.zoo import Bundle, home, numbers, read_bundle, shipped

@@ -10,8 +10,9 @@ import torch
 from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.peers import Peer, register_with
-from iregzoo.register import Result, Scans, choose_controller, register
+from iregzoo.register import Result, Scans, register
 from iregzoo.space.transforms import read_linear
+from iregzoo.steering import choose_controller
 from iregzoo.zoo import Method, is_bundle, load
 
 Timed = tuple[Result, float]

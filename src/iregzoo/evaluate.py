@@ -22,7 +22,8 @@ from iregzoo.measure import Row, check_cases, measure
 from iregzoo.peers import describe, find_peers
 from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
-from iregzoo.register import Result, choose_start, gradient_steps, read_scans
+from iregzoo.register import Result, choose_start, read_scans
+from iregzoo.steering import gradient_steps
 from iregzoo.tables import between_methods, by_method, comparisons, markdown, summarise, title, write_table
 from iregzoo.zoo import Method
 
@@ -67,13 +68,20 @@ def evaluate(
 
     Raises:
         InputError: before anything is measured, for a controller that one of the methods does not take, a peer that is
-            unknown or not installed, an ``init`` that is none, ``refine`` that is no such number, methods of one name,
-            pairs that ``check_cases`` refuses, and pairs or folders of one name with ``learn2reg``.
+            unknown or not installed, peers for pairs with masks, an ``init`` that is none, ``refine`` that is no such
+            number, methods of one name, pairs that ``check_cases`` refuses, and pairs or folders of one name with
+            ``learn2reg``.
     """
     choose_start(init)
     check_cases(cases)
     steps = [gradient_steps(refine, method.card) for method in methods]
     tools = find_peers(peers)
+    masked = next((case for case in cases if case.fixed_mask or case.moving_mask), None)
+    if tools and masked:
+        raise InputError(
+            f"{masked.title}: has a mask, which {', '.join(peers)} would not see; leave out --peers, or the table's "
+            "columns fixed_mask and moving_mask"
+        )
     entrants = line_up(methods, controllers, tools, init=init, max_iterations=max_iterations, refine=refine)
     names = field_names(cases) if learn2reg else []
     folders = field_folders([method.name for method in methods], controllers, peers) if learn2reg else {}
@@ -133,7 +141,7 @@ def _measure_all(
 
 
 def _measure(case: Case, entrant: Entrant) -> tuple[Row, Result, Comparison]:
-    scans = read_scans(case.fixed, case.moving, case.fixed_labels or None, case.moving_labels or None)
+    scans = read_scans(*case.scans)
     result, seconds = entrant.run(scans, case.init)
     images = compare(result)
     row = {"bundle": entrant.bundle, "controller": entrant.controller, **measure(case, result, images)}

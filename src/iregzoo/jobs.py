@@ -17,12 +17,12 @@ from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.flags import check_count
 from iregzoo.outputs import held
-from iregzoo.register import choose_controller, gradient_steps
 from iregzoo.results import FILES, provenance
 from iregzoo.space.start import STARTS
+from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.zoo import Method, bundles, load
 
-INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "init")
+INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "init")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
 OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse", "jacobian")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files

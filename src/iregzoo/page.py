@@ -150,7 +150,15 @@ def _start(report: Mapping[str, Any]) -> Line:
 
 
 def _extras(report: Mapping[str, Any]) -> Iterator[Line]:
-    """The inverse and the gradient steps, where there were any."""
+    """The masks, the inverse and the gradient steps, where there were any."""
+    if "counted_percent" in report:
+        names = [Path(report[name]).name for name in ("fixed_mask", "moving_mask") if name in report]
+        yield Line(
+            "Masks",
+            f"{report['counted_percent']:.1f} % of the fixed scan's voxels count",
+            f"Outside {' and '.join(names)}, image similarity was not looked at; the deformation is continued there "
+            "from its surroundings.",
+        )
     if "inverse_error_mean_mm" in report:
         yield Line(
             "Inverse",

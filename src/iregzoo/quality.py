@@ -34,6 +34,8 @@ class Comparison:
         start: the moving scan after the affine start.
         after: the moving scan in the end.
         determinant: of the Jacobian of the deformation without the affine, (1, *fixed.shape).
+        counted: the voxels that the masks count, boolean (1, 1, *fixed.shape): those within the fixed mask that come
+            from within the moving one in the end. All if None.
     """
 
     fixed: Tensor
@@ -41,10 +43,15 @@ class Comparison:
     start: Tensor
     after: Tensor
     determinant: Tensor
+    counted: Tensor | None = None
 
 
 def compare(result: Result) -> Comparison:
-    """Make what both the figures and the picture of a result show."""
+    """Make what both the figures and the picture of a result show.
+
+    Raises:
+        InputError: where the masks leave nothing to compare.
+    """
     scans, frame = result.scans, result.frame
     moving = scans.moving
 
@@ -58,23 +65,22 @@ def compare(result: Result) -> Comparison:
         start=placed(frame.start),
         after=scale(result.warped, moving.limits),
         determinant=jacobian_determinant(frame.in_voxels(result.deformation).float()),
+        counted=scans.counted(frame.fixed, result.displacement, "in the end") if scans.masks else None,
     )
 
 
 def figures(result: Result, images: Comparison) -> dict[str, Any]:
     """What tells whether to trust a result: similarity, overlap, regularity, iterations.
 
-    ``before`` is the moving scan where the headers put it, ``start`` after the affine start, ``after`` in the end.
+    ``before`` is the moving scan where the headers put it, ``start`` after the affine start, ``after`` in the end, all
+    over the voxels that count in the end, of which ``counted_percent`` tells how many there are, where there are masks.
     ``sdlogj`` needs a grid of at least 5 voxels an axis. ``near_singular_percent`` counts voxels, folds included, where
     the deformation shrinks volume to a tenth or less: tissue that is squashed to fit. ``field_size`` is the volume of
     the network's grid as a multiple of the smallest on which the weights are used, where their card tells one.
     ``warnings`` says in words what should make a person doubt.
     """
     lengths = length(result.deformation)
-    found: dict[str, Any] = {}
-    for name in ("before", "start", "after"):
-        image = getattr(images, name)
-        found |= {f"ncc_{name}": float(ncc(images.fixed, image)), f"mse_{name}": float(mse(images.fixed, image))}
+    found = _similarity(images)
     found["folding_percent"] = float(folding_of(images.determinant))
     found["near_singular_percent"] = float((images.determinant <= NEAR_SINGULAR).float().mean()) * 100
     if min(result.frame.fixed.shape) >= SMALLEST_AXIS:
@@ -122,6 +128,21 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     if found.get("dice_mean") == 0:
         said["dice_mean"] = "no label overlaps its counterpart"
     return said
+
+
+def _similarity(images: Comparison) -> dict[str, Any]:
+    """NCC and MSE over the voxels that count."""
+    counted = images.counted
+
+    def seen(image: Tensor) -> Tensor:
+        return image if counted is None else image[counted].view(1, 1, 1, 1, -1)
+
+    found: dict[str, Any] = {}
+    fixed = seen(images.fixed)
+    for name in ("before", "start", "after"):
+        image = seen(getattr(images, name))
+        found |= {f"ncc_{name}": float(ncc(fixed, image)), f"mse_{name}": float(mse(fixed, image))}
+    return found if counted is None else {**found, "counted_percent": float(counted.double().mean()) * 100}
 
 
 def field_size(network: Grid, card: WeightsCard | None) -> float | None:

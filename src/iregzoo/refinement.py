@@ -22,16 +22,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iregzoo import losses
+from iregzoo.adam import Adam
 from iregzoo.fields import check_displacement, identity, sample
 from iregzoo.jacobian import jacobian_determinant
-from iregzoo.similarity import box_sum, local_information, local_ncc
+from iregzoo.similarity import box_sum, local_information, local_ncc, local_ncc_map, whole_windows
 from iregzoo.slices import Slices
 
 Lattice = tuple[int, ...]  # the voxel with which it begins
 STRIDE = 2  # voxels of the images from one voxel of a lattice, and of the correction, to the next
 WINDOW = 3  # voxels from the first to the last of the local information's, of which a lattice has every STRIDE-th
 LIKENESS_WINDOW = 3  # of the local NCC that a report says, in voxels of a lattice
-DAMPING = 1e-3  # Adam's epsilon, for gradients a voxel: where the images are flat, as in air, nearly nothing moves
 ROUNDS = 20  # of lessening the correction around folds, at most
 REACH = 3  # blocks of STRIDE voxels around a fold, in which a round takes up to half of the correction
 
@@ -42,6 +42,7 @@ def refine_displacement(
     fixed: Tensor,
     *,
     steps: int,
+    counted: Tensor | None = None,
     rate: float = 0.3,
     window: int = WINDOW,
     smoothness: float = 0.75,
@@ -51,12 +52,15 @@ def refine_displacement(
     """Finish a displacement by Adam on local information, with the correction's diffusion and a penalty of folds.
 
     What would make more voxels fold than at the start is taken back, and a pair keeps its start where the rest is no
-    better by the two lattices farthest from each other, or not finite. So no pair gets worse by its own objective.
+    better by the two lattices farthest from each other, or not finite, or no window counts. So no pair gets worse by
+    its own objective.
 
     Args:
         displacement: (B, N, *shape) in voxels, where the steps begin.
         moving, fixed: images (B, 1, *shape) in [0, 1].
         steps: how many; 0 gives the displacement back.
+        counted: boolean (B, 1, *shape), as it is at the start: a window's information counts where all of its voxels
+            do, and their neighbours, between which images are read. All if None. The regularity counts everywhere.
         rate: Adam's learning rate, about the voxels that a step moves at most.
         window: of the local information, in voxels of the images, at least 3.
         smoothness: weight of the correction's diffusion.
@@ -69,7 +73,7 @@ def refine_displacement(
     Raises:
         ValueError: for fewer than 0 steps, a window below 3, and images that do not lie on the displacement's grid.
     """
-    _check(displacement, moving, fixed)
+    _check(displacement, moving, fixed, counted)
     if steps < 0:
         raise ValueError(f"steps={steps}; expected 0 or more")
     if window < WINDOW:
@@ -79,14 +83,23 @@ def refine_displacement(
     # Also inside a caller's inference mode, whose tensors no gradient may pass: the clones are ordinary ones.
     with torch.inference_mode(False), torch.enable_grad():
         start, moving, fixed = (tensor.detach().clone().float() for tensor in (displacement, moving, fixed))
-        objective = _Objective(start, moving, fixed, window, smoothness, folding, margin)
+        objective = _Objective(start, moving, fixed, window, smoothness, folding, margin, counted)
         correction = _without_folds(start, _descend(objective, steps, rate))
         with torch.no_grad():
             better = objective.whole(correction) < objective.whole(torch.zeros_like(correction))
+            if counted is not None:
+                better &= torch.stack([each.flatten(1).any(1) for each in objective.counted]).any(0)
         return displacement.detach() + _each(better, start) * correction
 
 
-def likeness(displacement: Tensor, moving: Tensor, fixed: Tensor, *, window: int = LIKENESS_WINDOW) -> Tensor:
+def likeness(
+    displacement: Tensor,
+    moving: Tensor,
+    fixed: Tensor,
+    *,
+    window: int = LIKENESS_WINDOW,
+    counted: Tensor | None = None,
+) -> Tensor:
     """How alike one lattice is, (B,), in [0, 1]: mean squared local NCC of the warped and the fixed image.
 
     For a report: the steps raise ``local_information``, over smaller windows.
@@ -95,21 +108,26 @@ def likeness(displacement: Tensor, moving: Tensor, fixed: Tensor, *, window: int
         displacement: (B, N, *shape) in voxels.
         moving, fixed: images (B, 1, *shape).
         window: in voxels of a lattice.
+        counted: as for ``refine_displacement``; a pair without a window that counts gets 0.
 
     Raises:
         ValueError: for images that do not lie on the displacement's grid.
     """
-    _check(displacement, moving, fixed)
+    _check(displacement, moving, fixed, counted)
     axes, stride = displacement.shape[1], _stride(displacement.shape[2:])
     lattice = (0,) * axes
-    places = _places(displacement, lattice, stride)
-    return local_ncc(_at(fixed, lattice, stride), sample(moving, places), window=window)
+    there, warped = _at(fixed, lattice, stride), sample(moving, _places(displacement, lattice, stride))
+    if counted is None:
+        return local_ncc(there, warped, window=window)
+    whole = _whole(counted, lattice, stride, window)
+    alike = local_ncc_map(there, warped, window=window) * whole
+    return alike.flatten(1).mean(1) / whole.float().flatten(1).mean(1).clamp(min=1 / whole.numel())
 
 
-def _check(displacement: Tensor, moving: Tensor, fixed: Tensor) -> None:
+def _check(displacement: Tensor, moving: Tensor, fixed: Tensor, counted: Tensor | None) -> None:
     check_displacement(displacement)
-    for name, image in (("moving", moving), ("fixed", fixed)):
-        if image.shape != (displacement.shape[0], 1, *displacement.shape[2:]):
+    for name, image in (("moving", moving), ("fixed", fixed), ("counted", counted)):
+        if image is not None and image.shape != (displacement.shape[0], 1, *displacement.shape[2:]):
             raise ValueError(
                 f"{name} has shape {tuple(image.shape)}; expected one channel on the grid of the displacement, which "
                 f"has shape {tuple(displacement.shape)}"
@@ -137,6 +155,11 @@ def _at(volume: Tensor, lattice: Lattice, stride: int) -> Tensor:
     return _view(volume, lattice, stride).contiguous()
 
 
+def _whole(counted: Tensor, lattice: Lattice, stride: int, window: int) -> Tensor:
+    """Which windows of a lattice count: boolean (B, 1, *about shape / stride)."""
+    return whole_windows(_at(whole_windows(counted, 3), lattice, stride), window)
+
+
 def _places(displacement: Tensor, lattice: Lattice, stride: int) -> Tensor:
     """Where the voxels of a lattice are taken: (B, N, *about shape / stride), in voxels of the whole grid."""
     moved = _view(displacement, lattice, stride)
@@ -156,6 +179,7 @@ class _Objective:
         smoothness: float,
         folding: float,
         margin: float,
+        counted: Tensor | None = None,
     ) -> None:
         self.shape = moving.shape[2:]
         self.read = [_reader(image[None]) for image in moving.unbind()]
@@ -165,6 +189,9 @@ class _Objective:
         self.lattices = _lattices(start.shape[1], self.stride)
         self.places = [_places(start, lattice, self.stride) for lattice in self.lattices]
         self.fixed = [_at(fixed, lattice, self.stride) for lattice in self.lattices]
+        self.counted: list[Tensor] = []  # nothing where all counts
+        if counted is not None:
+            self.counted = [_whole(counted, lattice, self.stride, self.window) for lattice in self.lattices]
         self.start = _at(start, self.lattices[0], self.stride) / self.stride
 
     def step(self, coarse: Tensor, number: int) -> Tensor:
@@ -194,7 +221,8 @@ class _Objective:
     def _alike(self, correction: Tensor, number: int) -> Tensor:
         places = self.places[number] + correction
         warped = [read(place[None]) for read, place in zip(self.read, places.unbind(), strict=True)]
-        return local_information(self.fixed[number], torch.cat(warped), window=self.window)
+        counted = self.counted[number] if self.counted else None
+        return local_information(self.fixed[number], torch.cat(warped), window=self.window, counted=counted)
 
 
 def _reader(image: Tensor) -> Callable[[Tensor], Tensor]:
@@ -242,7 +270,7 @@ class _Between(torch.autograd.Function):
 def _descend(objective: _Objective, steps: int, rate: float) -> Tensor:
     """Each pair's correction, (B, N, *shape) in voxels; zero where it is not finite."""
     raw = torch.zeros_like(objective.start, requires_grad=True)
-    adam = _Adam(raw, rate / objective.stride)
+    adam = Adam(raw, rate / objective.stride)
     voxels = objective.shape.numel()
     for step in range(steps):
         value = objective.step(_smooth(raw), step)
@@ -252,23 +280,6 @@ def _descend(objective: _Objective, steps: int, rate: float) -> Tensor:
     correction = objective.complete(_smooth(raw).detach())
     finite = correction.flatten(1).sum(1).isfinite()  # a hundred times as fast as to ask every number
     return correction.where(_each(finite, correction), 0)
-
-
-class _Adam:
-    """Adam (Kingma and Ba, ICLR 2015): the first use of ``torch.optim`` imports PyTorch's compiler, for a second."""
-
-    def __init__(self, parameter: Tensor, rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.parameter, self.rate, self.betas, self.steps = parameter, rate, betas, 0
-        self.mean, self.square = torch.zeros_like(parameter), torch.zeros_like(parameter)
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor) -> None:
-        self.steps += 1
-        unbiased, unbiased_square = (1 - beta**self.steps for beta in self.betas)
-        self.mean.lerp_(gradient, 1 - self.betas[0])
-        self.square.lerp_(gradient.square_(), 1 - self.betas[1])
-        size = self.square.sqrt().div_(unbiased_square**0.5).add_(DAMPING)
-        self.parameter.addcdiv_(self.mean, size, value=-self.rate / unbiased)
 
 
 def _smooth(raw: Tensor) -> Tensor:

@@ -9,35 +9,52 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from iregzoo.continuation import continue_displacement
 from iregzoo.errors import InputError
-from iregzoo.flags import check_count
-from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
+from iregzoo.iteration import Controller
 from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.registration import Registration
-from iregzoo.space.frame import Frame, make_frame, network_input, warp_scan
+from iregzoo.space.frame import Frame, affine_displacement, make_frame, network_input, warp_scan
 from iregzoo.space.grid import Grid, Matrix, canonical_axes
-from iregzoo.space.scan import Scan, Window, looks_like_labels, read_labels, read_scan
+from iregzoo.space.masks import Masks
+from iregzoo.space.scan import Scan, Window, looks_like_labels, read_labels, read_mask, read_scan
 from iregzoo.space.start import GIVEN, STARTS, affine_start
 from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
+from iregzoo.steering import gradient_steps
 from iregzoo.zoo import Method, WeightsCard
 
-CONTROLLERS: dict[str, type[TCI] | type[IterStop] | type[FixedIterations]] = {
-    "tci": TCI,
-    "iterstop": IterStop,
-    "fixed": FixedIterations,
-}
-MOST_ITERATIONS, MOST_STEPS = 100, 1000  # far more than ever helped; beyond them a machine is only blocked
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Scans:
-    """A pair of scans, and label maps on their grids where there are any."""
+    """A pair of scans, and label maps and masks on their grids where there are any; see ``Masks``."""
 
     fixed: Scan
     moving: Scan
     fixed_labels: Scan | None = None
     moving_labels: Scan | None = None
+    fixed_mask: Scan | None = None
+    moving_mask: Scan | None = None
+
+    @property
+    def masks(self) -> Masks:
+        return Masks(self.fixed_mask, self.moving_mask)
+
+    def counted(self, grid: Grid, displacement: Tensor, when: str) -> Tensor:
+        """Which voxels of a grid the masks count, as ``Masks.counted``, some of them at least.
+
+        Raises:
+            InputError: where there is none, saying ``when``.
+        """
+        counted = self.masks.counted(grid, displacement)
+        if not counted.any():
+            paths = " and ".join(str(mask.path) for mask in self.masks)
+            raise InputError(
+                f"{paths}: no voxel of {self.fixed.path.name} counts {when}; enlarge the masks, or align the scans "
+                f"with --init {', '.join(STARTS[1:])} or a transform file"
+            )
+        return counted
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,8 @@ class Result:
         scans: what was registered.
         frame: its geometry, with the affine start that was used.
         init: the name of that start.
-        registration: what the network gave, on the frame's grid; after a refinement with the refined displacement.
+        registration: what the network gave, on the frame's grid; its displacement continued where masks count nothing,
+            and after a refinement the refined one.
         deformation: (1, 3, *fixed.shape), LPS mm, without the affine.
         displacement: (1, 3, *fixed.shape), LPS mm, affine included.
         warped: the moving scan on the fixed grid, (1, 1, *fixed.shape), in its own intensities.
@@ -92,11 +110,14 @@ def read_scans(
     moving: str | Path,
     fixed_labels: str | Path | None = None,
     moving_labels: str | Path | None = None,
+    fixed_mask: str | Path | None = None,
+    moving_mask: str | Path | None = None,
 ) -> Scans:
-    """Read and check a pair of scans, and the label maps on their grids.
+    """Read and check a pair of scans, and the label maps and masks on their grids.
 
     Raises:
-        InputError: as ``read_scan`` and ``read_labels`` do, and where one scan is an image and the other a label map.
+        InputError: as ``read_scan``, ``read_labels`` and ``read_mask`` do, and where one scan is an image and the other
+            a label map.
     """
     fixed_scan, moving_scan = read_scan(fixed), read_scan(moving)
     for scan, other in ((fixed_scan, moving_scan), (moving_scan, fixed_scan)):
@@ -111,6 +132,8 @@ def read_scans(
         moving_scan,
         read_labels(fixed_labels, fixed_scan) if fixed_labels else None,
         read_labels(moving_labels, moving_scan) if moving_labels else None,
+        read_mask(fixed_mask, fixed_scan) if fixed_mask else None,
+        read_mask(moving_mask, moving_scan) if moving_mask else None,
     )
 
 
@@ -138,7 +161,7 @@ def start_of(scans: Scans, init: str | Path | Matrix, card: WeightsCard) -> tupl
     if isinstance(init, (str, Path)):
         init = choose_start(init)
     start = card.init if isinstance(init, str) and init == "auto" else init
-    return start if isinstance(start, str) else GIVEN, affine_start(scans.fixed, scans.moving, start)
+    return start if isinstance(start, str) else GIVEN, affine_start(scans.fixed, scans.moving, start, scans.masks)
 
 
 def frame_of(scans: Scans, start: Matrix, card: WeightsCard, stride: int) -> Frame:
@@ -164,7 +187,7 @@ def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
         card: of the weights.
 
     Raises:
-        InputError: where the moving scan shows nothing there.
+        InputError: where the moving scan shows nothing there, and where the masks leave nothing to compare.
     """
     image = network_input(frame, scans.fixed, scans.moving, card.window)
     if not image[:, 0].any():
@@ -173,49 +196,11 @@ def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
             f"{scans.moving.path}: does not overlap {scans.fixed.path.name} (init {init}); align them with --init "
             f"{others} or a transform file, or correct the affines in their headers"
         )
-    return image
-
-
-def choose_controller(name: str, max_iterations: int | None, own: Controller | None) -> Controller | None:
-    """The controller that ``--controller`` and ``--max-iterations`` mean, for a network with its ``own``.
-
-    Raises:
-        InputError: for another name, a cap that is no whole number from 1 to ``MOST_ITERATIONS``, and iterations of a
-            method that takes one pass (``own`` is None).
-    """
-    if name != "auto" and name not in CONTROLLERS:
-        raise InputError(f"controller {name!r} is unknown; choose auto, {', '.join(CONTROLLERS)}")
-    if max_iterations is not None:
-        check_count(max_iterations, "max-iterations", most=MOST_ITERATIONS)
-    if own is None:
-        _check_one_pass(name, max_iterations)
-        return None
-    controller = own if name == "auto" else CONTROLLERS[name]()
-    if max_iterations is None:
-        return controller
-    if not isinstance(controller, (TCI, IterStop, FixedIterations)):
-        raise InputError(
-            "this bundle's own controller does not support max-iterations; choose another one with --controller"
+    if scans.masks:
+        scans.counted(
+            frame.fixed, affine_displacement(frame.start, frame.fixed), f"after the affine start (init {init})"
         )
-    return replace(controller, max_iterations=max_iterations)
-
-
-def _check_one_pass(name: str, max_iterations: int | None) -> None:
-    """Refuse iterations of a method that takes one pass."""
-    asked = f"max-iterations {max_iterations!r}" if name in ("auto", "fixed") else f"controller {name!r}"
-    if name not in ("auto", "fixed") or max_iterations not in (None, 1):
-        raise InputError(f"{asked}: this bundle's method runs a single pass and does not iterate; leave it out")
-
-
-def gradient_steps(refine: int | None, card: WeightsCard) -> int:
-    """How many ``--refine`` means for weights: the card's if None.
-
-    Raises:
-        InputError: for what is no whole number from 0 to ``MOST_STEPS``.
-    """
-    steps = card.refine if refine is None else refine
-    check_count(steps, "refine", least=0, most=MOST_STEPS)
-    return steps
+    return image
 
 
 @contextmanager
@@ -239,6 +224,9 @@ def register(
     placed: Callable[[Frame], None] = lambda frame: None,
 ) -> Result:
     """Register a pair: affine start, network, and its field brought back to the fixed image's grid.
+
+    Where the pair has masks, the search for the start and the gradient steps look only at what counts. The network
+    knows no mask and sees the whole scans; its field is replaced where nothing counts, see ``continue_displacement``.
 
     Args:
         scans: the pair, from ``read_scans``; of arrays, ``Scans`` of what ``image_scan`` makes.
@@ -279,7 +267,7 @@ def conclude(
     seconds: dict[str, float] | None = None,
     progress: Progress = lambda stage: None,
 ) -> Result:
-    """What follows the network: gradient steps, where they are asked for, and the way back to the fixed image's grid.
+    """What follows the network: masks and gradient steps, where there are any, and the way back to the fixed grid.
 
     Args:
         scans: the pair.
@@ -300,12 +288,27 @@ def conclude(
         raise InputError(
             "the network returned a displacement that is not finite; check that the weights are not damaged"
         )
-    registration = replace(registration, displacement=predicted.cpu())
+    if scans.masks:
+        with timed("mask", seconds, progress):
+            registration = _continued(scans.masks, frame, registration)
+    registration = replace(registration, displacement=registration.displacement.cpu())
     if steps:
         with timed("refine", seconds, progress):
             frame, registration, refinement = _refine(scans, frame, registration, steps, card.window, predicted.device)
     with timed("warp", seconds, progress):
         return replace(finish(scans, frame, init, registration, seconds), refinement=refinement, card=card)
+
+
+def _continued(masks: Masks, frame: Frame, registration: Registration) -> Registration:
+    """What a network gave, its displacement continued where it does not count."""
+    predicted = registration.displacement
+    counted = masks.counted_in(frame, predicted).to(predicted.device)
+    return registration if counted.all() else _altered(registration, continue_displacement(predicted, counted))
+
+
+def _altered(registration: Registration, displacement: Tensor) -> Registration:
+    """A registration with another displacement. What the network gave with its own field belongs to that alone."""
+    return replace(registration, displacement=displacement, inverse=None, opposite=None, pyramid=())
 
 
 def _refine(
@@ -320,11 +323,10 @@ def _refine(
     image = network_input(own, scans.fixed, scans.moving, window).to(device)
     moving, fixed = image[:, :1], image[:, 1:]
     begun = frame.carry(registration.displacement, own.network).to(device)
-    refined = refine_displacement(begun, moving, fixed, steps=steps)
-    before, after = (float(likeness(u, moving, fixed)) for u in (begun, refined))
-    # What the network gave with its own field belongs to that: the inverse is made anew, from the refined one.
-    finished = replace(registration, displacement=refined.cpu(), inverse=None, opposite=None, pyramid=())
-    return own, finished, Refinement(steps, frame.network, before, after)
+    counted = scans.masks.counted_in(own, begun).to(device) if scans.masks else None
+    refined = refine_displacement(begun, moving, fixed, steps=steps, counted=counted)
+    before, after = (float(likeness(u, moving, fixed, counted=counted)) for u in (begun, refined))
+    return own, _altered(registration, refined.cpu()), Refinement(steps, frame.network, before, after)
 
 
 def finish(

@@ -87,7 +87,8 @@ def write(
         with timed("write", seconds, progress):
             for file in files:
                 file.result()
-    scans = {"fixed": str(result.scans.fixed.path), "moving": str(result.scans.moving.path)}
+    names = ("fixed", "moving", "fixed_mask", "moving_mask")
+    scans = {name: str(scan.path) for name in names if (scan := getattr(result.scans, name)) is not None}
     report = {**provenance, **scans, **describe(result), **found, "seconds": seconds}
     write_page(report, shown, folder / "report.html")
     sizes = {name: (folder / name).stat().st_size for name in FILES[:-1] if (folder / name).exists()}

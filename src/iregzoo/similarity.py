@@ -144,23 +144,29 @@ class _MeanSquaredLocalNCC(torch.autograd.Function):
 
 
 class _MeanLocalInformation(torch.autograd.Function):
-    """−½ log(1 − map / (1 + floor)) on the mean, with its gradient, as above."""
+    """−½ log(1 − map / (1 + floor)) on the mean, with its gradient, as above; 0 where a window does not count."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, window: int, eps: float, floor: float) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, window: int, eps: float, floor: float, counted: Tensor | None
+    ) -> Tensor:
         statistics = _window_statistics(a, b, window)
         cross, var_a, var_b, _, _ = statistics
         left = _squared(cross, var_a, var_b, eps).div_(-1 - floor).add_(1)  # not explained
+        if counted is not None:
+            left.masked_fill_(~counted, 1)
         mean = left.log().flatten(1).mean(1) / -2
         each = left.reciprocal_().div_(2 * (1 + floor) * max(1, a.shape[1:].numel()))
+        if counted is not None:
+            each.masked_fill_(~counted, 0)
         ctx.axes = a.dim() - 2
         ctx.save_for_backward(*_gradients(a, b, window, eps, statistics, each, ctx.needs_input_grad))
         return mean
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        return *_scaled(ctx, grads[0]), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        return *_scaled(ctx, grads[0]), None, None, None, None
 
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -260,8 +266,22 @@ def local_ncc(first: Tensor, second: Tensor, *, window: int = 9, eps: float = 1e
     return mean
 
 
+def whole_windows(counted: Tensor, window: int) -> Tensor:
+    """Which windows hold no voxel that does not count: boolean (B, C, *shape), as is ``counted``.
+
+    The window of a voxel is that of ``local_ncc_map`` and ``local_information``; what is beyond the border counts.
+    """
+    return box_sum((~counted).float(), window) == 0
+
+
 def local_information(
-    first: Tensor, second: Tensor, *, window: int = 2, eps: float = 1e-6, floor: float = 0.05
+    first: Tensor,
+    second: Tensor,
+    *,
+    window: int = 2,
+    eps: float = 1e-6,
+    floor: float = 0.05,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Mean of −½ log(1 − ρ² / (1 + floor)) per pair, ρ² the squared local correlation: (B,), 0 or more.
 
@@ -275,6 +295,7 @@ def local_information(
         eps: added to the product of the windows' sums of squares; what makes less counts as flat, as do windows that
             hardly vary beside their brightness (``local_ncc_map``).
         floor: what is left unexplained at least, which bounds a window's share.
+        counted: boolean, of the images' shape: the windows that count; another adds 0 to the mean. All if None.
 
     Raises:
         ValueError: for a window below 2 or a floor that is not positive.
@@ -284,7 +305,7 @@ def local_information(
     a, b = _prepare(first, second)
     if not torch.is_grad_enabled():
         a, b = a.detach(), b.detach()
-    mean: Tensor = _MeanLocalInformation.apply(a, b, window, eps, floor)  # type: ignore[no-untyped-call]  # so in torch's stubs
+    mean: Tensor = _MeanLocalInformation.apply(a, b, window, eps, floor, counted)  # type: ignore[no-untyped-call]  # so in torch's stubs
     return mean
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from iregzoo import register, results, zoo
 from iregzoo.errors import InputError
 from iregzoo.space.transforms import read_linear
+from iregzoo.steering import choose_controller
 
 from .conftest import Pair, some_weights
 
@@ -48,6 +49,7 @@ def own(
     *,
     weights: str | None = None,
     labels: bool = False,
+    masks: bool = False,
     inverse: bool = False,
     jacobian: bool = False,
     **options: Any,
@@ -56,7 +58,10 @@ def own(
     output.mkdir()
     method = zoo.load(name, weights)
     scans = register.read_scans(
-        pair.fixed, pair.moving, pair.fixed_labels if labels else None, pair.moving_labels if labels else None
+        pair.fixed,
+        pair.moving,
+        *((pair.fixed_labels, pair.moving_labels) if labels else (None, None)),
+        *((pair.fixed_labels, pair.moving_labels) if masks else (None, None)),  # what has a label counts
     )
     result = register.register(scans, method, **options)
     results.write(result, output, results.provenance(method), inverse=inverse, jacobian=jacobian)
@@ -156,16 +161,19 @@ def test_command_of_monai_runs_the_bundle(pair: Pair, tmp_path: Path) -> None:
     assert_same(tmp_path / "monai", own("iirp", pair, tmp_path / "own"))
 
 
-def test_labels_inverse_and_jacobian_are_written_where_asked(pair: Pair, tmp_path: Path) -> None:
+def test_labels_masks_inverse_and_jacobian_are_heeded_where_asked(pair: Pair, tmp_path: Path) -> None:
     labels = {"fixed_labels": str(pair.fixed_labels), "moving_labels": str(pair.moving_labels)}
+    labels |= {"fixed_mask": str(pair.fixed_labels), "moving_mask": str(pair.moving_labels)}
     found = run("iirp", pair, tmp_path / "monai", inverse=True, jacobian=True, **labels)
-    expected = own("iirp", pair, tmp_path / "own", labels=True, inverse=True, jacobian=True)
+    expected = own("iirp", pair, tmp_path / "own", labels=True, masks=True, inverse=True, jacobian=True)
     assert written(found) > FILES | LABEL_FILES
     assert {"inverse_warped.nii.gz", "inverse_displacement.nii.gz", "inverse_transform.h5"} <= written(found)
     assert {"jacobian.nii.gz", "inverse_jacobian.nii.gz"} <= written(found)
     assert_same(found, expected)
     assert set(np.unique(voxels(found / "warped_labels.nii.gz"))) == {0, 1, 2}
     assert report(found)["dice"] == pytest.approx(report(expected)["dice"], abs=1e-3)
+    assert 1 < report(found)["counted_percent"] == pytest.approx(report(expected)["counted_percent"], abs=0.1)
+    assert report(found)["moving_mask"] == str(pair.moving_labels)
 
 
 @EACH_BUNDLE
@@ -178,8 +186,8 @@ def test_gradient_steps_follow_the_network(name: str, pair: Pair, tmp_path: Path
 
 def test_controller_and_cap_steer_the_iterations(pair: Pair, tmp_path: Path) -> None:
     own_controller = zoo.load("iirp").network.controller
-    once = register.choose_controller("fixed", None, own_controller)
-    thrice = register.choose_controller("fixed", 3, own_controller)
+    once = choose_controller("fixed", None, own_controller)
+    thrice = choose_controller("fixed", 3, own_controller)
     found_once = run("iirp", pair, tmp_path / "once", controller="fixed")
     found_thrice = run("iirp", pair, tmp_path / "thrice", controller="fixed", max_iterations=3)
     assert_same(found_once, own("iirp", pair, tmp_path / "own_once", controller=once))

@@ -33,9 +33,9 @@ def batch(
     summary.csv, with a row for each pair: its status, the reason if it failed, and its figures.
 
     Args:
-        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, init (a file with the
-            pair's own linear start), name (of the pair's folder; by default MOVING_to_FIXED from the file names).
-            Relative paths are resolved from the table's folder.
+        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_mask,
+            moving_mask, init (a file with the pair's own linear start), name (of the pair's folder; by default
+            MOVING_to_FIXED from the file names). Relative paths are resolved from the table's folder.
         output: folder for the pairs' folders and the summary.
         bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
         weights: a name from iregzoo list, or a weights file; by default the bundle's first.

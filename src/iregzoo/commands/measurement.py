@@ -32,8 +32,8 @@ def evaluate(
 
     Everything is measured on the fixed scan's own grid: Dice, HD95 and ASSD (mm) of the moving labels, warped once with
     nearest-neighbour interpolation; folding (%), near-singular voxels (%) and sd of log det J of the deformation
-    without the affine; NCC, MSE and SSIM of intensities in [0, 1]; landmark error (mm). Seconds run from scans in
-    memory to the warped scan; for a peer, its registration only.
+    without the affine; NCC, MSE and SSIM of intensities in [0, 1], NCC and MSE over the voxels that masks count;
+    landmark error (mm). Seconds run from scans in memory to the warped scan; for a peer, its registration only.
 
     Peers start from the scans as positioned in the files, with the same number of threads, and their fields are
     measured by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its
@@ -43,9 +43,9 @@ def evaluate(
     with each other in the same way, each two once, with a correction over these comparisons alone.
 
     Args:
-        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_points,
-            moving_points, init (a file with the pair's own linear start, for the methods). Relative paths are resolved
-            from the table's folder.
+        pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_mask,
+            moving_mask (as in register; not with --peers), fixed_points, moving_points, init (a file with the pair's
+            own linear start, for the methods). Relative paths are resolved from the table's folder.
         bundle: one or more methods, separated by commas; NAME@WEIGHTS compares several trainings of one, such as
             ipear@hippocampus,ipear@runs/best.pt. NAME may be the folder of a bundle of your own.
         output: folder for the results, new or empty.

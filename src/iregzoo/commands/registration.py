@@ -15,6 +15,8 @@ def register(
     weights: str | None = None,
     fixed_labels: str | None = None,
     moving_labels: str | None = None,
+    fixed_mask: str | None = None,
+    moving_mask: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     init: str = "auto",
@@ -39,6 +41,9 @@ def register(
         weights: a name from iregzoo list, or a weights file; by default the bundle's first.
         fixed_labels: label map on the fixed scan's grid.
         moving_labels: label map on the moving scan's grid.
+        fixed_mask: mask on the fixed scan's grid: where it is 0, as in a lesion, the images are not compared, and the
+            deformation is continued from its surroundings. The network itself sees the whole scans.
+        moving_mask: the same on the moving scan's grid.
         device: auto, cpu, cuda (of several cuda:1, for instance) or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine; or a file
@@ -55,24 +60,25 @@ def register(
     from iregzoo.devices import choose_device
     from iregzoo.outputs import whole_folder
     from iregzoo.quality import field_size, large_field
-    from iregzoo.register import choose_controller, choose_start, read_scans
+    from iregzoo.register import choose_start, read_scans
     from iregzoo.register import register as register_scans
     from iregzoo.results import FILES, provenance, write
     from iregzoo.space.frame import Frame
+    from iregzoo.steering import choose_controller
     from iregzoo.zoo import load
 
     def warn(frame: Frame) -> None:  # the network may take minutes
         if doubt := large_field(field_size(frame.network, method.card)):
             say(f"warning: {doubt}")
 
-    for path in filter(None, (fixed, moving, fixed_labels, moving_labels, init)):
+    for path in filter(None, (fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, init)):
         if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
             raise InputError(f"{path}: would be overwritten by the results; choose another --output")
     start = choose_start(init)
     stages = len(STAGES) + bool(inverse)
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(stages) as bar:
         bar("read")
-        scans = read_scans(fixed, moving, fixed_labels, moving_labels)
+        scans = read_scans(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask)
         bar("weights")
         method = load(bundle, weights, choose_device(device), precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)

@@ -64,8 +64,8 @@ def template(
     from iregzoo.label_names import read_names
     from iregzoo.outputs import whole_folder
     from iregzoo.quality import labels_of
-    from iregzoo.register import gradient_steps
     from iregzoo.results import provenance
+    from iregzoo.steering import gradient_steps
     from iregzoo.template import TRANSFORMS, files_of, named, names_in, write_report, write_template
     from iregzoo.zoo import load
 

@@ -17,8 +17,8 @@ import torch
 from iregzoo.errors import InputError
 from iregzoo.label.atlas import LabelledImage, write
 from iregzoo.outputs import held, whole_folder
-from iregzoo.register import CONTROLLERS
 from iregzoo.states import read_state, sha256
+from iregzoo.steering import CONTROLLERS
 from iregzoo.zoo import Method, Weights, bundles, find_weights, load
 
 STOCK = "sample-apps/monaibundle/"  # in the package monailabel

@@ -22,11 +22,12 @@ from iregzoo.errors import InputError
 from iregzoo.flags import flag
 from iregzoo.label.atlas import place_of
 from iregzoo.label.trust import trust
-from iregzoo.register import MOST_ITERATIONS, Scans, choose_controller, read_scans, register
+from iregzoo.register import Scans, read_scans, register
 from iregzoo.registration import PairNetwork
 from iregzoo.results import provenance
 from iregzoo.space.grid import RAS_FROM_LPS
 from iregzoo.space.scan import Scan
+from iregzoo.steering import MOST_ITERATIONS, choose_controller
 from iregzoo.template import Atlas, read_atlas
 from iregzoo.zoo import Bundle, Method, Weights, find_weights, read_bundle
 

@@ -131,8 +131,23 @@ def warp_scan(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str = "line
         grid: of the result.
         mode: ``linear``, or ``nearest`` for a label map.
     """
+    return _warp(scan, displacement, grid, mode=mode, outside=0.0 if mode == "nearest" else scan.outside)
+
+
+def warp_mask(mask: Scan, displacement: Tensor, grid: Grid) -> Tensor:
+    """Where a mask counts on a grid: boolean (1, 1, *grid.shape); beyond its field of view it goes on as at its border.
+
+    Args:
+        mask: as ``read_mask`` gives it.
+        displacement: (1, 3, *grid.shape), LPS mm, from a place on ``grid`` to one in the mask.
+        grid: of the result.
+    """
+    return _warp(mask, displacement, grid, mode="nearest", outside=None) != 0
+
+
+def _warp(scan: Scan, displacement: Tensor, grid: Grid, *, mode: str, outside: float | None) -> Tensor:
+    """As ``warp_scan``; ``outside`` as for ``read_at``."""
     matrix = to_voxels(grid, None, scan.grid)
-    outside = 0.0 if mode == "nearest" else scan.outside
     warped = scan.data.new_empty(1, scan.data.shape[1], *grid.shape)
     for part in slabs(grid.shape):
         points = positions(matrix, grid.shape, part) + scan.grid.in_voxels(displacement[:, :, part].double())

@@ -1,4 +1,4 @@
-"""Reading scans and label maps, with every check that input needs, and their intensities."""
+"""Reading scans, label maps and masks, with every check that input needs, and their intensities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ Window = Sequence[float]  # the intensities that become 0 and 1
 
 @dataclass(frozen=True)
 class Scan:
-    """An image in scanner space: ``data`` (1, 1, X, Y, Z) float32, or integer for a label map.
+    """An image in scanner space: ``data`` (1, 1, X, Y, Z) float32, or integer for a label map or a mask.
 
     ``doubt`` says in words what makes its place in the scanner doubtful.
     """
@@ -115,12 +115,42 @@ def label_scan(array: NDArray[Any], grid: Grid, path: str | Path, scan: Scan | N
         raise InputError(f"{path}: holds the value {odd:g}; a label map may hold only whole numbers")
     if np.abs(array.astype(np.float64)).max() >= 2**31:
         raise InputError(f"{path}: holds the label {array.max()}; use labels below 2147483648")
-    if scan is not None and not grid.matches(scan.grid):
+    if scan is not None:
+        _check_grid(grid, scan, path, "labels")
+    return Scan(_tensor(array.astype(np.int32)), grid if scan is None else scan.grid, path)
+
+
+def read_mask(path: str | Path, scan: Scan) -> Scan:
+    """Read the mask of a scan, on its grid: voxels that are not zero count.
+
+    Raises:
+        InputError: as for a scan, and for another grid or a mask that is zero everywhere.
+    """
+    image, path = read_volume(path)
+    return mask_scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Grid.of(image), path, scan)
+
+
+def mask_scan(array: NDArray[Any], grid: Grid, path: str | Path, scan: Scan) -> Scan:
+    """The mask of voxels (X, Y, Z) of any type on ``scan``'s grid, with the checks of ``read_mask``: 0 and 1, uint8.
+
+    Raises:
+        InputError: for an array of another shape than the grid's, and as ``read_mask`` does.
+    """
+    path = Path(path)
+    _check_shape(array, grid, path)
+    check_finite(array, path)
+    _check_grid(grid, scan, path, "mask")
+    if not array.any():
+        raise InputError(f"{path}: the mask is zero everywhere; set the voxels that count to 1")
+    return Scan(_tensor((array != 0).astype(np.uint8)), scan.grid, path)
+
+
+def _check_grid(grid: Grid, scan: Scan, path: Path, what: str) -> None:
+    if not grid.matches(scan.grid):
         raise InputError(
             f"{path}: its grid ({_describe(grid)}) differs from that of {scan.path.name} ({_describe(scan.grid)}); "
-            "resample the labels to the image with nearest-neighbour interpolation"
+            f"resample the {what} to the image with nearest-neighbour interpolation"
         )
-    return Scan(_tensor(array.astype(np.int32)), grid if scan is None else scan.grid, path)
 
 
 def _check_shape(array: NDArray[Any], grid: Grid, path: Path) -> None:
@@ -150,7 +180,7 @@ def looks_like_labels(scan: Scan) -> bool:
     return 2 * alike > inside or float(shown.float().mean()) < SPARSE
 
 
-def _tensor(array: NDArray[np.float32] | NDArray[np.int32]) -> Tensor:
+def _tensor(array: NDArray[np.float32] | NDArray[np.int32] | NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))[None, None]
 
 

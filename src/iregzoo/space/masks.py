@@ -1,0 +1,71 @@
+"""Where a pair of scans may be compared: masks that leave out a lesion or an implant, or all but a brain."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from iregzoo.space.frame import Frame, affine_displacement, warp_mask
+from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
+from iregzoo.space.scan import Scan
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A pair's masks, as ``read_mask`` gives them: a place counts if neither leaves it out.
+
+    Beyond the field of view of its scan, a mask goes on as at its border.
+    """
+
+    fixed: Scan | None = None
+    moving: Scan | None = None
+
+    def __bool__(self) -> bool:
+        return self.fixed is not None or self.moving is not None
+
+    def __iter__(self) -> Iterator[Scan]:
+        return (mask for mask in (self.fixed, self.moving) if mask is not None)
+
+    def on(self, fixed: Grid, moving: Grid) -> "Masks":
+        """The masks on other grids of their scans, as 0 and 1."""
+        return Masks(_read(self.fixed, fixed), _read(self.moving, moving))
+
+    def counted(self, grid: Grid, displacement: Tensor) -> Tensor:
+        """Which voxels of a grid in the fixed world count: boolean (1, 1, *grid.shape).
+
+        Args:
+            grid: any in the fixed scan's world.
+            displacement: (1, 3, *grid.shape), LPS mm, from a place there to one in the moving scan, affine included.
+        """
+        within = torch.ones(1, 1, *grid.shape, dtype=torch.bool)
+        if self.fixed is not None:
+            within &= warp_mask(self.fixed, torch.zeros_like(displacement), grid)
+        if self.moving is not None:
+            within &= warp_mask(self.moving, displacement, grid)
+        return within
+
+    def counted_at(self, grid: Grid, start: Matrix) -> Tensor:
+        """The same for an affine (4, 4), LPS mm, from the fixed to the moving world."""
+        return self.counted(grid, affine_displacement(start, grid))
+
+    def counted_in(self, frame: Frame, displacement: Tensor) -> Tensor:
+        """Which voxels of a frame's network grid count: boolean (1, 1, *network.shape), on the CPU.
+
+        Args:
+            frame: the pair's geometry.
+            displacement: (1, 3, *network.shape) in voxels of that grid, without the affine.
+        """
+        there = replace(frame, fixed=frame.network)
+        return self.counted(frame.network, there.total(there.deform(displacement.cpu())))
+
+
+UNMASKED = Masks()
+
+
+def _read(mask: Scan | None, grid: Grid) -> Scan | None:
+    if mask is None:
+        return None
+    matrix = to_voxels(grid, None, mask.grid)
+    data = pull((mask.data != 0).to(torch.uint8), matrix, grid.shape, mode="nearest", outside=None)
+    return replace(mask, data=data, grid=grid)
