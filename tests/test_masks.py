@@ -15,7 +15,7 @@ from torch import Tensor
 import cohort
 from iregzoo.batch import run as run_jobs
 from iregzoo.cases import read_cases
-from iregzoo.continuation import continue_displacement
+from iregzoo.continuation import continue_field
 from iregzoo.errors import InputError
 from iregzoo.evaluate import evaluate
 from iregzoo.fields import identity, warp
@@ -87,17 +87,31 @@ def result(both: Scans, method: Method) -> Result:
     return register(both, method, init="center", refine=0)
 
 
-def test_what_counts_of_a_networks_field_stays_and_the_rest_follows_from_it(
-    scans: Scans, both: Scans, result: Result, method: Method
-) -> None:
-    plain = register(scans, method, init="center", refine=0)
+def test_a_lesion_makes_no_difference_to_what_a_network_sees(scans: Scans, method: Method) -> None:
+    """Whatever a masked lesion looks like, and nearly as if there were none: smooth tissue in its place."""
+    own, (false, left_out) = register(scans, method, init="none").displacement, with_lesion(scans)
+    other = replace(left_out, moving=replace(scans.moving, data=scans.moving.data.where(~around_lesion(scans), -40.0)))
+    found, again = (register(each, method, init="none").displacement for each in (left_out, other))
+    assert torch.equal(found, again)
+    misled = register(false, method, init="none").displacement
+    assert (found - own).norm(dim=1).mean() < 0.33 * (misled - own).norm(dim=1).mean()
+
+
+def test_what_counts_of_a_networks_field_stays_and_the_rest_follows_from_it(scans: Scans, method: Method) -> None:
+    x, y, _ = identity(scans.fixed.grid.shape)[0]  # what is left out reaches the border: nothing is filled
+    outer = replace(
+        scans,
+        fixed_mask=masked(scans.fixed, (x < 24)[None, None]),
+        moving_mask=masked(scans.moving, (y > 9)[None, None]),
+    )
+    plain, result = (register(each, method, init="center", refine=0) for each in (scans, outer))
     own = plain.registration.displacement
-    counted = both.masks.counted_in(plain.frame, own)
+    counted = outer.masks.counted_in(plain.frame, own)
     assert 0.1 < counted.float().mean() < 0.9
-    assert torch.equal(result.registration.displacement, continue_displacement(own, counted))
+    assert torch.equal(result.registration.displacement, continue_field(own, counted))
     # What else a network gave belongs to its own field, and stays where that does.
     given = Registration(own, inverse=-own, pyramid=(own,))
-    altered = conclude(both, plain.frame, "center", given, 0, method.card).registration
+    altered = conclude(outer, plain.frame, "center", given, 0, method.card).registration
     assert altered.inverse is None
     assert altered.pyramid == ()
     kept = conclude(with_whole_masks(scans), plain.frame, "center", given, 0, method.card).registration

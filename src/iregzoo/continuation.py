@@ -1,4 +1,4 @@
-"""Continuing a displacement from where it counts to where it does not.
+"""Continuing a displacement or an image from where it counts to where it does not.
 
 A network that knows no mask lets a lesion pull its field. Put back here is what a registration that never looked at the
 lesion would have had there: nothing but the smoothness of its surroundings (cost-function masking: Brett et al.,
@@ -9,45 +9,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iregzoo.fields import at_least_float32, check_displacement, check_tensor
+from iregzoo.fields import at_least_float32, check_tensor
 
 SWEEPS = 12  # of relaxation, at each level
 DAMPING = 6 / 7  # of each sweep: what smooths best in three dimensions (Trottenberg et al., Multigrid, 2001)
 
 
-def continue_displacement(displacement: Tensor, counted: Tensor) -> Tensor:
-    """Replace a displacement where it does not count by a smooth continuation of what does.
+def continue_field(field: Tensor, counted: Tensor) -> Tensor:
+    """Replace a field where it does not count by a smooth continuation of what does.
 
-    Each component becomes harmonic there (its Laplacian vanishes, and its slope across the grid's border): the
+    Each channel becomes harmonic there (its Laplacian vanishes, and its slope across the grid's border): the
     smoothest continuation, never beyond the values around it. It is found coarse to fine, so that holes of any size
     fill: averages over blocks of 2, 4, 8 … voxels of those that count, each level filled from the one above it
     (pull-push: Gortler et al., SIGGRAPH 1996) and relaxed by some sweeps of Jacobi's method. So a constant is continued
     exactly, and a linear field within a hole nearly so.
 
     Args:
-        displacement: (B, N, *shape) in voxels. Where it does not count it may be anything, also NaN.
-        counted: boolean (B, 1, *shape), true where the displacement counts.
+        field: (B, C, *shape) of 2 or 3 axes, a displacement or an image. Where it does not count it may be anything,
+            also NaN.
+        counted: boolean (B, 1, *shape), true where the field counts.
 
     Returns:
-        (B, N, *shape), what was given at voxels that count; zero for a pair none of whose voxels does.
+        (B, C, *shape), what was given at voxels that count; zero for a pair none of whose voxels does.
 
     Raises:
         TypeError: for what is no tensor.
         ValueError: for shapes that do not belong together, and a mask that is not boolean.
     """
-    check_displacement(displacement)
+    check_tensor(field, "field")
+    if field.dim() not in (4, 5):
+        raise ValueError(f"field has shape {tuple(field.shape)}; expected (B, C, H, W) or (B, C, D, H, W)")
     check_tensor(counted, "counted")
-    expected = (len(displacement), 1, *displacement.shape[2:])
+    expected = (len(field), 1, *field.shape[2:])
     if counted.shape != expected or counted.dtype != torch.bool:
         raise ValueError(
             f"counted has shape {tuple(counted.shape)} and type {counted.dtype}; expected torch.bool of {expected}"
         )
-    known = counted.expand_as(displacement)
+    known = counted.expand_as(field)
     # Beside one of its own values a constant is zero, which no rounding changes.
-    base = displacement.where(known, torch.inf).flatten(2).amin(2)
-    base = base.where(base.isfinite(), 0).view(*base.shape, *[1] * (displacement.dim() - 2))
-    filled = _fill(at_least_float32((displacement - base).where(known, 0)), counted)
-    return displacement.where(known, (base + filled).to(displacement.dtype))
+    base = field.where(known, torch.inf).flatten(2).amin(2)
+    base = base.where(base.isfinite(), 0).view(*base.shape, *[1] * (field.dim() - 2))
+    filled = _fill(at_least_float32((field - base).where(known, 0)), counted)
+    return field.where(known, (base + filled).to(field.dtype))
 
 
 def _fill(values: Tensor, known: Tensor) -> Tensor:

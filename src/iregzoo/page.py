@@ -156,8 +156,8 @@ def _extras(report: Mapping[str, Any]) -> Iterator[Line]:
         yield Line(
             "Masks",
             f"{report['counted_percent']:.1f} % of the fixed scan's voxels count",
-            f"Outside {' and '.join(names)}, image similarity was not looked at; the deformation is continued there "
-            "from its surroundings.",
+            f"Outside {' and '.join(names)}, image similarity was not looked at. The network saw lesions filled from "
+            "their surroundings; around what counts, the deformation is continued from inside.",
         )
     if "inverse_error_mean_mm" in report:
         yield Line(

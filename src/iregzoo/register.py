@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iregzoo.continuation import continue_displacement
+from iregzoo.continuation import continue_field
 from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame, affine_displacement, make_frame, network_input, warp_scan
 from iregzoo.space.grid import Grid, Matrix, canonical_axes
-from iregzoo.space.masks import Masks
+from iregzoo.space.masks import Masks, fill_holes
 from iregzoo.space.scan import Scan, Window, looks_like_labels, read_labels, read_mask, read_scan
 from iregzoo.space.start import GIVEN, STARTS, affine_start
 from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
@@ -81,7 +81,7 @@ class Result:
         scans: what was registered.
         frame: its geometry, with the affine start that was used.
         init: the name of that start.
-        registration: what the network gave, on the frame's grid; its displacement continued where masks count nothing,
+        registration: what the network gave, on the frame's grid; its displacement continued around what masks count,
             and after a refinement the refined one.
         deformation: (1, 3, *fixed.shape), LPS mm, without the affine.
         displacement: (1, 3, *fixed.shape), LPS mm, affine included.
@@ -189,7 +189,8 @@ def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
     Raises:
         InputError: where the moving scan shows nothing there, and where the masks leave nothing to compare.
     """
-    image = network_input(frame, scans.fixed, scans.moving, card.window)
+    fixed, moving = fill_holes(scans.fixed, scans.fixed_mask), fill_holes(scans.moving, scans.moving_mask)
+    image = network_input(frame, fixed, moving, card.window)
     if not image[:, 0].any():
         others = ", ".join(other for other in STARTS[1:] if other != init)
         raise InputError(
@@ -197,9 +198,8 @@ def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
             f"{others} or a transform file, or correct the affines in their headers"
         )
     if scans.masks:
-        scans.counted(
-            frame.fixed, affine_displacement(frame.start, frame.fixed), f"after the affine start (init {init})"
-        )
+        start = affine_displacement(frame.start, frame.fixed)
+        scans.counted(frame.fixed, start, f"after the affine start (init {init})")
     return image
 
 
@@ -225,8 +225,9 @@ def register(
 ) -> Result:
     """Register a pair: affine start, network, and its field brought back to the fixed image's grid.
 
-    Where the pair has masks, the search for the start and the gradient steps look only at what counts. The network
-    knows no mask and sees the whole scans; its field is replaced where nothing counts, see ``continue_displacement``.
+    Where the pair has masks, the search for the start and the gradient steps look only at what counts. The networks
+    know no mask: they see scans with filled holes, see ``fill_holes``, and around what counts, such as outside a brain,
+    their field is replaced, see ``continue_field``.
 
     Args:
         scans: the pair, from ``read_scans``; of arrays, ``Scans`` of what ``image_scan`` makes.
@@ -300,14 +301,14 @@ def conclude(
 
 
 def _continued(masks: Masks, frame: Frame, registration: Registration) -> Registration:
-    """What a network gave, its displacement continued where it does not count."""
+    """What a network gave, its displacement continued where neither what counts nor a filled hole was seen."""
     predicted = registration.displacement
-    counted = masks.counted_in(frame, predicted).to(predicted.device)
-    return registration if counted.all() else _altered(registration, continue_displacement(predicted, counted))
+    counted = masks.closed().counted_in(frame, predicted).to(predicted.device)
+    return registration if counted.all() else _altered(registration, continue_field(predicted, counted))
 
 
 def _altered(registration: Registration, displacement: Tensor) -> Registration:
-    """A registration with another displacement. What the network gave with its own field belongs to that alone."""
+    """A registration with another displacement; what else the network gave belongs to its own alone."""
     return replace(registration, displacement=displacement, inverse=None, opposite=None, pyramid=())
 
 

@@ -1,5 +1,6 @@
 """Masks: what counts is the same places in the scanner, whatever the grids; what is wrong with one is said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from geometry import AFFINE, GRIDS, apply_world, waves, world_points
 from iregzoo.errors import InputError
 from iregzoo.space.frame import Frame, affine_displacement
 from iregzoo.space.grid import Grid, network_grid
-from iregzoo.space.masks import Masks
+from iregzoo.space.masks import Masks, fill_holes
 from iregzoo.space.scan import Scan, mask_scan, read_mask
 
 RADIUS_MM = 9.0
@@ -79,6 +80,28 @@ def test_masks_are_carried_to_other_grids() -> None:
         assert mask.grid is grid
         assert differing(mask.data, ball(grid)) < 0.3 * ball(grid).mean()
     assert not Masks().on(*grids)
+
+
+def test_holes_are_filled_from_around_them_and_nothing_else_is() -> None:
+    grid = GRIDS["oblique"]
+    scan, counted = scan_on(grid), ~ball(grid)
+    counted[:, -3:] = False  # as outside a brain
+    mask = mask_on(grid, counted)
+    for inside in (np.nan, -7.0):
+        given = replace(scan, data=scan.data.where(torch.from_numpy(~ball(grid)), inside))
+        found = fill_holes(given, mask).data[0, 0].numpy()
+        assert np.array_equal(found[~ball(grid)], scan.data[0, 0].numpy()[~ball(grid)])
+        assert (np.abs(found[ball(grid)] - 0.5) < 0.5).all()
+        assert found[ball(grid)].std() < 0.5 * found[~ball(grid)].std()
+    assert fill_holes(scan, None) is scan
+    assert fill_holes(scan, mask_on(grid, ball(grid))) is scan
+    level = replace(scan, data=torch.full_like(scan.data, 3.7))
+    assert torch.equal(fill_holes(level, mask).data, level.data)
+    closed = Masks(mask, mask_on(grid, ball(grid))).closed()
+    expected = np.ones(grid.shape, bool)
+    expected[:, -3:] = False
+    assert [differing(found.data, each) for found, each in zip(closed, (expected, ball(grid)), strict=True)] == [0, 0]
+    assert not Masks().closed()
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def register(
         weights: a name from iregzoo list, or a weights file; by default the bundle's first.
         fixed_labels: label map on the fixed scan's grid.
         moving_labels: label map on the moving scan's grid.
-        fixed_mask: mask on the fixed scan's grid: where it is 0, as in a lesion, the images are not compared, and the
-            deformation is continued from its surroundings. The network itself sees the whole scans.
+        fixed_mask: mask on the fixed scan's grid: where it is 0, the images are not compared. The network sees lesions
+            filled from their surroundings; outside a brain's mask, the deformation is continued from inside.
         moving_mask: the same on the moving scan's grid.
         device: auto, cpu, cuda (of several cuda:1, for instance) or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 
+from iregzoo.continuation import continue_field
 from iregzoo.space.frame import Frame, affine_displacement, warp_mask
 from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
 from iregzoo.space.scan import Scan
@@ -26,6 +29,10 @@ class Masks:
 
     def __iter__(self) -> Iterator[Scan]:
         return (mask for mask in (self.fixed, self.moving) if mask is not None)
+
+    def closed(self) -> "Masks":
+        """The masks that also count what each leaves out within what counts: what ``fill_holes`` fills."""
+        return Masks(*(mask and _closed(mask) for mask in (self.fixed, self.moving)))
 
     def on(self, fixed: Grid, moving: Grid) -> "Masks":
         """The masks on other grids of their scans, as 0 and 1."""
@@ -69,3 +76,30 @@ def _read(mask: Scan | None, grid: Grid) -> Scan | None:
     matrix = to_voxels(grid, None, mask.grid)
     data = pull((mask.data != 0).to(torch.uint8), matrix, grid.shape, mode="nearest", outside=None)
     return replace(mask, data=data, grid=grid)
+
+
+def _closed(mask: Scan) -> Scan:
+    """A mask that also counts what it leaves out within what counts, such as a lesion, as 0 and 1."""
+    parts, found = ndimage.label(mask.data[0, 0].numpy() == 0)
+    outer = torch.zeros(found + 1, dtype=torch.bool)
+    for axis, face in product(range(3), (0, -1)):
+        outer[parts.take(face, axis)] = True
+    outer[0] = False  # what counts
+    return replace(mask, data=(~outer[parts])[None, None].to(torch.uint8))
+
+
+def fill_holes(scan: Scan, mask: Scan | None) -> Scan:
+    """A scan whose lesions look like their surroundings: filled where the mask leaves out what ``Masks.closed`` counts.
+
+    What lies around a brain's mask, or reaches the border of the field of view, stays as it is.
+    """
+    if mask is None:
+        return scan
+    holes = (_closed(mask).data != 0) & (mask.data == 0)
+    if not holes.any():
+        return scan
+    first, last = holes[0, 0].nonzero().aminmax(dim=0)
+    x, y, z = (slice(start - 1, end + 2) for start, end in zip(first.tolist(), last.tolist(), strict=True))
+    data = scan.data.clone()
+    data[..., x, y, z] = continue_field(data[..., x, y, z], ~holes[..., x, y, z])
+    return replace(scan, data=data)
