@@ -14,13 +14,14 @@ from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from iregzoo.cards import WeightsCard
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
 from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, provenance, write
 from iregzoo.steering import choose_controller, gradient_steps
-from iregzoo.zoo import Method, WeightsCard, complete, find_weights, read_bundle
+from iregzoo.zoo import Method, complete, find_weights, read_bundle
 
 __all__ = [
     "LoadPair",

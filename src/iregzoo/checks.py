@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from iregzoo.cards import WeightsCard
 from iregzoo.errors import InputError
 from iregzoo.manifest import SIGN, files, manifest
 from iregzoo.states import load_strictly, read_state, sha256
-from iregzoo.zoo import Bundle, WeightsCard, complete, find_weights, untrained
+from iregzoo.zoo import Bundle, complete, find_weights, untrained
 
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json")
 

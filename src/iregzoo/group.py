@@ -12,6 +12,7 @@ import torch
 from scipy.linalg import expm, logm
 from torch import Tensor
 
+from iregzoo.cards import WeightsCard
 from iregzoo.cases import distinct_names, read_rows, stem
 from iregzoo.errors import InputError
 from iregzoo.quality import labels_of
@@ -20,7 +21,6 @@ from iregzoo.space.grid import CORNERS, Grid, Matrix, bounding_grid, canonical_a
 from iregzoo.space.points import map_points
 from iregzoo.space.scan import Scan, Window, looks_like_labels, normalise, read_labels, read_scan
 from iregzoo.space.start import STARTS, affine_start
-from iregzoo.zoo import WeightsCard
 
 SEARCHED = STARTS[2:]  # the starts that look at the images
 Progress = Callable[[str], None]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iregzoo.cards import WeightsCard
 from iregzoo.fields import length
 from iregzoo.jacobian import jacobian_determinant
 from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
@@ -15,7 +16,6 @@ from iregzoo.register import Result
 from iregzoo.similarity import mse, ncc
 from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
 from iregzoo.space.scan import scale
-from iregzoo.zoo import WeightsCard
 
 NEAR_SINGULAR = 0.1  # det J
 LITTLE_ALIKE = 0.3  # NCC

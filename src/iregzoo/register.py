@@ -9,52 +9,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from iregzoo.cards import WeightsCard
 from iregzoo.continuation import continue_field
 from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.refinement import likeness, refine_displacement
 from iregzoo.registration import Registration
+from iregzoo.scans import Scans as Scans  # with the next, what a registration begins with
+from iregzoo.scans import read_scans as read_scans
 from iregzoo.space.frame import Frame, affine_displacement, make_frame, network_input, warp_scan
 from iregzoo.space.grid import Grid, Matrix, canonical_axes
 from iregzoo.space.masks import Masks, fill_holes
-from iregzoo.space.scan import Scan, Window, looks_like_labels, read_labels, read_mask, read_scan
+from iregzoo.space.scan import Window
 from iregzoo.space.start import GIVEN, STARTS, affine_start
 from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
 from iregzoo.steering import gradient_steps
-from iregzoo.zoo import Method, WeightsCard
+from iregzoo.zoo import Method
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Scans:
-    """A pair of scans, and label maps and masks on their grids where there are any; see ``Masks``."""
-
-    fixed: Scan
-    moving: Scan
-    fixed_labels: Scan | None = None
-    moving_labels: Scan | None = None
-    fixed_mask: Scan | None = None
-    moving_mask: Scan | None = None
-
-    @property
-    def masks(self) -> Masks:
-        return Masks(self.fixed_mask, self.moving_mask)
-
-    def counted(self, grid: Grid, displacement: Tensor, when: str) -> Tensor:
-        """Which voxels of a grid the masks count, as ``Masks.counted``, some of them at least.
-
-        Raises:
-            InputError: where there is none, saying ``when``.
-        """
-        counted = self.masks.counted(grid, displacement)
-        if not counted.any():
-            paths = " and ".join(str(mask.path) for mask in self.masks)
-            raise InputError(
-                f"{paths}: no voxel of {self.fixed.path.name} counts {when}; enlarge the masks, or align the scans "
-                f"with --init {', '.join(STARTS[1:])} or a transform file"
-            )
-        return counted
 
 
 @dataclass(frozen=True)
@@ -103,38 +75,6 @@ class Result:
     seconds: dict[str, float]
     refinement: Refinement | None = None
     card: WeightsCard | None = None
-
-
-def read_scans(
-    fixed: str | Path,
-    moving: str | Path,
-    fixed_labels: str | Path | None = None,
-    moving_labels: str | Path | None = None,
-    fixed_mask: str | Path | None = None,
-    moving_mask: str | Path | None = None,
-) -> Scans:
-    """Read and check a pair of scans, and the label maps and masks on their grids.
-
-    Raises:
-        InputError: as ``read_scan``, ``read_labels`` and ``read_mask`` do, and where one scan is an image and the other
-            a label map.
-    """
-    fixed_scan, moving_scan = read_scan(fixed), read_scan(moving)
-    for scan, other in ((fixed_scan, moving_scan), (moving_scan, fixed_scan)):
-        if looks_like_labels(scan) and not looks_like_labels(other):
-            raise InputError(
-                f"{scan.path}: looks like a label map, but {other.path.name} is an image; give the image here and "
-                "the label map with --fixed-labels or --moving-labels; an image of few grey levels passes once "
-                "multiplied by 0.1"
-            )
-    return Scans(
-        fixed_scan,
-        moving_scan,
-        read_labels(fixed_labels, fixed_scan) if fixed_labels else None,
-        read_labels(moving_labels, moving_scan) if moving_labels else None,
-        read_mask(fixed_mask, fixed_scan) if fixed_mask else None,
-        read_mask(moving_mask, moving_scan) if moving_mask else None,
-    )
 
 
 def choose_start(init: str | Path) -> str | Matrix:
@@ -198,8 +138,9 @@ def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
             f"{others} or a transform file, or correct the affines in their headers"
         )
     if scans.masks:
-        start = affine_displacement(frame.start, frame.fixed)
-        scans.counted(frame.fixed, start, f"after the affine start (init {init})")
+        scans.counted(
+            frame.fixed, affine_displacement(frame.start, frame.fixed), f"after the affine start (init {init})"
+        )
     return image
 
 

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from iregzoo.cards import WeightsCard
 from iregzoo.errors import InputError
 from iregzoo.flags import check_count
 from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop
-from iregzoo.zoo import WeightsCard
 
 CONTROLLERS: dict[str, type[TCI] | type[IterStop] | type[FixedIterations]] = {
     "tci": TCI,

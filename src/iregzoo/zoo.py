@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from pydoc import locate
@@ -12,46 +12,13 @@ from typing import Any
 
 import torch
 
+from iregzoo.cards import WeightsCard, card_of
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.networks.canonical import CanonicalNet
-from iregzoo.precision import Precision, as_precision
+from iregzoo.precision import as_precision
 from iregzoo.registration import PairNetwork
 from iregzoo.states import check_state, load_strictly, read_state, rename, save_whole, sha256
-
-
-@dataclass(frozen=True)
-class WeightsCard:
-    """What a weights file needs and is: an entry of ``weights`` in a bundle's metadata.
-
-    Attributes:
-        file: relative to the bundle's folder.
-        sha256: of the file; empty for a user's own file.
-        init: the affine start that ``--init auto`` means.
-        spacing: mm of the grid the network was trained on.
-        minimum: voxels an axis that its grid has at least.
-        description: what it was trained on.
-        labels: names of the labels it was trained and tested with.
-        window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
-        canonical: whether the file also holds the network that brings any contrast to one (``networks.canonical``).
-        controller: definition of what ``--controller auto`` means, as in ``build``; the method's own if empty.
-        refine: what ``--refine`` is unless it is given: gradient steps after the network, see ``refinement``.
-        precision: what ``--precision auto`` means: ``auto`` for weights whose fields bfloat16 was measured to change by
-            less than 0.05 voxel on average, to be used where a device computes it; otherwise ``float32``.
-    """
-
-    file: str
-    sha256: str = ""
-    init: str = "affine"
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    minimum: tuple[int, int, int] = (1, 1, 1)
-    description: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    window: tuple[float, float] | None = None
-    canonical: bool = False
-    controller: Mapping[str, Any] = field(default_factory=dict)
-    refine: int = 0
-    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -251,7 +218,7 @@ def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
     """The weights of a name in the bundle's metadata (default: its first), or a file, with its hash checked.
 
     Raises:
-        InputError: unknown weights, or a file that is missing or has changed.
+        InputError: unknown weights, a file that is missing or has changed, and as ``card_of`` does.
     """
     cards = bundle.weights
     if weights is None:
@@ -267,7 +234,7 @@ def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
             raise InputError(f"weights {weights!r} are neither one of {bundle.name}'s ({names}) nor a file")
         digest = sha256(path)
         known = (card for card in cards.values() if card.sha256 == digest)  # a copy of the bundle's own
-        return Weights(path.name, next(known, WeightsCard(file=str(path))), path, digest)
+        return Weights(path.name, next(known, None) or card_of(path), path, digest)
     card = cards[weights]
     path = bundle.path / card.file
     if not path.is_file():

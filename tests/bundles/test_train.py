@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from iregzoo import zoo
+from iregzoo.iteration import FixedIterations
 from iregzoo.training import find_scans, latest_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -97,6 +98,20 @@ def test_best_weights_load_into_the_package(trained: Path) -> None:
     assert any(
         all(torch.equal(found[name.removeprefix("network.")], state[name]) for name in state) for state in states
     )
+
+
+def test_weights_are_used_as_they_were_trained(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    """On the grid of their training, and after the next one with its settings; what was added by hand stays."""
+    card = zoo.load("iirp", str(trained / "best.pt")).card
+    assert (card.spacing, card.minimum, card.window, card.canonical) == ([1.0, 1.0, 1.0], [16, 16, 16], None, False)
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps({"refine": 3, "spacing": [9, 9, 9]}), "utf-8")
+    controller = {"_target_": "iregzoo.iteration.FixedIterations", "max_iterations": 2}
+    settings = {"spacing": [2.0, 2.0, 3.0], "intensity_window": [0, 500], "network_def#network#controller": controller}
+    train(dataset, tmp_path, steps=2, **settings)
+    method = zoo.load("iirp", str(tmp_path / "best.pt"))
+    assert (method.card.spacing, method.card.window, method.card.refine) == ([2.0, 2.0, 3.0], [0, 500], 3)
+    assert method.network.controller == FixedIterations(2)
 
 
 def test_every_loss_term_is_logged_by_its_name(trained: Path) -> None:
