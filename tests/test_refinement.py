@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,14 @@ def test_what_does_not_count_is_not_looked_at_and_does_not_pull() -> None:
     error, misled = ((found - true).norm(dim=1)[0][block].mean() for found in (masked, plain))
     assert error < 0.6 * misled
     assert likeness(masked, moving, false[0], counted=counted) > likeness(masked, moving, false[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_mask_that_is_not_boolean_is_refused(dtype: torch.dtype) -> None:
+    image, start = texture(), torch.zeros(1, 3, *SHAPE)
+    for counts in (partial(refine_displacement, steps=1), likeness):
+        with pytest.raises(ValueError, match=f"counted is of {dtype}; expected torch.bool"):
+            counts(start, image, image, counted=torch.ones_like(image).to(dtype))
 
 
 def test_a_window_counts_where_all_of_its_voxels_do() -> None:

@@ -186,7 +186,7 @@ def _mode(path: Path, interpolation: str, labels: bool | None) -> tuple[str, str
 
 def _check_outside(outside: float, series: Series, *, labels: bool) -> None:
     """Refuse a value outside a label map, and one that the type of voxel cannot hold: ITK would take another."""
-    if labels:
+    if labels and outside:
         raise InputError(f"{series.path}: looks like a label map, which has 0 outside; leave out --outside {outside}")
     kind = sitk.GetArrayViewFromImage(series.image).dtype
     whole = kind.kind in "iu"

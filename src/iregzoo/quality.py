@@ -21,6 +21,7 @@ NEAR_SINGULAR = 0.1  # det J
 LITTLE_ALIKE = 0.3  # NCC
 UNLIKE_AT_START = 0.1  # NCC: of the 380 pairs of hippocampus test scans, middle on middle, one has less
 MUCH_FOLDING, MUCH_SQUASHED = 1.0, 5.0  # percent
+FEW_COUNTED = 3.0  # percent of the fixed scan: a brain in a large field of view is more, most lesions are less
 LARGE_FIELD = 6.0  # times the weights' smallest: 200×250×250 mm, which hold a head, are 4.8 times the brain weights'
 
 
@@ -53,17 +54,17 @@ def compare(result: Result) -> Comparison:
         InputError: where the masks leave nothing to compare.
     """
     scans, frame = result.scans, result.frame
-    moving = scans.moving
+    moving, limits = scans.moving, scans.filled.moving.limits
 
     def placed(world: Matrix | None) -> Tensor:
         matrix = to_voxels(frame.fixed, world, moving.grid)
-        return scale(pull(moving.data, matrix, frame.fixed.shape, outside=moving.outside), moving.limits)
+        return scale(pull(moving.data, matrix, frame.fixed.shape, outside=moving.outside), limits)
 
     return Comparison(
-        fixed=scale(scans.fixed.data, scans.fixed.limits),
+        fixed=scale(scans.fixed.data, scans.filled.fixed.limits),
         before=placed(None),
         start=placed(frame.start),
-        after=scale(result.warped, moving.limits),
+        after=scale(result.warped, limits),
         determinant=jacobian_determinant(frame.in_voxels(result.deformation).float()),
         counted=scans.counted(frame.fixed, result.displacement, "in the end") if scans.masks else None,
     )
@@ -119,6 +120,11 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
         said["near_singular_percent"] = (
             f"the deformation shrinks {found['near_singular_percent']:.1f} % of the voxels to a tenth of their "
             "volume or less"
+        )
+    if found.get("counted_percent", 100) < FEW_COUNTED:
+        said["counted_percent"] = (
+            f"the masks count only {found['counted_percent']:.1f} % of the fixed scan's voxels: check that they are 0 "
+            "where the scans must not be compared, and not the other way round"
         )
     if doubt := large_field(found.get("field_size")):
         said["field_size"] = doubt

@@ -71,7 +71,8 @@ def refine_displacement(
         (B, N, *shape) in voxels, in float32 or better, without a gradient.
 
     Raises:
-        ValueError: for fewer than 0 steps, a window below 3, and images that do not lie on the displacement's grid.
+        ValueError: for fewer than 0 steps, a window below 3, images that do not lie on the displacement's grid, and
+            ``counted`` that is not boolean.
     """
     _check(displacement, moving, fixed, counted)
     if steps < 0:
@@ -111,7 +112,7 @@ def likeness(
         counted: as for ``refine_displacement``; a pair without a window that counts gets 0.
 
     Raises:
-        ValueError: for images that do not lie on the displacement's grid.
+        ValueError: for images that do not lie on the displacement's grid, and ``counted`` that is not boolean.
     """
     _check(displacement, moving, fixed, counted)
     axes, stride = displacement.shape[1], _stride(displacement.shape[2:])
@@ -132,6 +133,8 @@ def _check(displacement: Tensor, moving: Tensor, fixed: Tensor, counted: Tensor 
                 f"{name} has shape {tuple(image.shape)}; expected one channel on the grid of the displacement, which "
                 f"has shape {tuple(displacement.shape)}"
             )
+    if counted is not None and counted.dtype != torch.bool:
+        raise ValueError(f"counted is of {counted.dtype}; expected torch.bool")
 
 
 def _stride(shape: Sequence[int]) -> int:

@@ -19,7 +19,7 @@ from iregzoo.scans import Scans as Scans  # with the next, what a registration b
 from iregzoo.scans import read_scans as read_scans
 from iregzoo.space.frame import Frame, affine_displacement, make_frame, network_input, warp_scan
 from iregzoo.space.grid import Grid, Matrix, canonical_axes
-from iregzoo.space.masks import Masks, fill_holes
+from iregzoo.space.masks import Masks
 from iregzoo.space.scan import Window
 from iregzoo.space.start import GIVEN, STARTS, affine_start
 from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
@@ -101,14 +101,14 @@ def start_of(scans: Scans, init: str | Path | Matrix, card: WeightsCard) -> tupl
     if isinstance(init, (str, Path)):
         init = choose_start(init)
     start = card.init if isinstance(init, str) and init == "auto" else init
-    return start if isinstance(start, str) else GIVEN, affine_start(scans.fixed, scans.moving, start, scans.masks)
+    return start if isinstance(start, str) else GIVEN, affine_start(scans.filled.fixed, scans.filled.moving, start)
 
 
 def frame_of(scans: Scans, start: Matrix, card: WeightsCard, stride: int) -> Frame:
     """The geometry of a pair with an affine start (4, 4), LPS mm, as weights and a network's stride need it."""
     return make_frame(
-        scans.fixed,
-        scans.moving,
+        scans.filled.fixed,
+        scans.filled.moving,
         start,
         spacing=card.spacing,
         stride=stride,
@@ -129,8 +129,7 @@ def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
     Raises:
         InputError: where the moving scan shows nothing there, and where the masks leave nothing to compare.
     """
-    fixed, moving = fill_holes(scans.fixed, scans.fixed_mask), fill_holes(scans.moving, scans.moving_mask)
-    image = network_input(frame, fixed, moving, card.window)
+    image = network_input(frame, scans.filled.fixed, scans.filled.moving, card.window)
     if not image[:, 0].any():
         others = ", ".join(other for other in STARTS[1:] if other != init)
         raise InputError(
@@ -166,9 +165,9 @@ def register(
 ) -> Result:
     """Register a pair: affine start, network, and its field brought back to the fixed image's grid.
 
-    Where the pair has masks, the search for the start and the gradient steps look only at what counts. The networks
-    know no mask: they see scans with filled holes, see ``fill_holes``, and around what counts, such as outside a brain,
-    their field is replaced, see ``continue_field``.
+    Where the pair has masks, the search for the start and the network, which know none, see scans whose lesions are
+    filled, see ``fill_holes``. Around what counts, such as outside a brain, the network's field is replaced, see
+    ``continue_field``, and the gradient steps look only at what counts.
 
     Args:
         scans: the pair, from ``read_scans``; of arrays, ``Scans`` of what ``image_scan`` makes.
@@ -242,9 +241,12 @@ def conclude(
 
 
 def _continued(masks: Masks, frame: Frame, registration: Registration) -> Registration:
-    """What a network gave, its displacement continued where neither what counts nor a filled hole was seen."""
+    """What a network gave, its displacement continued around what counts; in a filled hole it is as it was given."""
+    around = masks.closed()
+    if all(mask.data.all() for mask in around):
+        return registration
     predicted = registration.displacement
-    counted = masks.closed().counted_in(frame, predicted).to(predicted.device)
+    counted = around.counted_in(frame, predicted).to(predicted.device)
     return registration if counted.all() else _altered(registration, continue_field(predicted, counted))
 
 
@@ -259,10 +261,9 @@ def _refine(
     """Finish a network's displacement by gradient steps, on a grid of the fixed scan's own voxels."""
     axes, _ = canonical_axes(scans.fixed.grid)
     spacing = scans.fixed.grid.spacing[axes].tolist()
-    own = make_frame(
-        scans.fixed, scans.moving, frame.start, spacing=spacing, stride=1, minimum=(1, 1, 1), window=window
-    )
-    image = network_input(own, scans.fixed, scans.moving, window).to(device)
+    seen = scans.filled
+    own = make_frame(seen.fixed, seen.moving, frame.start, spacing=spacing, stride=1, minimum=(1, 1, 1), window=window)
+    image = network_input(own, seen.fixed, seen.moving, window).to(device)
     moving, fixed = image[:, :1], image[:, 1:]
     begun = frame.carry(registration.displacement, own.network).to(device)
     counted = scans.masks.counted_in(own, begun).to(device) if scans.masks else None

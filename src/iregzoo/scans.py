@@ -1,20 +1,25 @@
 """A pair of scans, with the label maps and masks on their grids."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from iregzoo.errors import InputError
 from iregzoo.space.grid import Grid
-from iregzoo.space.masks import Masks
+from iregzoo.space.masks import Masks, fill_holes
 from iregzoo.space.scan import Scan, looks_like_labels, read_labels, read_mask, read_scan
 from iregzoo.space.start import STARTS
 
 
 @dataclass(frozen=True)
 class Scans:
-    """A pair of scans, and label maps and masks on their grids where there are any; see ``Masks``."""
+    """A pair of scans, and label maps and masks on their grids where there are any; see ``Masks``.
+
+    Raises:
+        ValueError: for a mask on another grid than its scan's.
+    """
 
     fixed: Scan
     moving: Scan
@@ -23,9 +28,22 @@ class Scans:
     fixed_mask: Scan | None = None
     moving_mask: Scan | None = None
 
+    def __post_init__(self) -> None:
+        for scan, mask in ((self.fixed, self.fixed_mask), (self.moving, self.moving_mask)):
+            if mask is not None and not mask.grid.matches(scan.grid):
+                raise ValueError(f"{mask.path} lies on another grid than {scan.path}; give the mask of that scan")
+
     @property
     def masks(self) -> Masks:
         return Masks(self.fixed_mask, self.moving_mask)
+
+    @cached_property
+    def filled(self) -> "Scans":
+        """The pair as all that looks for likeness sees it: no lesion draws a start, intensities' range or a network.
+
+        See ``fill_holes``.
+        """
+        return Scans(fill_holes(self.fixed, self.fixed_mask), fill_holes(self.moving, self.moving_mask))
 
     def counted(self, grid: Grid, displacement: Tensor, when: str) -> Tensor:
         """Which voxels of a grid the masks count, as ``Masks.counted``, some of them at least.

@@ -72,16 +72,6 @@ def test_beyond_the_field_of_view_a_mask_goes_on_as_at_its_border() -> None:
     assert Masks(mask_on(grid, np.ones(grid.shape)), mask_on(grid, np.ones(grid.shape))).counted(wide, far).all()
 
 
-def test_masks_are_carried_to_other_grids() -> None:
-    fixed, moving = GRIDS["everything"], GRIDS["anisotropic"]
-    masks = Masks(mask_on(fixed, ball(fixed)), mask_on(moving, ball(moving)))
-    grids = [network_grid(grid, (2.0, 2.0, 2.0), stride=1) for grid in (fixed, moving)]
-    for mask, grid in zip(masks.on(*grids), grids, strict=True):
-        assert mask.grid is grid
-        assert differing(mask.data, ball(grid)) < 0.3 * ball(grid).mean()
-    assert not Masks().on(*grids)
-
-
 def test_holes_are_filled_from_around_them_and_nothing_else_is() -> None:
     grid = GRIDS["oblique"]
     scan, counted = scan_on(grid), ~ball(grid)

@@ -11,11 +11,10 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
-from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid, world_points
+from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid
 from iregzoo.errors import InputError
 from iregzoo.space import start
 from iregzoo.space.grid import Grid, Matrix
-from iregzoo.space.masks import UNMASKED, Masks
 from iregzoo.space.scan import Scan, read_scan
 from iregzoo.space.start import affine_start, mutual_information
 
@@ -96,50 +95,6 @@ def test_affine_start_finds_rotation_shift_and_scale(world: Matrix) -> None:
     assert error_mm(affine_start(fixed_scan(), moving_scan(world), "affine"), world) < 2.0
 
 
-SMALL = placed((12, -8, 6), (7, 4, -5))
-
-
-@cache
-def small_pair() -> tuple[Scan, Scan]:
-    """Heads of half the size, which are sooner looked at, and ``SMALL`` between them."""
-    fixed, moving = (
-        make_grid((40, 48, 40), (1.2, 1.2, 1.2)),
-        make_grid((38, 46, 44), (1.3, 1.2, 1.2), degrees=(4, 6, -5)),
-    )
-    to_head = np.linalg.inv(SMALL)
-    return (
-        Scan(draw_head(fixed, size=SIZE / 2), fixed, Path("fixed")),
-        Scan(draw_head(moving, to_head, size=SIZE / 2), moving, Path("moving")),
-    )
-
-
-def with_implant(scan: Scan, place: tuple[float, ...]) -> tuple[Scan, Scan]:
-    """The scan with a bright ball of 14 mm at a place, and a mask that leaves it out."""
-    ball = np.linalg.norm(world_points(scan.grid) - place, axis=-1) < 7
-    implant = torch.from_numpy(ball)[None, None]
-    return replace(scan, data=scan.data.where(~implant, 10_000.0)), replace(scan, data=(~implant).to(torch.uint8))
-
-
-def test_masks_keep_implants_from_drawing_the_start() -> None:
-    """Implants on opposite sides, so bright that all else is dark beside them."""
-    scans, masks = zip(*map(with_implant, small_pair(), ((0, 22, 12), (7, -18, 7))), strict=True)
-    assert error_mm(affine_start(*scans, "rigid"), SMALL) > 3
-    assert error_mm(affine_start(*scans, "rigid", Masks(*masks)), SMALL) < 1
-
-
-def test_masks_that_leave_nothing_out_change_nothing() -> None:
-    masks = Masks(*(replace(scan, data=torch.ones_like(scan.data, dtype=torch.uint8)) for scan in small_pair()))
-    np.testing.assert_array_equal(affine_start(*small_pair(), "rigid", masks), affine_start(*small_pair(), "rigid"))
-
-
-def test_a_mask_of_nothing_but_background_leaves_the_search_a_start() -> None:
-    """Nothing is to be seen in it: the result is an affine all the same, and no number is missing."""
-    fixed, moving = small_pair()
-    background = replace(fixed, data=(fixed.data < 1e-3).to(torch.uint8))
-    assert background.data.any()
-    start.check_affine(affine_start(fixed, moving, "rigid", Masks(background)), "found")
-
-
 def test_affine_start_does_not_mind_another_contrast() -> None:
     world = placed((8, -12, 6), (14, 9, -11), (1.05, 0.95, 1.0))
     moving = moving_scan(world)
@@ -163,13 +118,13 @@ def test_places_are_searched_from_as_long_as_that_may_find_another(
     begun: list[sitk.Transform] = []
     search = start._optimise
 
-    def counted(scans: tuple[Scan, Scan], masks: Masks, initial: sitk.Transform, *, steps: int) -> Matrix | None:
+    def counted(scans: tuple[Scan, Scan], initial: sitk.Transform, *, steps: int) -> Matrix | None:
         begun.append(initial)
-        return search(scans, masks, initial, steps=steps)
+        return search(scans, initial, steps=steps)
 
     monkeypatch.setattr(start, "_optimise", counted)
     places = [placed((0, 0, 0), (x, 0, 0)) for x in shifts]
-    found = start._rigid((fixed_scan(), moving_scan(world)), UNMASKED, places, fixed_scan())
+    found = start._rigid((fixed_scan(), moving_scan(world)), places, fixed_scan())
     assert len(begun) == searches
     assert len(found) == searches - (1000 in shifts)
     assert error_mm(found[0], world) < 2.0
@@ -179,12 +134,12 @@ def test_near_and_far_are_parts_of_the_image(monkeypatch: pytest.MonkeyPatch) ->
     # Of a crop of a few centimetres, places 10 mm apart are not near each other.
     small = replace(FIXED_GRID, affine=FIXED_GRID.affine @ np.diag([0.3, 0.3, 0.3, 1]))
     begun: list[sitk.Transform] = []
-    monkeypatch.setattr(start, "_optimise", lambda scans, masks, initial, *, steps: begun.append(initial))
+    monkeypatch.setattr(start, "_optimise", lambda scans, initial, *, steps: begun.append(initial))
     places = [placed((0, 0, 0), (x, 0, 0)) for x in (0, 10)]
     for grid, searches in ((FIXED_GRID, 1), (small, 2)):
         begun.clear()
         scan = replace(fixed_scan(), grid=grid)
-        start._rigid((scan, scan), UNMASKED, places, scan)
+        start._rigid((scan, scan), places, scan)
         assert len(begun) == searches
 
 

@@ -67,8 +67,11 @@ def register(
     from iregzoo.steering import choose_controller
     from iregzoo.zoo import load
 
+    said: list[str] = []
+
     def warn(frame: Frame) -> None:  # the network may take minutes
         if doubt := large_field(field_size(frame.network, method.card)):
+            said.append(doubt)
             say(f"warning: {doubt}")
 
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, init)):
@@ -88,7 +91,8 @@ def register(
         report = write(result, folder, provenance(method), inverse=inverse, jacobian=jacobian, progress=bar)
     print(summary_line(report))
     for doubt in report["warnings"]:
-        print(f"warning: {doubt}")
+        if doubt not in said:
+            print(f"warning: {doubt}")
     if fixed_labels and not (moving_labels or inverse):
         print("warning: the fixed labels were not used: Dice needs --moving-labels, too, and their way back --inverse")
     print(f"written to {output}: open report.html first")

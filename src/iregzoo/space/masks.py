@@ -9,8 +9,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from iregzoo.continuation import continue_field
-from iregzoo.space.frame import Frame, affine_displacement, warp_mask
-from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
+from iregzoo.space.frame import Frame, warp_mask
+from iregzoo.space.grid import Grid
 from iregzoo.space.scan import Scan
 
 
@@ -34,10 +34,6 @@ class Masks:
         """The masks that also count what each leaves out within what counts: what ``fill_holes`` fills."""
         return Masks(*(mask and _closed(mask) for mask in (self.fixed, self.moving)))
 
-    def on(self, fixed: Grid, moving: Grid) -> "Masks":
-        """The masks on other grids of their scans, as 0 and 1."""
-        return Masks(_read(self.fixed, fixed), _read(self.moving, moving))
-
     def counted(self, grid: Grid, displacement: Tensor) -> Tensor:
         """Which voxels of a grid in the fixed world count: boolean (1, 1, *grid.shape).
 
@@ -47,14 +43,11 @@ class Masks:
         """
         within = torch.ones(1, 1, *grid.shape, dtype=torch.bool)
         if self.fixed is not None:
-            within &= warp_mask(self.fixed, torch.zeros_like(displacement), grid)
+            own = grid.matches(self.fixed.grid)
+            within &= self.fixed.data != 0 if own else warp_mask(self.fixed, torch.zeros_like(displacement), grid)
         if self.moving is not None:
             within &= warp_mask(self.moving, displacement, grid)
         return within
-
-    def counted_at(self, grid: Grid, start: Matrix) -> Tensor:
-        """The same for an affine (4, 4), LPS mm, from the fixed to the moving world."""
-        return self.counted(grid, affine_displacement(start, grid))
 
     def counted_in(self, frame: Frame, displacement: Tensor) -> Tensor:
         """Which voxels of a frame's network grid count: boolean (1, 1, *network.shape), on the CPU.
@@ -65,17 +58,6 @@ class Masks:
         """
         there = replace(frame, fixed=frame.network)
         return self.counted(frame.network, there.total(there.deform(displacement.cpu())))
-
-
-UNMASKED = Masks()
-
-
-def _read(mask: Scan | None, grid: Grid) -> Scan | None:
-    if mask is None:
-        return None
-    matrix = to_voxels(grid, None, mask.grid)
-    data = pull((mask.data != 0).to(torch.uint8), matrix, grid.shape, mode="nearest", outside=None)
-    return replace(mask, data=data, grid=grid)
 
 
 def _closed(mask: Scan) -> Scan:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from iregzoo.errors import InputError
 from iregzoo.space.grid import Matrix, network_grid
-from iregzoo.space.masks import UNMASKED, Masks
-from iregzoo.space.scan import Scan, normalise, resample_to, scale
+from iregzoo.space.scan import Scan, normalise, resample_to
 
 STARTS = ("none", "center", "rigid", "affine")
 GIVEN = "given"  # the name of a start that is a matrix
@@ -28,13 +27,12 @@ MOST_MM3 = 2.0**31  # that a field of view measures: twice a whole person's in C
 TILT = np.deg2rad(25.0)
 
 
-def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, masks: Masks = UNMASKED) -> Matrix:
+def affine_start(fixed: Scan, moving: Scan, start: str | Matrix) -> Matrix:
     """Affine (4, 4), LPS mm, from a place in the fixed image to the one in the moving image.
 
     ``none`` trusts the headers; ``center`` puts the middle of one field of view on the middle of the other; ``rigid``
     and ``affine`` maximise Mattes' mutual information (of any two contrasts), from the best of several starting places
-    and tilts, so that images that barely overlap are found, too, over the voxels that ``masks`` count. A matrix is what
-    is given back; it, ``none`` and ``center`` look at no mask.
+    and tilts, so that images that barely overlap are found, too. A matrix is what is given back.
 
     Raises:
         InputError: for another name, a matrix that is no affine with an inverse, and a field of view of more than
@@ -52,7 +50,7 @@ def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, masks: Masks = 
         return np.eye(4)
     if start == "center":
         return _shift(moving.grid.centre - fixed.grid.centre)
-    return _search(fixed, moving, masks, affine=start == "affine")
+    return _search(fixed, moving, affine=start == "affine")
 
 
 def check_affine(matrix: Matrix, source: str) -> None:
@@ -84,34 +82,23 @@ def _shift(offset: NDArray[np.float64]) -> Matrix:
     return matrix
 
 
-def _search(fixed: Scan, moving: Scan, masks: Masks, *, affine: bool) -> Matrix:
+def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
     # All else looks at these small scans: the full ones are read once.
-    scaled = _normalise(fixed, masks.fixed), _normalise(moving, masks.moving)
-    fine = _isotropic(scaled[0], FINE_MM), _isotropic(scaled[1], FINE_MM)
+    fine = _isotropic(normalise(fixed), FINE_MM), _isotropic(normalise(moving), FINE_MM)
     coarse = _isotropic(fine[0], COARSE_MM), _isotropic(fine[1], COARSE_MM)
-    seen, grid = coarse[0].data[0, 0].numpy(), coarse[0].grid
-    fine_masks, coarse_masks = (masks.on(*(scan.grid for scan in pair)) for pair in (fine, coarse))
+    seen = coarse[0].data[0, 0].numpy()
 
     def information(world: Matrix) -> float:
-        other = resample_to(coarse[1], grid, world)[0, 0].numpy()
-        if not masks:
-            return mutual_information(seen, other)
-        # Of all that counts together, not of one voxel: few voxels seem to depend on each other by chance.
-        counted = masks.counted_at(grid, world)[0, 0].numpy()
-        return float(counted.mean()) * mutual_information(seen[counted], other[counted]) if counted.any() else 0.0
+        return mutual_information(seen, resample_to(coarse[1], coarse[0].grid, world)[0, 0].numpy())
 
-    places = list(_candidates(*coarse))
-    if masks:  # what does not count may lie far from the rest, and draw the centre of mass
-        shown = _masked(coarse[0], coarse_masks.fixed), _masked(coarse[1], coarse_masks.moving)
-        places = max(places, list(_candidates(*shown)), key=lambda found: max(map(information, found)))
-    ranked = sorted(places, key=information, reverse=True)
+    ranked = sorted(_candidates(*coarse), key=information, reverse=True)
     with _one_thread():
-        best = max([ranked[0], *_rigid(coarse, coarse_masks, ranked, fixed)], key=information)
-        found = _optimise(fine, fine_masks, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
+        best = max([ranked[0], *_rigid(coarse, ranked, fixed)], key=information)
+        found = _optimise(fine, _affine(best, fixed) if affine else _euler(best, fixed), steps=150)
     return best if found is None else max((best, found), key=information)
 
 
-def _rigid(scans: tuple[Scan, Scan], masks: Masks, ranked: list[Matrix], fixed: Scan) -> list[Matrix]:
+def _rigid(scans: tuple[Scan, Scan], ranked: list[Matrix], fixed: Scan) -> list[Matrix]:
     """Where searches from the best places end; most begin near each other, or end in the same place."""
     grid = fixed.grid
     diagonal = float(np.linalg.norm(np.array(grid.shape) * grid.spacing))
@@ -126,7 +113,7 @@ def _rigid(scans: tuple[Scan, Scan], masks: Masks, ranked: list[Matrix], fixed: 
             begun.append(world)
 
     def search(world: Matrix) -> Matrix | None:
-        return _optimise(scans, masks, _euler(world, fixed), steps=100)
+        return _optimise(scans, _euler(world, fixed), steps=100)
 
     with ThreadPoolExecutor(2) as pool:  # side by side, for each is in one thread
         found = [end for end in pool.map(search, begun[:2]) if end is not None]
@@ -167,21 +154,6 @@ def mutual_information(first: NDArray[np.float32], second: NDArray[np.float32], 
     return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
 
 
-def _normalise(scan: Scan, mask: Scan | None) -> Scan:
-    """Intensities in [0, 1] by what counts, for the brightest may be an implant that does not; see ``normalise``."""
-    if mask is None:
-        return normalise(scan)
-    low, high = replace(scan, data=scan.data[mask.data != 0]).limits
-    return replace(scan, data=scale(scan.data, (low, high))) if low < high else normalise(scan)
-
-
-def _masked(scan: Scan, mask: Scan | None) -> Scan:
-    """What a mask leaves of a scan on its grid, or all of the scan where that is nothing."""
-    if mask is None or not (scan.data * mask.data).any():
-        return scan
-    return replace(scan, data=scan.data * mask.data)
-
-
 def _isotropic(scan: Scan, spacing: float) -> Scan:
     """The scan on a grid of one spacing, finer where an axis would have too few voxels."""
     extent = np.array(scan.grid.shape) * scan.grid.spacing
@@ -213,22 +185,16 @@ def _translation(world: Matrix, fixed: Scan) -> list[float]:
     return translation
 
 
-def _optimise(scans: tuple[Scan, Scan], masks: Masks, initial: sitk.Transform, *, steps: int) -> Matrix | None:
+def _optimise(scans: tuple[Scan, Scan], initial: sitk.Transform, *, steps: int) -> Matrix | None:
     """The linear transform that maximises mutual information, from an initial one that becomes it.
 
-    None where ITK gives up, as it does where the images no longer overlap: that start leads nowhere. A mask that leaves
-    nothing out is not given to ITK, which would leave out voxels at the border.
+    None where ITK gives up, as it does where the images no longer overlap: that start leads nowhere.
     """
     fixed, moving = (scan.grid.to_sitk(scan.data[0, 0].numpy()) for scan in scans)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
     voxels = int(np.prod(scans[0].grid.shape))
-    if masks.fixed is not None and not masks.fixed.data.all():
-        method.SetMetricFixedMask(masks.fixed.grid.to_sitk(masks.fixed.data[0, 0].numpy()))
-        voxels = max(1, int(masks.fixed.data.sum()))
-    if masks.moving is not None and not masks.moving.data.all():
-        method.SetMetricMovingMask(masks.moving.grid.to_sitk(masks.moving.data[0, 0].numpy()))
     method.SetMetricSamplingPercentage(min(1.0, 60_000 / voxels), 1)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
