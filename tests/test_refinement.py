@@ -163,7 +163,7 @@ def test_what_does_not_count_is_not_looked_at_and_does_not_pull() -> None:
 def test_a_mask_that_is_not_boolean_is_refused(dtype: torch.dtype) -> None:
     image, start = texture(), torch.zeros(1, 3, *SHAPE)
     for counts in (partial(refine_displacement, steps=1), likeness):
-        with pytest.raises(ValueError, match=f"counted is of {dtype}; expected torch.bool"):
+        with pytest.raises(ValueError, match=f"type {dtype}; expected torch.bool"):
             counts(start, image, image, counted=torch.ones_like(image).to(dtype))
 
 

@@ -165,6 +165,9 @@ def test_windows_that_do_not_count_add_nothing_and_have_no_gradient(window: int)
     assert torch.autograd.gradcheck(lambda b: local_information(first, b, window=window, counted=whole), second)
     (gradient,) = torch.autograd.grad(local_information(first, second, window=window, counted=whole).sum(), second)
     assert (gradient[~counted] == 0).all()
+    for wrong in (whole.double(), whole[..., 1:]):
+        with pytest.raises(ValueError, match=r"counted has shape .* expected torch.bool of"):
+            local_information(first, second, window=window, counted=wrong)
 
 
 @AXES

@@ -133,8 +133,6 @@ def _check(displacement: Tensor, moving: Tensor, fixed: Tensor, counted: Tensor 
                 f"{name} has shape {tuple(image.shape)}; expected one channel on the grid of the displacement, which "
                 f"has shape {tuple(displacement.shape)}"
             )
-    if counted is not None and counted.dtype != torch.bool:
-        raise ValueError(f"counted is of {counted.dtype}; expected torch.bool")
 
 
 def _stride(shape: Sequence[int]) -> int:

@@ -270,8 +270,18 @@ def whole_windows(counted: Tensor, window: int) -> Tensor:
     """Which windows hold no voxel that does not count: boolean (B, C, *shape), as is ``counted``.
 
     The window of a voxel is that of ``local_ncc_map`` and ``local_information``; what is beyond the border counts.
+
+    Raises:
+        ValueError: for ``counted`` that is not boolean.
     """
+    _check_counted(counted, counted.shape)
     return box_sum((~counted).float(), window) == 0
+
+
+def _check_counted(counted: Tensor, shape: torch.Size) -> None:
+    if counted.dtype != torch.bool or counted.shape != shape:
+        given = f"shape {tuple(counted.shape)} and type {counted.dtype}"
+        raise ValueError(f"counted has {given}; expected torch.bool of {tuple(shape)}")
 
 
 def local_information(
@@ -298,11 +308,13 @@ def local_information(
         counted: boolean, of the images' shape: the windows that count; another adds 0 to the mean. All if None.
 
     Raises:
-        ValueError: for a window below 2 or a floor that is not positive.
+        ValueError: for a window below 2, a floor that is not positive, and ``counted`` of another type or shape.
     """
     if window < 2 or floor <= 0:
         raise ValueError(f"window={window}, floor={floor}; expected at least 2 voxels and a floor above 0")
     a, b = _prepare(first, second)
+    if counted is not None:
+        _check_counted(counted, a.shape)
     if not torch.is_grad_enabled():
         a, b = a.detach(), b.detach()
     mean: Tensor = _MeanLocalInformation.apply(a, b, window, eps, floor, counted)  # type: ignore[no-untyped-call]  # so in torch's stubs
