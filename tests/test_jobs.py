@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cohort import at_work, batch, here, refusal, summary, tree, write_cohort, write_pairs
 from iregzoo.batch import alone, register_job, run
@@ -218,6 +219,24 @@ def test_worker_with_another_method_is_refused(cohort: Path, tmp_path: Path) -> 
     other = replace(job.settings, origin={**job.settings.origin, "bundle_version": "9"})
     reason = register_job(replace(job, settings=other))
     assert reason == "a worker has bundle_version 0.0.1, but the batch uses 9; install the same on all workers"
+
+
+def test_pairs_made_with_another_card_of_the_weights_are_not_mixed(cohort: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "mine.pt"
+    own = torch.load(cohort / "home" / "bundles" / "tiny" / "models" / "model.pt", weights_only=True)
+    torch.save({name: tensor.double() for name, tensor in own.items()}, weights)  # another file than the bundle's own
+    output, table = tmp_path / "output", cohort / "pairs.csv"
+
+    def jobs(spacing: float) -> list[Job]:
+        (tmp_path / "card.json").write_text(json.dumps({"init": "center", "spacing": [spacing] * 3}), "utf-8")
+        return read_jobs(table, checked(Settings("tiny", weights=str(weights))), output)[:1]
+
+    first = jobs(1.0)
+    output.mkdir()
+    run(first, {}, output, here)
+    assert list(find_done(jobs(1.0), output)) == [first[0].folder.name]
+    with pytest.raises(InputError, match=r"was made with weights_card .*1\.0, 1\.0, 1\.0.*, not .*2\.0, 2\.0, 2\.0"):
+        find_done(jobs(2.0), output)
 
 
 def test_leftovers_of_a_kill_are_removed(cohort: Path, copied: Path) -> None:

@@ -49,6 +49,13 @@ class WeightsCard:
     refine: int = 0
     precision: Precision = "float32"
 
+    @property
+    def use(self) -> dict[str, Any]:
+        """What of it makes a result what it is, as JSON has it."""
+        names = ("init", "spacing", "minimum", "window", "canonical", "controller")
+        use: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
+        return use
+
 
 def write_card(
     folder: str | Path,

@@ -24,6 +24,7 @@ from iregzoo.zoo import Method, bundles, load
 
 INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "init")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
+CARD = "weights_card"  # which the user may have changed beside a file of weights
 OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse", "jacobian")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
 SUMMARY = "summary.csv"
@@ -48,7 +49,7 @@ class Settings:
         threads: of each process. The last digits of a result depend on them, so they do not follow the number of
             processes.
         refine: gradient steps; None is the card's, which ``checked`` puts here.
-        origin: versions and the weights' hash, from ``checked``.
+        origin: versions, and the weights' hash and card, from ``checked``.
     """
 
     bundle: str
@@ -83,7 +84,8 @@ class Job:
     @property
     def request(self) -> dict[str, Any]:
         """What the pair's report says of it, beside the method's own."""
-        return {**{name: getattr(self.settings, name) for name in OPTIONS}, "inputs": self.inputs}
+        options = {name: getattr(self.settings, name) for name in OPTIONS}
+        return {**options, CARD: self.settings.origin[CARD], "inputs": self.inputs}
 
 
 def checked(settings: Settings, *, here: bool = True) -> Settings:
@@ -118,7 +120,7 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
 def origin_of(method: Method) -> dict[str, Any]:
     """What of a method's provenance has to be the same for all pairs: not the device, nor the weights' name."""
     made_by = provenance(method)
-    return {name: made_by[name] for name in ORIGIN}
+    return {**{name: made_by[name] for name in ORIGIN}, CARD: method.card.use}
 
 
 def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:
