@@ -2,6 +2,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from iregzoo.errors import InputError
-from iregzoo.overrides import arguments_of_run, check_overrides, refuse_unknown
+from iregzoo.overrides import arguments_of_run, check_overrides, end_in_a_line, refuse_unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("bundles/*/docs/*.md")]
@@ -119,6 +120,7 @@ def test_command_of_monai_ends_before_it_begins(
 ) -> None:
     words = ["--config_file", config, "--output_dir", str(tmp_path / "out"), f"--{word}", "0"]
     monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", *words])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which the command changes
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
     assert stop.value.code == 2
@@ -127,9 +129,34 @@ def test_command_of_monai_ends_before_it_begins(
     assert not (tmp_path / "out").exists()
 
 
+def test_bad_input_that_monai_wraps_ends_its_command_in_a_line(tmp_path: Path) -> None:
+    scan, output = str(tmp_path / "none.nii.gz"), tmp_path / "out"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "bundles/iirp/configs/inference.json"]
+    command += ["--bundle_root", "bundles/iirp", "--fixed", scan, "--moving", scan, "--output_dir", str(output)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"iregzoo: {scan}: no such file or folder; check the path"
+    assert "Traceback" not in done.stderr
+    assert not output.exists()
+
+
+def test_other_errors_are_left_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RuntimeError("of another kind")
+    end_in_a_line(RuntimeError, error, None)
+    assert capsys.readouterr().err == "RuntimeError: of another kind\n"
+    error.__cause__ = ValueError("wrapped")
+    error.__cause__.__cause__ = InputError("thickness 0: give more")
+    with pytest.raises(SystemExit) as stop:
+        end_in_a_line(RuntimeError, error, None)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "iregzoo: thickness 0: give more\n"
+
+
 def test_nothing_is_checked_where_monai_is_called_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["somebody's.py", "run", "--anything", "1", *FILES])
+    before = sys.excepthook
     check_overrides()
+    assert sys.excepthook is before
 
 
 def configs() -> dict[str, dict[str, Any]]:

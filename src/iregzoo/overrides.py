@@ -1,10 +1,14 @@
-"""Mistyped settings of ``python -m monai.bundle run``: MONAI adds them to the config, where nothing reads them."""
+"""What ``python -m monai.bundle run`` says of bad input: one line, as iregzoo's own commands do.
+
+MONAI adds mistyped settings to the config, where nothing reads them, and wraps what is wrong in a hundred lines.
+"""
 
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, signature
+from types import TracebackType
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, update_kwargs
@@ -25,16 +29,30 @@ PROGRAM = {
 def check_overrides() -> None:
     """End ``python -m monai.bundle run`` with one line and exit code 2 where it sets what its configs do not have.
 
-    What every config's ``initialize`` begins with. Where MONAI is called from Python it does nothing.
+    What every config's ``initialize`` begins with. From then on any bad input ends the command so. Where MONAI is
+    called from Python it does nothing.
     """
     spec = sys.modules["__main__"].__spec__
     if spec is None or spec.name != COMMAND or sys.argv[1:2] != ["run"]:
         return
+    sys.excepthook = end_in_a_line
     try:
         refuse_unknown(arguments_of_run(sys.argv[2:]))
     except InputError as error:
         print(f"iregzoo: {error}", file=sys.stderr)
         sys.exit(2)  # no exception of MONAI's own, which would come with many lines
+
+
+def end_in_a_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The end of a process, as ``sys.excepthook``: of bad input that MONAI wrapped, its line and exit code 2."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, InputError):
+        found = found.__cause__
+    if found is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"iregzoo: {found}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def arguments_of_run(words: Sequence[str]) -> dict[str, Any]:
