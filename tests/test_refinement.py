@@ -173,7 +173,7 @@ def test_a_window_counts_where_all_of_its_voxels_do() -> None:
     counted = torch.ones(1, 1, *SHAPE, dtype=torch.bool)
     counted[(0, 0, *out)] = False
     for lattice in refinement._lattices(3, 2):
-        whole = refinement._whole(counted, lattice, 2, 2)
+        whole = refinement._whole(refinement._inner(counted), lattice, 2, 2)
         last = 2 * identity(whole.shape[2:]) + torch.tensor(lattice).view(1, 3, 1, 1, 1)
         behind = last - out.view(1, 3, 1, 1, 1)
         holds = ((behind >= 0) & (behind <= 2)).all(1, keepdim=True)

@@ -1,18 +1,19 @@
 """What a weights file needs and is: its card, in a bundle's metadata or, as a file, beside a training's weights."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from iregzoo.errors import InputError
+from iregzoo.flags import is_count, is_number
 from iregzoo.iteration import TCI, FixedIterations, IterStop
 from iregzoo.precision import Precision
 from iregzoo.registration import PairNetwork
 
 FILE = "card.json"  # in the folder of the weights that it is of
+# By what a definition calls them: what a card may have built. Anything else would be imported and called.
 CONTROLLERS = {f"{each.__module__}.{each.__qualname__}": each for each in (TCI, IterStop, FixedIterations)}
 
 
@@ -114,24 +115,16 @@ def _read(path: Path) -> dict[str, Any]:
     return entries
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _several(value: object, count: int, holds: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and len(value) == count and all(map(holds, value))
 
 
 def _window(value: Any) -> bool:
-    return value is None or (_several(value, 2, _number) and value[0] < value[1])
+    return value is None or (_several(value, 2, is_number) and value[0] < value[1])
 
 
 def _controller(value: object) -> bool:
-    """Whether it defines a controller of this package: a file beside weights must not be able to run anything else."""
+    """Whether it defines a controller of this package, with settings that it takes."""
     if value == {}:
         return True
     if not isinstance(value, dict) or value.get("_target_") not in CONTROLLERS:
@@ -146,15 +139,15 @@ def _controller(value: object) -> bool:
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "init": (lambda value: isinstance(value, str), "the name of an affine start"),
     "spacing": (
-        lambda value: _several(value, 3, lambda each: _number(each) and each > 0),
+        lambda value: _several(value, 3, lambda each: is_number(each) and each > 0),
         "three numbers of mm above 0",
     ),
-    "minimum": (lambda value: _several(value, 3, lambda each: _count(each, 1)), "three whole numbers of voxels"),
+    "minimum": (lambda value: _several(value, 3, is_count), "three whole numbers of voxels"),
     "description": (lambda value: isinstance(value, str), "text"),
     "labels": (lambda value: isinstance(value, dict), "an object of names by label"),
     "window": (_window, "null or two numbers, the lower first"),
     "canonical": (lambda value: isinstance(value, bool), "true or false"),
     "controller": (_controller, f"the definition of one of {', '.join(CONTROLLERS)}"),
-    "refine": (lambda value: _count(value, 0), "a whole number of steps"),
+    "refine": (lambda value: is_count(value, 0), "a whole number of steps"),
     "precision": (lambda value: value in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
 }

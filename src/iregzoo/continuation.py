@@ -1,8 +1,8 @@
 """Continuing a displacement or an image from where it counts to where it does not.
 
-A network that knows no mask lets a lesion pull its field. Put back here is what a registration that never looked at the
-lesion would have had there: nothing but the smoothness of its surroundings (cost-function masking: Brett et al.,
-NeuroImage 2001).
+What a mask leaves out must not pull a network's field. In its place comes nothing but the smoothness of what is around,
+in the image before the network or in the field after it: what a registration that never looked there would have had
+(cost-function masking: Brett et al., NeuroImage 2001).
 """
 
 import torch

@@ -11,19 +11,18 @@ from urllib.parse import urljoin
 from filelock import FileLock, Timeout
 
 from iregzoo import networks
+from iregzoo.cards import CONTROLLERS
 from iregzoo.checks import first_fault
 from iregzoo.errors import InputError
 from iregzoo.manifest import file_name, manifest
 from iregzoo.release import Archive, index_url, read_index, source
 from iregzoo.states import sha256
-from iregzoo.steering import CONTROLLERS
 from iregzoo.transfer import Progress, UnreachableError, fetch, read
 from iregzoo.unpack import unpack
 from iregzoo.zoo import Bundle, home, numbers, read_bundle, shipped
 
 INDEX_BYTES = 1_000_000  # the most that an index may have
 OWN = {"iregzoo.registration.PairNetwork", *(f"iregzoo.networks.{name}" for name in networks.__all__)}
-STEERING = {f"iregzoo.iteration.{kind.__name__}" for kind in CONTROLLERS.values()}
 Say = Callable[[str], None]
 
 
@@ -246,7 +245,7 @@ def _examine(path: Path, archive: Archive) -> None:
     try:
         definition = json.loads((path / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"]
         controllers = [card.controller for card in bundle.weights.values() if card.controller]
-        foreign = sorted(_targets(definition) - OWN | set().union(*map(_targets, controllers)) - STEERING)
+        foreign = sorted(_targets(definition) - OWN | set().union(*map(_targets, controllers)) - CONTROLLERS.keys())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"its inference.json defines no network ({error!r})") from None
     if foreign:  # what a definition names would be imported and called

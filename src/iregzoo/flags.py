@@ -1,6 +1,7 @@
 """Settings that are true or false, counts, or numbers, as command lines hand them over."""
 
 import math
+from typing import TypeGuard
 
 from iregzoo.errors import InputError
 
@@ -18,13 +19,23 @@ def flag(value: bool | str, name: str) -> bool:
     return str(value).lower() == "true"
 
 
+def is_count(value: object, least: int = 1) -> TypeGuard[int]:
+    """Whether it is a whole number of at least ``least``; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_count(value: object, name: str, *, least: int = 1, most: int | None = None) -> None:
     """Refuse a setting that is no whole number within its limits.
 
     Raises:
         InputError: naming it.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_count(value, least):
         raise InputError(f"{name} {value!r}: give a whole number of at least {least}")
     if most is not None and value > most:
         raise InputError(f"{name} {value}: give at most {most}")
@@ -36,5 +47,5 @@ def check_number(value: object, name: str) -> None:
     Raises:
         InputError: naming it.
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         raise InputError(f"{name} {value!r}: give a number")

@@ -1,6 +1,6 @@
 """What ``python -m monai.bundle run`` says of bad input: one line, as iregzoo's own commands do.
 
-MONAI adds mistyped settings to the config, where nothing reads them, and wraps what is wrong in a hundred lines.
+MONAI adds mistyped settings to the config, where nothing reads them, and wraps what is wrong in many lines.
 """
 
 import sys

@@ -120,7 +120,7 @@ def likeness(
     there, warped = _at(fixed, lattice, stride), sample(moving, _places(displacement, lattice, stride))
     if counted is None:
         return local_ncc(there, warped, window=window)
-    whole = _whole(counted, lattice, stride, window)
+    whole = _whole(_inner(counted), lattice, stride, window)
     alike = local_ncc_map(there, warped, window=window) * whole
     return alike.flatten(1).mean(1) / whole.float().flatten(1).mean(1).clamp(min=1 / whole.numel())
 
@@ -156,9 +156,14 @@ def _at(volume: Tensor, lattice: Lattice, stride: int) -> Tensor:
     return _view(volume, lattice, stride).contiguous()
 
 
-def _whole(counted: Tensor, lattice: Lattice, stride: int, window: int) -> Tensor:
-    """Which windows of a lattice count: boolean (B, 1, *about shape / stride)."""
-    return whole_windows(_at(whole_windows(counted, 3), lattice, stride), window)
+def _inner(counted: Tensor) -> Tensor:
+    """The voxels that count with all neighbours, between which an image is read: boolean (B, 1, *shape)."""
+    return whole_windows(counted, 3)
+
+
+def _whole(inner: Tensor, lattice: Lattice, stride: int, window: int) -> Tensor:
+    """Which windows of a lattice hold inner voxels alone: boolean (B, 1, *about shape / stride)."""
+    return whole_windows(_at(inner, lattice, stride), window)
 
 
 def _places(displacement: Tensor, lattice: Lattice, stride: int) -> Tensor:
@@ -192,7 +197,8 @@ class _Objective:
         self.fixed = [_at(fixed, lattice, self.stride) for lattice in self.lattices]
         self.counted: list[Tensor] = []  # nothing where all counts
         if counted is not None:
-            self.counted = [_whole(counted, lattice, self.stride, self.window) for lattice in self.lattices]
+            inner = _inner(counted)
+            self.counted = [_whole(inner, lattice, self.stride, self.window) for lattice in self.lattices]
         self.start = _at(start, self.lattices[0], self.stride) / self.stride
 
     def step(self, coarse: Tensor, number: int) -> Tensor:

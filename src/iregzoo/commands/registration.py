@@ -1,9 +1,10 @@
 """``iregzoo register`` and ``demo``: one pair of scans."""
 
 import os
+import sys
 from pathlib import Path
 
-from iregzoo.commands.shared import STAGES, Progress, say, summary_line
+from iregzoo.commands.shared import STAGES, Progress, summary_line
 from iregzoo.errors import InputError
 
 
@@ -57,6 +58,8 @@ def register(
             above 1, tissue takes up more room in the moving scan than in the fixed one.
         overwrite: replace the results of an earlier run in the folder.
     """
+    from tqdm import tqdm
+
     from iregzoo.devices import choose_device
     from iregzoo.outputs import whole_folder
     from iregzoo.quality import field_size, large_field
@@ -72,7 +75,7 @@ def register(
     def warn(frame: Frame) -> None:  # the network may take minutes
         if doubt := large_field(field_size(frame.network, method.card)):
             said.append(doubt)
-            say(f"warning: {doubt}")
+            tqdm.write(f"warning: {doubt}", file=sys.stderr)  # above the progress bar
 
     for path in filter(None, (fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, init)):
         if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:

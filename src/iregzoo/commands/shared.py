@@ -1,6 +1,5 @@
 """What several commands share: options that mean the same everywhere, progress, and lines of results."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -40,13 +39,6 @@ def summary_line(report: dict[str, Any]) -> str:
         parts.append(f"iterations {'-'.join(map(str, report['iterations']))}")
     parts.append(f"{sum(report['seconds'].values()):.1f} s")
     return ", ".join(parts)
-
-
-def say(line: str) -> None:
-    """Print a line on standard error, above a progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stderr)
 
 
 class Progress:
