@@ -35,7 +35,7 @@ FLOORS = {
         "silence",
         "states",
     ),
-    1: ("losses", "metrics", "networks", "overlap", "significance", "symmetric", "synthesis", "refinement"),
+    1: ("losses", "metrics", "networks", "overlap", "significance", "symmetric", "synthesis", "refinement", "necessity"),
     2: (
         "anatomy",
         "canonical",

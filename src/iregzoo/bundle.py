@@ -118,8 +118,9 @@ class SaveRegistration(Transform):
         predicted: Tensor = convert_to_tensor(data["pred"], track_meta=False)
         start: Tensor = convert_to_tensor(data["start"], track_meta=False)
         frame = frame_of(scans, start.cpu().numpy(), self.load.card, self.load.stride)
+        image: Tensor = convert_to_tensor(data["image"], track_meta=False)
         registration = Registration(predicted[None])
-        result = conclude(scans, frame, data["init"], registration, self.steps, self.load.card)
+        result = conclude(scans, frame, data["init"], image[None], registration, self.steps, self.load.card)
         with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
             write(result, folder, self.provenance, inverse=self.inverse, jacobian=self.jacobian)
         return dict(data)

@@ -32,6 +32,7 @@ Lattice = tuple[int, ...]  # the voxel with which it begins
 STRIDE = 2  # voxels of the images from one voxel of a lattice, and of the correction, to the next
 WINDOW = 3  # voxels from the first to the last of the local information's, of which a lattice has every STRIDE-th
 LIKENESS_WINDOW = 3  # of the local NCC that a report says, in voxels of a lattice
+SMOOTHNESS = 0.75  # of a correction of what a network gave
 ROUNDS = 20  # of lessening the correction around folds, at most
 REACH = 3  # blocks of STRIDE voxels around a fold, in which a round takes up to half of the correction
 
@@ -45,7 +46,7 @@ def refine_displacement(
     counted: Tensor | None = None,
     rate: float = 0.3,
     window: int = WINDOW,
-    smoothness: float = 0.75,
+    smoothness: float = SMOOTHNESS,
     folding: float = 100.0,
     margin: float = 0.1,
 ) -> Tensor:

@@ -84,8 +84,8 @@ def _shift(offset: NDArray[np.float64]) -> Matrix:
 
 def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
     # All else looks at these small scans: the full ones are read once.
-    fine = _isotropic(normalise(fixed), FINE_MM), _isotropic(normalise(moving), FINE_MM)
-    coarse = _isotropic(fine[0], COARSE_MM), _isotropic(fine[1], COARSE_MM)
+    fine = isotropic(normalise(fixed), FINE_MM), isotropic(normalise(moving), FINE_MM)
+    coarse = isotropic(fine[0], COARSE_MM), isotropic(fine[1], COARSE_MM)
     seen = coarse[0].data[0, 0].numpy()
 
     def information(world: Matrix) -> float:
@@ -154,7 +154,7 @@ def mutual_information(first: NDArray[np.float32], second: NDArray[np.float32], 
     return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
 
 
-def _isotropic(scan: Scan, spacing: float) -> Scan:
+def isotropic(scan: Scan, spacing: float) -> Scan:
     """The scan on a grid of one spacing, finer where an axis would have too few voxels."""
     extent = np.array(scan.grid.shape) * scan.grid.spacing
     step = min(spacing, float(extent.min()) / MIN_VOXELS)
