@@ -22,7 +22,7 @@ from iregzoo.fields import identity, warp
 from iregzoo.jobs import Settings, checked, find_done, read_jobs
 from iregzoo.phantom import Phantom
 from iregzoo.quality import Comparison, compare, figures
-from iregzoo.register import Result, Scans, conclude, finish, read_scans, register
+from iregzoo.register import Result, Scans, conclude, finish, read_scans, register, seen
 from iregzoo.registration import Registration
 from iregzoo.results import provenance, write
 from iregzoo.space.files import write_image
@@ -116,10 +116,11 @@ def test_what_counts_of_a_networks_field_stays_and_the_rest_follows_from_it(scan
     assert torch.equal(result.registration.displacement, continue_field(own, counted))
     # What else a network gave belongs to its own field, and stays where that does.
     given = Registration(own, inverse=-own, pyramid=(own,))
-    altered = conclude(outer, plain.frame, "center", given, 0, method.card).registration
+    image = seen(scans, plain.frame, "center", method.card)
+    altered = conclude(outer, plain.frame, "center", image, given, 0, method.card).registration
     assert altered.inverse is None
     assert altered.pyramid == ()
-    kept = conclude(with_whole_masks(scans), plain.frame, "center", given, 0, method.card).registration
+    kept = conclude(with_whole_masks(scans), plain.frame, "center", image, given, 0, method.card).registration
     assert kept.inverse is given.inverse
     assert torch.equal(kept.displacement, own)
 

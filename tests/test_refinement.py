@@ -404,7 +404,7 @@ def test_refining_finds_more_of_a_known_deformation(phantom: Phantom, method: Me
     assert recovered(phantom, refined)["recovered_percent"] > recovered(phantom, plain)["recovered_percent"] + 5
     assert refined.refinement is not None
     assert refined.refinement.local_ncc_after > refined.refinement.local_ncc_before
-    assert list(refined.seconds) == ["start", "network", "refine", "warp"]
+    assert list(refined.seconds) == ["start", "network", "check", "refine", "warp"]
     expected = warp_scan(scans.moving, refined.displacement, scans.fixed.grid)
     assert torch.equal(refined.warped, expected)
 

@@ -49,6 +49,12 @@ def method(spacing: float = 1.0) -> Method:
     return Method(Bundle(Path("random"), {"version": "0"}), weights, PairNetwork(network))
 
 
+@pytest.fixture(autouse=True)
+def _what_a_random_network_gives_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it makes the scans more alike or not; tests/test_align.py has what is left out."""
+    monkeypatch.setattr("iregzoo.register.find_needless", lambda *images, **options: None)
+
+
 def labels_on(grid: Grid, to_head: Matrix | None = None) -> torch.Tensor:
     image = draw_head(grid, to_head, size=SIZE)
     return (image > 300).int() + (image > 700).int()
@@ -264,7 +270,7 @@ def test_folder_holds_every_file_and_the_report_every_figure(tmp_path: Path) -> 
     report = json.loads((done.folder / "report.json").read_text("utf-8"), parse_constant=refuse)
     assert report == json.loads(json.dumps(done.report))
     assert set(report) == REPORTED
-    assert set(report["seconds"]) == {"start", "network", "warp", "write", "inverse", "report"}
+    assert set(report["seconds"]) == {"start", "network", "check", "warp", "write", "inverse", "report"}
     assert set(report["dice"]) == {"1", "2"}
     assert report["iterations"] == [2, 2, 2]
     assert report["init"] == "affine"
@@ -341,7 +347,7 @@ def test_identical_scans_differ_by_nothing_before() -> None:
 def test_stages_are_announced_and_timed() -> None:
     told: list[str] = []
     result = register(pair(), method(), progress=told.append)
-    assert told == list(result.seconds) == ["start", "network", "warp"]
+    assert told == list(result.seconds) == ["start", "network", "check", "warp"]
 
 
 def test_init_auto_is_what_the_weights_card_says() -> None:

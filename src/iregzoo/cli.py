@@ -16,7 +16,7 @@ from iregzoo import __version__
 from iregzoo.commands.batch import batch
 from iregzoo.commands.label import label_app
 from iregzoo.commands.measurement import evaluate
-from iregzoo.commands.registration import demo, register
+from iregzoo.commands.registration import align, demo, register
 from iregzoo.commands.template import template
 from iregzoo.commands.transforms import apply
 from iregzoo.commands.zoo import download, import_checkpoint, list_bundles, pack, verify
@@ -25,6 +25,7 @@ from iregzoo.flags import flag
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "register": register,
+    "align": align,
     "apply": apply,
     "batch": batch,
     "evaluate": evaluate,

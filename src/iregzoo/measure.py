@@ -58,6 +58,8 @@ def measure(case: Case, result: Result, images: Comparison) -> Row:
     large_enough = min(images.fixed.shape[2:]) >= SSIM_WINDOW
     row["ssim"] = float(ssim(images.fixed, images.after, window=SSIM_WINDOW)) if large_enough else math.nan
     row["iterations"] = " ".join(map(str, found["iterations"]))
+    if result.needless:
+        row["network_left_out"] = 1
     return row
 
 

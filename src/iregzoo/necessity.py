@@ -17,6 +17,11 @@ WINDOW = 3
 # T1 or of two contrasts, and 1.04 to 2.3 for two people.
 NEEDLESS = 0.9
 
+LEFT_OUT = (
+    "the scans tell less of each other with the network's deformation than without it, as two scans of one person do, "
+    "so it was left out"
+)
+
 
 @dataclass(frozen=True)
 class Needless:
@@ -31,12 +36,15 @@ class Needless:
     information_network: float
 
 
-def find_needless(displacement: Tensor, images: Tensor, counted: Tensor | None = None) -> Needless | None:
-    """What shows that a pair is better off without a displacement, or None: what is used then.
+def find_needless(
+    displacement: Tensor, images: Tensor, *, unmoved: Tensor | None = None, counted: Tensor | None = None
+) -> Needless | None:
+    """What shows that a pair is better off without a displacement; None where it is not.
 
     Args:
         displacement: (1, N, *shape) in voxels.
         images: (1, 2, *shape), moving then fixed, in [0, 1].
+        unmoved: the moving image without the displacement, (1, 1, *shape), where it is another than that of ``images``.
         counted: boolean (1, 1, *shape): the voxels that may be compared. All if None.
     """
     moving, fixed = images[:, :1], images[:, 1:]
@@ -45,5 +53,8 @@ def find_needless(displacement: Tensor, images: Tensor, counted: Tensor | None =
     def information(warped: Tensor) -> float:
         return float(local_information(fixed, warped, window=WINDOW, counted=windows))
 
-    before, after = information(moving), information(warp(moving, displacement.to(moving.dtype)))
+    before, after = (
+        information(moving if unmoved is None else unmoved),
+        information(warp(moving, displacement.to(moving.dtype))),
+    )
     return Needless(before, after) if after < NEEDLESS * before else None

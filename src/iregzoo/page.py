@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from iregzoo.necessity import LEFT_OUT
 from iregzoo.quality import LITTLE_ALIKE, MUCH_FOLDING, MUCH_SQUASHED, UNLIKE_AT_START, doubts
 from iregzoo.report import key_figures
 
@@ -166,13 +167,20 @@ def _extras(report: Mapping[str, Any]) -> Iterator[Line]:
             "How far a voxel ends from its starting point after mapping it forward and back. It is large where the "
             "deformation folds.",
         )
+    if "network_left_out" in report:
+        words = "left out: local information {information_start:.3f} nats without it, {information_network:.3f} with it"
+        yield Line(
+            "Network",
+            words.format_map(report["network_left_out"]),
+            f"{LEFT_OUT[0].upper()}{LEFT_OUT[1:]}. What still deforms is what gradient steps found.",
+        )
     if "refinement" in report:
         words = "{steps} steps, local NCC {local_ncc_before:.3f} → {local_ncc_after:.3f}"
+        begun = "from the affine start" if "network_left_out" in report else "after the network"
         yield Line(
             "Refinement",
             words.format_map(report["refinement"]),
-            "Gradient steps after the network. They make the images more similar, which does not always mean "
-            "better aligned.",
+            f"Gradient steps {begun}. They make the images more similar, which does not always mean better aligned.",
         )
 
 

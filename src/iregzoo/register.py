@@ -30,6 +30,7 @@ from iregzoo.zoo import Method
 
 Progress = Callable[[str], None]
 SEARCHED = ("rigid", "affine")  # starts that are found in the images
+SHARP_MM = 1.5  # in smaller voxels, some tenths of a mm by which a search is off hide what two scans have in common
 # Of gradient steps that are the whole deformation, and no correction of a network's: of four known changes of 1.3 mm on
 # average in each of two real brains, 0.28 and 0.45 mm are left with it, 0.32 and 0.52 with that of a correction.
 SMOOTHNESS_ALONE = 4 * SMOOTHNESS
@@ -243,14 +244,9 @@ def conclude(
             "the network returned a displacement that is not finite; check that the weights are not damaged"
         )
     with timed("check", seconds, progress):
-        counted = _compared(scans.masks, frame, predicted)
-        needless = find_needless(predicted, image.to(predicted.device), counted)
+        needless, frame = _checked(scans, frame, init, image.to(predicted.device), predicted, card.window)
         if needless:
             registration = _altered(registration, torch.zeros_like(predicted))
-            if init in SEARCHED:
-                seen, rigid = scans.filled, init == "rigid"
-                start = precise_start(seen.fixed, seen.moving, frame.start, rigid=rigid, masks=scans.masks)
-                frame = replace(frame, start=start)
     if scans.masks and not needless:
         with timed("mask", seconds, progress):
             registration = _continued(scans.masks, frame, registration)
@@ -264,6 +260,28 @@ def conclude(
     with timed("warp", seconds, progress):
         result = finish(scans, frame, init, registration, seconds)
         return replace(result, refinement=refinement, card=card, needless=needless)
+
+
+def _checked(
+    scans: Scans, frame: Frame, init: str, image: Tensor, predicted: Tensor, window: Window | None
+) -> tuple[Needless | None, Frame]:
+    """What shows that a network's displacement is needless, if it is, and the frame to go on with."""
+    still = frame
+    if sharp := init in SEARCHED and frame.network.spacing.min() < SHARP_MM:
+        still = _made_precise(scans, frame, init)
+    unmoved = None
+    if still is not frame:
+        unmoved = network_input(still, scans.filled.fixed, scans.filled.moving, window)[:, :1].to(image.device)
+    needless = find_needless(predicted, image, unmoved=unmoved, counted=_compared(scans.masks, frame, predicted))
+    if not needless:
+        return None, frame
+    return needless, _made_precise(scans, frame, init) if init in SEARCHED and not sharp else still
+
+
+def _made_precise(scans: Scans, frame: Frame, init: str) -> Frame:
+    """A frame whose start, which was searched for, has been made precise."""
+    fixed, moving = scans.filled.fixed, scans.filled.moving
+    return replace(frame, start=precise_start(fixed, moving, frame.start, rigid=init == "rigid", masks=scans.masks))
 
 
 def _compared(masks: Masks, frame: Frame, displacement: Tensor) -> Tensor | None:

@@ -18,9 +18,9 @@ from iregzoo.precision import resolve
 from iregzoo.quality import compare, figures
 from iregzoo.register import Progress, Result, timed
 from iregzoo.report import picture
-from iregzoo.space.files import write_displacement, write_image, write_transform
+from iregzoo.space.files import write_displacement, write_image, write_linear, write_transform
 from iregzoo.space.frame import warp_scan
-from iregzoo.space.grid import Grid, halved
+from iregzoo.space.grid import Grid, Matrix, halved
 from iregzoo.space.grid import inverse as inverse_matrix
 from iregzoo.space.points import map_points, move_points, reached
 from iregzoo.views import views
@@ -111,15 +111,14 @@ def provenance(method: Method) -> dict[str, Any]:
 
 
 def describe(result: Result) -> dict[str, Any]:
-    """How a result came about: affine start, the network's grid, and gradient steps where there were any."""
+    """How a result came about: affine start, and the network's grid and gradient steps where there were any."""
     frame, refinement = result.frame, result.refinement
-    network = refinement.network if refinement else frame.network
-    said = {
-        "init": result.init,
-        "affine_lps_mm": frame.start.tolist(),
-        "network_shape": list(network.shape),
-        "network_spacing_mm": network.spacing.tolist(),
-    }
+    said: dict[str, Any] = {"init": result.init, "affine_lps_mm": frame.start.tolist()}
+    if result.card is not None:
+        network = refinement.network if refinement else frame.network
+        said |= {"network_shape": list(network.shape), "network_spacing_mm": network.spacing.tolist()}
+    if result.needless:
+        said["network_left_out"] = vars(result.needless)
     if refinement is None:
         return said
     found = {name: value for name, value in vars(refinement).items() if name != "network"}
@@ -134,7 +133,15 @@ def _write_forward(result: Result, folder: Path) -> None:
     if result.warped_labels is not None:
         write_image(folder / "warped_labels.nii.gz", result.warped_labels, grid)
     write_displacement(folder / "displacement.nii.gz", result.displacement, grid)
-    write_transform(folder / "transform.h5", result.deformation, grid, result.frame.start)
+    _write_way(folder / "transform.h5", result, result.deformation, grid, result.frame.start)
+
+
+def _write_way(path: Path, result: Result, deformation: Tensor, grid: Grid, affine: Matrix) -> None:
+    """A way of a result, which viewers can take for a linear one where nothing deforms."""
+    if result.deformation.any():
+        write_transform(path, deformation, grid, affine)
+    else:
+        write_linear(path, affine)
 
 
 def _write_inverse(result: Result, folder: Path, *, jacobian: bool) -> dict[str, Any]:
@@ -142,11 +149,14 @@ def _write_inverse(result: Result, folder: Path, *, jacobian: bool) -> dict[str,
     scans, frame, own = result.scans, result.frame, result.registration.inverse
     finer = halved(frame.moving)
     grid = finer if np.prod(finer.shape) <= FINE_VOXELS else frame.moving
-    undone = frame.undo(result.deformation, grid, None if own is None else own.cpu())
+    if deforms := bool(result.deformation.any()):
+        undone = frame.undo(result.deformation, grid, None if own is None else own.cpu())
+    else:
+        undone = torch.zeros(1, 3, *grid.shape, dtype=result.deformation.dtype)
     here = undone[:, :, 1::2, 1::2, 1::2] if grid is finer else undone  # at the moving scan's voxels
     backward = frame.total_back(here)
     write_displacement(folder / "inverse_displacement.nii.gz", backward, frame.moving)
-    write_transform(folder / "inverse_transform.h5", undone, grid, inverse_matrix(frame.start))
+    _write_way(folder / "inverse_transform.h5", result, undone, grid, inverse_matrix(frame.start))
     write_image(folder / "inverse_warped.nii.gz", warp_scan(scans.fixed, backward, frame.moving), frame.moving)
     if scans.fixed_labels is not None:
         labels = warp_scan(scans.fixed_labels, backward, frame.moving, mode="nearest")
@@ -155,7 +165,8 @@ def _write_inverse(result: Result, folder: Path, *, jacobian: bool) -> dict[str,
         determinant = jacobian_determinant(replace(frame, fixed=frame.moving).in_voxels(here).float())
         write_image(folder / "inverse_jacobian.nii.gz", determinant[None], frame.moving)
     begun = "" if own is None else ", starting from the method's own inverse"
-    return {"inverse": f"point by point{begun}", **_there_and_back(result, undone, grid)}
+    way = f"point by point{begun}" if deforms else "of the affine"
+    return {"inverse": way, **_there_and_back(result, undone, grid)}
 
 
 def _there_and_back(result: Result, undone: Tensor, grid: Grid) -> dict[str, float]:

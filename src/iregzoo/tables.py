@@ -25,6 +25,7 @@ REST = (
     "ssim",
 )
 NUMBERS = (*FIRST[-2:], *REST, "seconds")
+LEFT_OUT = "network_left_out"  # 1 where it was, see ``find_needless``
 Key = tuple[str, str]
 Summary = dict[str, Any]
 
@@ -55,9 +56,10 @@ def label_columns(rows: Iterable[Row]) -> list[str]:
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write a CSV file with a row for each pair and method; what could not be measured is empty."""
-    columns = [*FIRST, *label_columns(rows), *REST, "iterations", "seconds"]
-    if not any("tre_mm" in row for row in rows):
-        columns.remove("tre_mm")
+    columns = [*FIRST, *label_columns(rows), *REST, "iterations", LEFT_OUT, "seconds"]
+    for name in ("tre_mm", LEFT_OUT):
+        if not any(name in row for row in rows):
+            columns.remove(name)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
@@ -76,7 +78,8 @@ def summarise(rows: Sequence[Row], label_names: Mapping[str, str]) -> Summary:
     """One method's figures over all its pairs, and its worst case.
 
     Each figure, and ``dice_<label>`` of each label, becomes ``mean``, ``sd`` (of the sample), ``median`` and the number
-    of ``pairs`` that have it; a label that ``label_names`` knows also gets its ``name``.
+    of ``pairs`` that have it; a label that ``label_names`` knows also gets its ``name``. ``network_left_out`` is of how
+    many pairs it was, where it was of any.
     """
     summary: Summary = {"bundle": rows[0]["bundle"], "controller": rows[0]["controller"], "pairs": len(rows)}
     for name in (*NUMBERS, *label_columns(rows)):
@@ -91,6 +94,8 @@ def summarise(rows: Sequence[Row], label_names: Mapping[str, str]) -> Summary:
             if name[5:] in label_names and name.startswith("dice_"):
                 summary[name]["name"] = label_names[name[5:]]
     summary["iterations"] = _mean_iterations(rows)
+    if left_out := sum(row.get(LEFT_OUT, 0) for row in rows):
+        summary[LEFT_OUT] = left_out
     measured = [row for row in rows if not math.isnan(row.get("dice_mean", math.nan))]
     if measured:
         worst = min(measured, key=lambda row: float(row["dice_mean"]))

@@ -128,5 +128,7 @@ def result_line(result: dict[str, Any]) -> str:
     parts.append(f"NCC {result['ncc_before']['mean']:.3f} → {result['ncc_after']['mean']:.3f}")
     if result["iterations"]:
         parts.append(f"iterations {result['iterations']}")
+    if "network_left_out" in result:
+        parts.append(f"network left out of {result['network_left_out']}")
     parts.append(f"{result['seconds']['mean']:.2f} s per pair")
     return ", ".join(parts)

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from iregzoo.commands.shared import STAGES, Progress, summary_line
 from iregzoo.errors import InputError
@@ -77,14 +79,13 @@ def register(
             said.append(doubt)
             tqdm.write(f"warning: {doubt}", file=sys.stderr)  # above the progress bar
 
-    for path in filter(None, (fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, init)):
-        if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
-            raise InputError(f"{path}: would be overwritten by the results; choose another --output")
+    maps = (fixed_labels, moving_labels, fixed_mask, moving_mask)
+    _check_kept(output, fixed, moving, *maps, init)
     start = choose_start(init)
     stages = len(STAGES) + bool(inverse)
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(stages) as bar:
         bar("read")
-        scans = read_scans(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask)
+        scans = read_scans(fixed, moving, *maps)
         bar("weights")
         method = load(bundle, weights, choose_device(device), precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)
@@ -92,12 +93,60 @@ def register(
             scans, method, init=start, controller=steering, refine=refine, progress=bar, placed=warn
         )
         report = write(result, folder, provenance(method), inverse=inverse, jacobian=jacobian, progress=bar)
-    print(summary_line(report))
-    for doubt in report["warnings"]:
-        if doubt not in said:
-            print(f"warning: {doubt}")
-    if fixed_labels and not (moving_labels or inverse):
-        print("warning: the fixed labels were not used: Dice needs --moving-labels, too, and their way back --inverse")
+    _say(report, said)
+    _say_unused(fixed_labels, moving_labels, inverse)
+    print(f"written to {output}: open report.html first")
+
+
+def align(
+    fixed: str,
+    moving: str,
+    output: str,
+    kind: str = "rigid",
+    fixed_labels: str | None = None,
+    moving_labels: str | None = None,
+    fixed_mask: str | None = None,
+    moving_mask: str | None = None,
+    init: str = "auto",
+    inverse: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Align a moving scan to a fixed one by a rigid or affine transform, without deforming it.
+
+    For scans of one person, on two days or of two contrasts. The folder gets the files of iregzoo register, of which
+    transform.h5 is a linear transform (ITK).
+
+    Args:
+        fixed: the scan that stays in place.
+        moving: the scan to align with the fixed one.
+        output: folder for the results, new or empty.
+        kind: rigid (turned and shifted) or affine (also stretched and sheared).
+        fixed_labels: label map on the fixed scan's grid.
+        moving_labels: label map on the moving scan's grid.
+        fixed_mask: mask on the fixed scan's grid: where it is 0, the images are not compared.
+        moving_mask: the same on the moving scan's grid.
+        init: where to begin: auto (search), none (trust the headers), center, rigid, affine, or a file with a linear
+            transform as for iregzoo register.
+        inverse: also write the inverse transform, from fixed to moving, and the fixed scan warped by it.
+        overwrite: replace the results of an earlier run in the folder.
+    """
+    from iregzoo import __version__
+    from iregzoo.align import align as align_scans
+    from iregzoo.align import check_kind
+    from iregzoo.outputs import whole_folder
+    from iregzoo.register import choose_start, read_scans
+    from iregzoo.results import FILES, write
+
+    maps = (fixed_labels, moving_labels, fixed_mask, moving_mask)
+    _check_kept(output, fixed, moving, *maps, init)
+    check_kind(kind)
+    start = choose_start(init)
+    with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(6 + bool(inverse)) as bar:
+        bar("read")
+        result = align_scans(read_scans(fixed, moving, *maps), kind, init=start, progress=bar)
+        report = write(result, folder, {"iregzoo": __version__}, inverse=inverse, progress=bar)
+    _say(report)
+    _say_unused(fixed_labels, moving_labels, inverse)
     print(f"written to {output}: open report.html first")
 
 
@@ -130,11 +179,35 @@ def demo(
         result = register_scans(scans, method, init="none", progress=bar)
         report = write(result, folder, provenance(method), progress=bar)
         found = recovered(phantom, result)
-    print(summary_line(report))
-    for doubt in report["warnings"]:
-        print(f"warning: {doubt}")
+    _say(report)
     print(
         f"known deformation {found['known_mm']:.2f} mm on average, {found['left_mm']:.2f} mm of it remaining: "
         f"{found['recovered_percent']:.0f} % recovered"
     )
     print(f"written to {output}: open report.html first")
+
+
+def _check_kept(output: str, *inputs: str | None) -> None:
+    """Refuse results that would replace what they are made from."""
+    from iregzoo.results import FILES
+
+    for path in filter(None, inputs):
+        if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
+            raise InputError(f"{path}: would be overwritten by the results; choose another --output")
+
+
+def _say(report: dict[str, Any], said: Collection[str] = ()) -> None:
+    """Print what a registration did and what should make a person doubt, but for what was said before."""
+    from iregzoo.necessity import LEFT_OUT
+
+    print(summary_line(report))
+    if "network_left_out" in report:
+        print(f"note: {LEFT_OUT}")
+    for doubt in report["warnings"]:
+        if doubt not in said:
+            print(f"warning: {doubt}")
+
+
+def _say_unused(fixed_labels: str | None, moving_labels: str | None, inverse: bool) -> None:
+    if fixed_labels and not (moving_labels or inverse):
+        print("warning: the fixed labels were not used: Dice needs --moving-labels, too, and their way back --inverse")

@@ -1,8 +1,9 @@
 """Files for the world: images, label maps, displacement fields and ITK transforms."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import h5py
 import nibabel as nib
@@ -85,31 +86,50 @@ def write_transform(path: str | Path, deformation: Tensor, grid: Grid, affine: M
         InputError: where it cannot be written.
         ValueError: for a shape that is not the grid's.
     """
-    path = Path(path)
     _check_shape(deformation, 3, grid)
     vectors = deformation[0].permute(3, 2, 1, 0).double().cpu().numpy()  # ITK's order: along x first
-    parts: list[tuple[str, ArrayLike, ArrayLike]] = []
-    if affine is not None:  # ITK applies the last one first
-        parts.append(("AffineTransform", np.zeros(3), np.append(affine[:3, :3], affine[:3, 3])))
     direction = grid.affine[:3, :3] / grid.spacing
     geometry = (grid.shape, grid.affine[:3, 3], grid.spacing, direction.ravel())
-    parts.append(("DisplacementFieldTransform", np.concatenate(geometry), vectors.ravel()))
-    _reserve(path, vectors.nbytes)
+    field = Part("DisplacementFieldTransform", np.concatenate(geometry), vectors.ravel())
+    linear = [] if affine is None else [_linear(affine)]
+    _write_parts(Path(path), [Part("CompositeTransform"), *linear, field])  # ITK applies the last one first
+
+
+def write_linear(path: str | Path, affine: Matrix) -> None:
+    """Write an affine (4, 4), LPS mm, as an ITK transform, which viewers take for a linear one.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    _write_parts(Path(path), [_linear(affine)])
+
+
+class Part(NamedTuple):
+    """A transform of an ITK file: its class, and its parameters; a composite has none of its own."""
+
+    kind: str
+    fixed: ArrayLike | None = None
+    parameters: ArrayLike | None = None
+
+
+def _linear(affine: Matrix) -> Part:
+    return Part("AffineTransform", np.zeros(3), np.append(affine[:3, :3], affine[:3, 3]))
+
+
+def _write_parts(path: Path, parts: Sequence[Part]) -> None:
+    _reserve(path, sum(np.asarray(part.parameters).nbytes for part in parts))
     try:
         with h5py.File(path, "w") as file:
-            composite = file.create_group("TransformGroup")
-            _name_transform(composite.create_group("0"), "CompositeTransform")
-            for number, (kind, fixed, parameters) in enumerate(parts, 1):
-                part = composite.create_group(str(number))
-                _name_transform(part, kind)
-                part["TransformFixedParameters"] = np.asarray(fixed, "<f8")
-                part["TransformParameters"] = np.asarray(parameters, "<f8")
+            transforms = file.create_group("TransformGroup")
+            for number, part in enumerate(parts):
+                group = transforms.create_group(str(number))
+                name = f"{part.kind}_double_3_3"
+                group.create_dataset("TransformType", data=[name], dtype=h5py.string_dtype("ascii"))
+                for what, values in (("Fixed", part.fixed), ("", part.parameters)):
+                    if values is not None:
+                        group[f"Transform{what}Parameters"] = np.asarray(values, "<f8")
     except OSError as error:
         raise _cannot_write(path, error) from None
-
-
-def _name_transform(group: h5py.Group, kind: str) -> None:
-    group.create_dataset("TransformType", data=[f"{kind}_double_3_3"], dtype=h5py.string_dtype("ascii"))
 
 
 def affine_transform(matrix: Matrix) -> sitk.AffineTransform:

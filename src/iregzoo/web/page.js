@@ -104,7 +104,7 @@ function showOrigin(report, views) {
     "Weights' SHA-256": report.weights_sha256,
     Device: report.device,
     iregzoo: report.iregzoo,
-    "Network input": size(report.network_shape, report.network_spacing_mm),
+    "Network input": report.network_shape && size(report.network_shape, report.network_spacing_mm),
     "Affine start, LPS mm": report.affine_lps_mm.slice(0, 3).map((row) => row.map((v) => v.toFixed(3)).join("  ")).join(" | "),
   };
   for (const [name, fact] of Object.entries(facts)) {

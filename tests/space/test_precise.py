@@ -1,0 +1,120 @@
+"""A start made precise lies within a tenth of a voxel of what was done to a phantom."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import approx_fprime
+from scipy.spatial.transform import Rotation
+
+from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid, world_points
+from iregzoo.space import precise
+from iregzoo.space.grid import Matrix
+from iregzoo.space.masks import Masks
+from iregzoo.space.precise import precise_start
+from iregzoo.space.scan import Scan
+
+SIZE = 0.7
+LANDMARKS = SIZE * np.array([centre for _, centre, _ in ELLIPSOIDS])
+FIXED_GRID = make_grid((46, 56, 44), (2.1, 2.2, 2.1), centre=(4, -3, 2))
+MOVING_GRID = make_grid((60, 52, 54), (2.0, 2.4, 2.1), degrees=(4, 6, -5), axes=(0, 2, 1), signs=(-1, 1, -1))
+
+
+def world(degrees: float, shift: float, stretch: float = 0.0) -> Matrix:
+    matrix = np.eye(4)
+    turned = Rotation.from_euler("xyz", degrees * np.array([1, -0.6, 0.8]), degrees=True).as_matrix()
+    matrix[:3, :3] = turned * (1 + stretch * np.array([1, -1, 0.5]))
+    matrix[:3, 3] = shift * np.array([1, -0.5, 0.7])
+    return matrix
+
+
+RIGID, STRETCHED = world(9, 5), world(9, 5, 0.06)
+NEAR = world(0.4, 0.5, 0.004)  # as far as a search may be off
+
+
+@cache
+def fixed_scan() -> Scan:
+    return Scan(draw_head(FIXED_GRID, size=SIZE), FIXED_GRID, Path("fixed"))
+
+
+@cache
+def moving_scan(stretched: bool) -> Scan:
+    moved = STRETCHED if stretched else RIGID
+    return Scan(draw_head(MOVING_GRID, np.linalg.inv(moved), size=SIZE), MOVING_GRID, Path("moving"))
+
+
+def error_mm(found: Matrix, true: Matrix) -> float:
+    return float(np.linalg.norm(apply_world(found, LANDMARKS) - apply_world(true, LANDMARKS), axis=1).mean())
+
+
+def unlike(scan: Scan) -> Scan:
+    """Another contrast, with a bias field and noise, as of another day and sequence."""
+    along = torch.from_numpy(world_points(scan.grid)[..., 0] / 100)[None, None].float()
+    noise = 3 * torch.randn(scan.data.shape, generator=torch.manual_seed(0))
+    return replace(scan, data=(scan.data * (1000 - scan.data) / 250 + noise) * torch.exp(0.3 * along))
+
+
+@pytest.mark.parametrize(("stretched", "rigid"), [(False, True), (False, False), (True, False)])
+@pytest.mark.parametrize(("look", "most"), [(lambda scan: scan, 0.08), (unlike, 0.25)], ids=["alike", "unlike"])
+def test_a_start_near_the_result_becomes_precise(
+    stretched: bool, rigid: bool, look: Callable[[Scan], Scan], most: float
+) -> None:
+    true = STRETCHED if stretched else RIGID
+    begun = true @ world(0.4, 0.5, 0 if rigid else 0.004)
+    assert error_mm(begun, true) > 0.5
+    assert error_mm(precise_start(fixed_scan(), look(moving_scan(stretched)), begun, rigid=rigid), true) < most
+
+
+def test_a_rigid_start_stays_rigid_and_an_affine_one_keeps_its_stretch() -> None:
+    found = precise_start(fixed_scan(), moving_scan(False), RIGID @ world(0.4, 0.5), rigid=True)
+    np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(found[:3, :3]) > 0
+    kept = precise_start(fixed_scan(), moving_scan(True), STRETCHED @ world(0.4, 0.5), rigid=True)
+    np.testing.assert_allclose(kept[:3, :3].T @ kept[:3, :3], (STRETCHED.T @ STRETCHED)[:3, :3], atol=1e-2)
+    np.testing.assert_array_equal(found[3], (0, 0, 0, 1))
+
+
+def test_a_scan_with_itself_keeps_its_start_exactly() -> None:
+    for rigid in (True, False):
+        found = precise_start(fixed_scan(), fixed_scan(), np.eye(4), rigid=rigid)
+        np.testing.assert_array_equal(found, np.eye(4))
+
+
+def test_where_nothing_is_told_the_start_stays() -> None:
+    flat = replace(moving_scan(False), data=torch.full_like(moving_scan(False).data, 7.0))
+    np.testing.assert_array_equal(precise_start(fixed_scan(), flat, NEAR, rigid=False), NEAR)
+
+
+def test_what_a_mask_leaves_out_draws_nothing() -> None:
+    """A large implant that is a voxel farther on the second day."""
+    there = np.linalg.norm((world_points(FIXED_GRID) - (0, -35, 10)) / (24, 16, 20), axis=-1) < 1
+    before = np.linalg.norm((world_points(FIXED_GRID) - (0, -32.8, 10)) / (24, 16, 20), axis=-1) < 1
+    textured = 2000 + 1500 * torch.rand(1, 1, *FIXED_GRID.shape, generator=torch.manual_seed(1))
+    coarse = torch.nn.functional.avg_pool3d(textured, 5, 1, 2)
+    shift = torch.from_numpy(there)[None, None], torch.from_numpy(before)[None, None]
+    head = fixed_scan().data
+    fixed = replace(fixed_scan(), data=torch.where(shift[0], coarse, head))
+    moving = replace(fixed_scan(), data=torch.where(shift[1], coarse.roll(1, 3), head))
+    mask = replace(fixed_scan(), data=(~(shift[0] | shift[1])).to(torch.uint8))
+    begun = world(0.4, 0.5)
+    with_mask = precise_start(fixed, moving, begun, rigid=True, masks=Masks(mask))
+    assert error_mm(with_mask, np.eye(4)) < 0.05
+    assert error_mm(precise_start(fixed, moving, begun, rigid=True), np.eye(4)) > 2 * error_mm(with_mask, np.eye(4))
+
+
+@pytest.mark.parametrize("rigid", [True, False])
+def test_the_derivative_is_that_of_finite_differences(rigid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In double precision: float32 leaves too few digits of a difference.
+    scans = [replace(scan, data=scan.data.double() / 1000) for scan in (fixed_scan(), moving_scan(False))]
+    objective = precise._Objective(*scans, RIGID @ NEAR, rigid, None)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    objective.places = objective.places.double()
+    still = np.zeros(6 if rigid else 12)
+    _, found = objective(still)
+    expected = approx_fprime(still, lambda amounts: objective(amounts)[0], 1e-3)
+    np.testing.assert_allclose(found, expected, atol=2e-4 + 0.03 * np.abs(expected).max())
+    assert np.abs(expected).max() > 1e-3

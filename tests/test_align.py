@@ -1,0 +1,232 @@
+"""Scans of one person on two days: aligned without a deformation, or registered without the one they do not need."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from cards import with_card
+from geometry import Array, from_image, move_all, world_points
+from iregzoo.align import align
+from iregzoo.errors import InputError
+from iregzoo.phantom import Phantom
+from iregzoo.register import Scans, read_scans, register
+from iregzoo.results import write
+from iregzoo.space.files import affine_transform
+from iregzoo.space.frame import affine_displacement
+from iregzoo.space.grid import Grid
+from iregzoo.space.start import affine_start, matrix_of
+from iregzoo.space.transforms import read_linear
+from iregzoo.zoo import Method, load
+from shell import run
+
+NOISE, HEAD = 5.0, 200.0  # of the phantom's intensities
+
+
+@dataclass(frozen=True)
+class Days:
+    """A scan and its labels, the same on another day, and the transform from the first to the second, LPS mm."""
+
+    first: Path
+    first_labels: Path
+    second: Path
+    second_labels: Path
+    moved: sitk.Transform
+
+    @property
+    def scans(self) -> Scans:
+        return read_scans(self.first, self.second, self.first_labels, self.second_labels)
+
+    @property
+    def paths(self) -> list[str]:
+        return ["--fixed", str(self.first), "--moving", str(self.second)]
+
+    def error_mm(self, transform: sitk.Transform) -> float:
+        """Mean over the places of the head."""
+        image = sitk.ReadImage(str(self.first))
+        places: Array = world_points(Grid.of(image))[sitk.GetArrayFromImage(image).transpose(2, 1, 0) > HEAD][::97]
+        apart = move_all(transform, places) - move_all(self.moved, places)
+        return float(np.linalg.norm(apart, axis=1).mean())
+
+
+@pytest.fixture(scope="module")
+def days(small_phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Days:
+    """Turned, shifted, brighter to one side, and with other noise."""
+    folder = tmp_path_factory.mktemp("days")
+    moved = sitk.Euler3DTransform()
+    moved.SetRotation(0.06, -0.05, 0.08)
+    moved.SetTranslation((2.5, -1.5, 1.0))
+    paths = {}
+    for name, path in (("image", small_phantom.fixed), ("labels", small_phantom.fixed_labels)):
+        image = sitk.ReadImage(str(path))
+        nearest = name == "labels"
+        mode = sitk.sitkNearestNeighbor if nearest else sitk.sitkBSpline
+        image = sitk.Resample(image, image, moved.GetInverse(), mode, 0.0)
+        if not nearest:
+            array = sitk.GetArrayFromImage(image)
+            noise = np.random.default_rng(0).normal(0, NOISE, array.shape)
+            shaded = array * np.linspace(0.8, 1.2, array.shape[0])[:, None, None] + noise
+            other = sitk.GetImageFromArray(shaded.clip(0).astype(np.float32))
+            other.CopyInformation(image)
+            image = other
+        paths[name] = folder / f"second_{name}.nii.gz"
+        sitk.WriteImage(image, str(paths[name]))
+    return Days(small_phantom.fixed, small_phantom.fixed_labels, paths["image"], paths["labels"], moved)
+
+
+@cache
+def method() -> Method:
+    """IIRP-Net as trained on hippocampi, after a rigid search."""
+    return with_card(load("iirp", "hippocampus"), init="rigid")
+
+
+@pytest.mark.parametrize("kind", ["rigid", "affine"])
+def test_align_writes_a_linear_transform_that_itk_resamples_with(
+    kind: str, days: Days, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["--fixed-labels", str(days.first_labels), "--moving-labels", str(days.second_labels)]
+    out = tmp_path / "out"
+    assert run(monkeypatch, "align", *days.paths, *labels, "--output", str(out), "--kind", kind, "--inverse") == 0
+    assert "Dice" in capsys.readouterr().out
+    there, back = (sitk.ReadTransform(str(out / f"{way}transform.h5")) for way in ("", "inverse_"))
+    assert there.GetName() == back.GetName() == "AffineTransform"
+    assert days.error_mm(there) < 0.1
+    matrix = matrix_of(there)
+    np.testing.assert_allclose(matrix_of(back) @ matrix, np.eye(4), atol=1e-9)
+    if kind == "rigid":
+        np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-9)
+    np.testing.assert_array_equal(read_linear(out / "transform.h5"), matrix)  # as register --init takes it
+    warped, second = sitk.ReadImage(str(out / "warped.nii.gz")), sitk.ReadImage(str(days.second))
+    expected = from_image(
+        sitk.Resample(second, warped, there, sitk.sitkLinear, float(sitk.GetArrayViewFromImage(second).min()))
+    )
+    torch.testing.assert_close(from_image(warped), expected, rtol=0, atol=0.2)
+    report = json.loads((out / "report.json").read_text("utf-8"))
+    assert report["init"] == kind
+    assert report["ncc_after"] > max(0.9, report["ncc_before"])
+    assert report["dice_mean"] > 0.9
+    assert report["folding_percent"] == report["displacement_max_mm"] == 0
+    assert report["inverse"] == "of the affine"
+    assert not {"network_shape", "bundle", "network_left_out", "refinement"} & report.keys()
+    assert (out / "report.html").is_file()
+    assert (out / "report.png").is_file()
+
+
+def test_align_is_more_precise_than_the_search_and_begins_where_it_is_told(days: Days) -> None:
+    scans = days.scans
+    searched = affine_start(scans.fixed, scans.moving, "rigid")
+    found = align(scans)
+    assert days.error_mm(affine_transform(found.frame.start)) < days.error_mm(affine_transform(searched)) / 2
+    begun = align(scans, init=matrix_of(days.moved))
+    assert days.error_mm(affine_transform(begun.frame.start)) < 0.1
+    again = align(scans)
+    np.testing.assert_array_equal(found.frame.start, again.frame.start)
+    torch.testing.assert_close(found.displacement, affine_displacement(found.frame.start, found.frame.fixed).float())
+
+
+def test_bad_input_to_align_is_one_line_and_writes_nothing(
+    days: Days, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far, out = tmp_path / "far.nii.gz", tmp_path / "out"
+    image = sitk.ReadImage(str(days.second))
+    image.SetOrigin((5000.0, 0.0, 0.0))
+    sitk.WriteImage(image, str(far))
+    moved = ["--fixed", str(days.first), "--moving", str(far)]
+    for arguments, words in (
+        ([*days.paths, "--kind", "similarity"], ("kind 'similarity'", "rigid or affine")),
+        ([*moved, "--init", "none"], ("far.nii.gz", "does not overlap", "init none")),
+        ([*days.paths, "--init", "lost.tfm"], ("lost.tfm", "no such file")),
+        ([*days.paths, "--bundle", "ipear"], ("unknown option --bundle",)),
+    ):
+        assert run(monkeypatch, "align", *arguments, "--output", str(out)) == 2
+        error = capsys.readouterr().err.strip()
+        assert len(error.splitlines()) == 1, error
+        for word in words:
+            assert word in error
+        assert not out.exists()
+    with pytest.raises(InputError, match="kind 'Rigid' is unknown"):
+        align(days.scans, "Rigid")
+
+
+def test_one_person_is_not_deformed(
+    days: Days, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--bundle", "iirp", "--weights", "hippocampus", "--init", "rigid", "--output", str(out)]
+    assert run(monkeypatch, "register", *days.paths, *options) == 0
+    assert "note: the scans tell less of each other with the network's deformation" in capsys.readouterr().out
+    transform = sitk.ReadTransform(str(out / "transform.h5"))
+    assert transform.GetName() == "AffineTransform"
+    assert days.error_mm(transform) < 0.1
+    report = json.loads((out / "report.json").read_text("utf-8"))
+    left_out = report["network_left_out"]
+    assert left_out["information_network"] < 0.9 * left_out["information_start"]
+    assert report["displacement_max_mm"] == 0
+    assert report["warnings"] == []
+    assert "left out: local information" in (out / "report.html").read_text("utf-8")
+
+
+def test_a_scan_and_itself_stay_exactly_where_they_are(days: Days) -> None:
+    scans = read_scans(days.first, days.first)
+    for refine in (0, 4):
+        result = register(scans, method(), init="rigid", refine=refine)
+        assert result.needless is not None
+        assert not result.displacement.any()
+        torch.testing.assert_close(result.warped, scans.fixed.data, rtol=0, atol=2e-3)
+
+
+def test_a_start_that_was_given_is_used_unchanged(days: Days) -> None:
+    given = matrix_of(days.moved)
+    result = register(days.scans, method(), init=given)
+    assert result.needless is not None
+    np.testing.assert_array_equal(result.frame.start, given)
+
+
+def test_gradient_steps_follow_a_change_from_a_precise_start(days: Days, tmp_path: Path) -> None:
+    """What grew by a millimetre between the days is found by the steps alone."""
+    image = sitk.ReadImage(str(days.first))
+    grid = Grid.of(image)
+    away = world_points(grid) - grid.centre
+    grown = away / 5 * np.exp(0.5 - (away**2).sum(-1, keepdims=True) / (2 * 5**2))  # 1 mm at most, 5 mm from there
+    growth = sitk.DisplacementFieldTransform(grid.to_sitk(grown, vector=True))
+    sitk.WriteImage(sitk.Resample(image, image, growth, sitk.sitkBSpline, 0.0), str(tmp_path / "grown.nii.gz"))
+    scans = read_scans(tmp_path / "grown.nii.gz", days.second)
+    result = register(scans, method(), init="rigid", refine=48)
+    assert result.needless is not None
+    assert result.refinement is not None
+    length = np.linalg.norm(grown, axis=-1)
+    changed = (length > 0.4) & (scans.fixed.data[0, 0].numpy() > HEAD)
+    places = world_points(grid)
+    true = move_all(days.moved, (places + grown)[changed])
+    found = (places + result.displacement[0].movedim(0, -1).numpy())[changed]
+    assert np.linalg.norm(found - true, axis=1).mean() < 0.5 * length[changed].mean()
+    assert result.refinement.local_ncc_after > result.refinement.local_ncc_before
+
+
+def test_two_people_are_deformed(small_phantom: Phantom) -> None:
+    result = register(read_scans(small_phantom.fixed, small_phantom.moving), method(), init="none")
+    assert result.needless is None
+    assert result.deformation.any()
+
+
+def test_masks_decide_together_with_the_scans(days: Days) -> None:
+    scans = days.scans
+    mask = replace(scans.fixed, data=(scans.fixed.data > -1).to(torch.uint8))
+    mask.data[..., :4, :, :] = 0
+    result = register(replace(scans, fixed_mask=mask), method(), init="rigid")
+    assert result.needless is not None
+    aligned = align(replace(scans, fixed_mask=mask))
+    np.testing.assert_array_equal(aligned.frame.start, result.frame.start)
+
+
+def test_a_result_without_a_network_is_written_as_linear_only_where_nothing_deforms(days: Days, tmp_path: Path) -> None:
+    result = align(days.scans)
+    bent = replace(result, deformation=result.deformation + 0.5)
+    write(bent, tmp_path, {}, inverse=True)
+    for name in ("transform.h5", "inverse_transform.h5"):
+        assert sitk.ReadTransform(str(tmp_path / name)).GetName() == "CompositeTransform"

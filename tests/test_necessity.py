@@ -1,0 +1,79 @@
+"""A displacement is needless where the images tell less of each other with it than without."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from iregzoo.fields import invert, warp
+from iregzoo.necessity import find_needless
+from iregzoo.similarity import local_information, whole_windows
+
+SHAPE = (20, 22, 24)
+
+
+def texture(seed: int) -> Tensor:
+    """Smooth enough to be interpolated, and nowhere flat: (1, 1, *SHAPE) in [0, 1]."""
+    noise = torch.rand(1, 1, *SHAPE, generator=torch.manual_seed(seed))
+    smooth = torch.nn.functional.avg_pool3d(torch.nn.functional.pad(noise, [2] * 6, mode="reflect"), 5, 1)
+    return (smooth - smooth.min()) / (smooth.max() - smooth.min())
+
+
+def bend(reach: float = 1.5) -> Tensor:
+    """A displacement (1, 3, *SHAPE) of some voxels."""
+    along = torch.linspace(0, torch.pi, SHAPE[2]).sin()
+    return torch.stack([reach * along, -reach * along, 0 * along]).view(1, 3, 1, 1, -1).expand(1, 3, *SHAPE).clone()
+
+
+LOOKS = pytest.mark.parametrize("look", [lambda x: x, lambda x: 1 - x, lambda x: x * (1 - x / 2)])
+
+
+@LOOKS
+def test_what_is_alike_already_needs_no_displacement(look: Callable[[Tensor], Tensor]) -> None:
+    fixed = texture(0)
+    images = torch.cat([look(fixed), fixed], 1)
+    found = find_needless(bend(), images)
+    assert found is not None
+    assert found.information_network < 0.9 * found.information_start
+    torch.testing.assert_close(
+        torch.tensor(found.information_start), local_information(fixed, look(fixed), window=3)[0]
+    )
+    assert find_needless(torch.zeros(1, 3, *SHAPE), images) is None  # which changes nothing
+
+
+@LOOKS
+def test_what_a_displacement_aligns_needs_it(look: Callable[[Tensor], Tensor]) -> None:
+    fixed = texture(0)
+    moving = look(warp(fixed, invert(bend()), padding="border"))
+    assert find_needless(bend(), torch.cat([moving, fixed], 1)) is None
+    wrong = find_needless(-bend(4.0), torch.cat([fixed, fixed], 1))
+    assert wrong is not None
+
+
+def test_the_moving_image_may_lie_elsewhere_without_the_displacement() -> None:
+    fixed = texture(0)
+    images = torch.cat([warp(fixed, -bend(0.4), padding="border"), fixed], 1)
+    found = find_needless(bend(1.0), images, unmoved=fixed)
+    assert found is not None
+    torch.testing.assert_close(torch.tensor(found.information_start), local_information(fixed, fixed, window=3)[0])
+
+
+def test_images_that_show_nothing_keep_what_the_network_gave() -> None:
+    assert find_needless(bend(), torch.zeros(1, 2, *SHAPE)) is None
+
+
+def test_only_what_counts_decides() -> None:
+    """One half is alike already, the other half is aligned by the displacement."""
+    fixed = texture(0)
+    half = torch.zeros(1, 1, *SHAPE, dtype=torch.bool)
+    half[:, :, :10] = True
+    moving = torch.where(half, fixed, warp(fixed, invert(bend()), padding="border"))
+    images = torch.cat([moving, fixed], 1)
+    assert find_needless(bend(), images, counted=half) is not None
+    assert find_needless(bend(), images, counted=~half) is None
+    there = find_needless(bend(), images, counted=half)
+    windows = whole_windows(half, 3)
+    assert there is not None
+    expected = local_information(fixed, moving, window=3, counted=windows)
+    torch.testing.assert_close(torch.tensor(there.information_start), expected[0])
