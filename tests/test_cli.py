@@ -363,7 +363,7 @@ def test_a_copy_of_the_own_weights_is_known_by_its_hash(tmp_path: Path) -> None:
         (["register", "--inverse", "maybe"], "--inverse 'maybe': give true or false"),
         (["register", "--jacobian", "maybe"], "--jacobian 'maybe': give true or false"),
         (["batch", "--overwrite=1"], "--overwrite '1': give true or false"),
-        (["regster", "--fixed", "a.nii.gz"], "unknown command regster; choose from register, apply,"),
+        (["regster", "--fixed", "a.nii.gz"], "unknown command regster; choose from register, align, apply,"),
         (["register", "bad\udcff.nii.gz"], "bad\\xff.nii.gz: its name is not UTF-8 text; rename it"),
         (["register", "--output", "bad\udcff"], "bad\\xff: its name is not UTF-8 text; rename it"),
         (["list", "foo"], "--json 'foo': give true or false"),
