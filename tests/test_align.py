@@ -171,6 +171,17 @@ def test_one_person_is_not_deformed(
     assert "left out: local information" in (out / "report.html").read_text("utf-8")
 
 
+def test_an_evaluation_counts_what_was_left_out(
+    days: Days, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs.csv").write_text(f"fixed,moving\n{days.first},{days.second}\n", "utf-8")
+    options = ["--pairs", str(tmp_path / "pairs.csv"), "--bundle", "iirp", "--init", "rigid", "--plots", "false"]
+    assert run(monkeypatch, "evaluate", *options, "--output", str(tmp_path / "out")) == 0
+    assert "iirp (auto), 1 pair, " in (said := capsys.readouterr().out)
+    assert "network left out of 1" in said
+    assert "network_left_out" in (tmp_path / "out" / "metrics.csv").read_text("utf-8").splitlines()[0]
+
+
 def test_a_scan_and_itself_stay_exactly_where_they_are(days: Days) -> None:
     scans = read_scans(days.first, days.first)
     for refine in (0, 4):

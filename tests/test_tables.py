@@ -61,6 +61,17 @@ def test_the_table_has_labels_by_number_and_leaves_empty_what_was_not_measured(t
     assert found[0]["dice_10"] == "0.5"
 
 
+def test_a_network_that_was_left_out_is_counted_where_it_was(tmp_path: Path) -> None:
+    rows = [make("iirp", 0, 0.6), make("iirp", 1, 0.7, network_left_out=1), make("pan", 0, 0.6)]
+    assert summarise(rows[:2], {})["network_left_out"] == 1
+    assert "network_left_out" not in summarise(rows[2:], {})
+    for some, expected in ((rows, ["", "1", ""]), (rows[2:], None)):
+        write_table(tmp_path / "metrics.csv", some)
+        with (tmp_path / "metrics.csv").open(encoding="utf-8") as stream:
+            found = list(csv.DictReader(stream))
+        assert [row.get("network_left_out") for row in found] == (expected or [None])
+
+
 def test_every_method_is_compared_with_every_peer_and_corrected_for_all() -> None:
     """Six pairs that all differ one way have p = 2/64; of four such tests Holm makes 4 · 2/64 of each."""
     rows = [make(name, i, 0.8 + 0.01 * i, c) for name, c in (("iirp", "tci"), ("pan", "auto")) for i in range(6)]

@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 SEARCHED = ("rigid", "affine")  # starts that are found in the images
 SHARP_MM = 1.5  # in smaller voxels, some tenths of a mm by which a search is off hide what two scans have in common
 # Of gradient steps that are the whole deformation, and no correction of a network's: of four known changes of 1.3 mm on
-# average in each of two real brains, 0.28 and 0.45 mm are left with it, 0.32 and 0.52 with that of a correction.
+# average in each of two real brains, 0.28 and 0.48 mm are left with it, 0.32 and 0.52 with that of a correction.
 SMOOTHNESS_ALONE = 4 * SMOOTHNESS
 
 
