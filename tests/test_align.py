@@ -112,6 +112,8 @@ def test_align_writes_a_linear_transform_that_itk_resamples_with(
     assert report["dice_mean"] > 0.9
     assert report["folding_percent"] == report["displacement_max_mm"] == 0
     assert report["inverse"] == "of the affine"
+    assert report["aligned"] == kind
+    assert report["warnings"] == []
     assert not {"network_shape", "bundle", "network_left_out", "refinement"} & report.keys()
     assert (out / "report.html").is_file()
     assert (out / "report.png").is_file()
@@ -139,7 +141,7 @@ def test_bad_input_to_align_is_one_line_and_writes_nothing(
     moved = ["--fixed", str(days.first), "--moving", str(far)]
     for arguments, words in (
         ([*days.paths, "--kind", "similarity"], ("kind 'similarity'", "rigid or affine")),
-        ([*moved, "--init", "none"], ("far.nii.gz", "does not overlap", "init none")),
+        ([*moved, "--init", "none"], ("far.nii.gz", "shows nothing", "init none")),
         ([*days.paths, "--init", "lost.tfm"], ("lost.tfm", "no such file")),
         ([*days.paths, "--bundle", "ipear"], ("unknown option --bundle",)),
     ):
@@ -217,6 +219,36 @@ def test_gradient_steps_follow_a_change_from_a_precise_start(days: Days, tmp_pat
     found = (places + result.displacement[0].movedim(0, -1).numpy())[changed]
     assert np.linalg.norm(found - true, axis=1).mean() < 0.5 * length[changed].mean()
     assert result.refinement.local_ncc_after > result.refinement.local_ncc_before
+
+
+@pytest.mark.parametrize("init", ["none", "center"])
+def test_one_person_is_known_from_a_start_that_was_not_searched_for(init: str, days: Days) -> None:
+    result = register(days.scans, method(), init=init)
+    assert result.init == init
+    assert result.needless is not None
+    assert days.error_mm(affine_transform(result.frame.start)) < 0.1
+
+
+def test_a_scan_and_itself_are_not_said_to_be_less_alike(small_phantom: Phantom, tmp_path: Path) -> None:
+    """Where nothing moves, what differs is rounding."""
+    scans = read_scans(small_phantom.moving, small_phantom.moving)
+    assert write(align(scans), tmp_path, {})["warnings"] == []
+
+
+def test_a_callers_inference_mode_changes_nothing(days: Days) -> None:
+    expected = align(days.scans).frame.start, register(days.scans, method(), init="rigid").displacement
+    with torch.inference_mode():
+        found = align(days.scans).frame.start, register(days.scans, method(), init="rigid").displacement
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_masks_that_leave_nothing_to_compare_are_refused(days: Days) -> None:
+    scans = days.scans
+    few = replace(scans.fixed, data=torch.zeros_like(scans.fixed.data, dtype=torch.uint8), path=Path("few.nii.gz"))
+    few.data[..., 20:22, 20:22, 20:22] = 1
+    with pytest.raises(InputError, match=r"few\.nii\.gz: nowhere do 5×5×5 voxels of 1 mm count"):
+        align(replace(scans, fixed_mask=few))
 
 
 def test_two_people_are_deformed(small_phantom: Phantom) -> None:

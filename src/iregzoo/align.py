@@ -8,8 +8,8 @@ from iregzoo.errors import InputError
 from iregzoo.register import Progress, Result, Scans, choose_start, finish, timed
 from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame
-from iregzoo.space.grid import Matrix
-from iregzoo.space.precise import precise_start
+from iregzoo.space.grid import Matrix, network_grid
+from iregzoo.space.precise import WINDOW, compared, lattice_spacing, precise_start
 from iregzoo.space.start import GIVEN, affine_start
 
 KINDS = ("rigid", "affine")
@@ -41,22 +41,39 @@ def align(
     check_kind(kind)
     if isinstance(init, (str, Path)):
         init = choose_start(init)
+    begin = kind if isinstance(init, str) and init == "auto" else init
+    name = begin if isinstance(begin, str) else GIVEN
     fixed, moving = scans.filled.fixed, scans.filled.moving
     seconds: dict[str, float] = {}
     with timed("start", seconds, progress):
-        begin = affine_start(fixed, moving, kind if isinstance(init, str) and init == "auto" else init)
+        start = affine_start(fixed, moving, begin)
+        _check_compared(scans, start)
     with timed("align", seconds, progress):
-        found = precise_start(fixed, moving, begin, rigid=kind == "rigid", masks=scans.masks)
+        found = precise_start(fixed, moving, start, rigid=kind == "rigid", masks=scans.masks)
     with timed("warp", seconds, progress):
         frame = Frame(scans.fixed.grid, scans.moving.grid, scans.fixed.grid, found)
-        result = finish(scans, frame, kind, Registration(torch.zeros(1, 3, *frame.fixed.shape)), seconds)
+        result = finish(scans, frame, name, Registration(torch.zeros(1, 3, *frame.fixed.shape)), seconds)
     if (result.warped == scans.moving.outside).all():
-        name = init if isinstance(init, str) else GIVEN
         raise InputError(
-            f"{scans.moving.path}: does not overlap {scans.fixed.path.name} (init {name}); leave --init out for a "
-            "search, or correct the affines in their headers"
+            f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); try --init center "
+            "or a transform file, or correct the affines in their headers"
         )
     return result
+
+
+def _check_compared(scans: Scans, start: Matrix) -> None:
+    """Refuse masks that leave nothing to look at."""
+    if not scans.masks:
+        return
+    spacing = lattice_spacing(scans.fixed.grid, scans.moving.grid)
+    lattice = network_grid(scans.fixed.grid, (spacing,) * 3, stride=1)
+    windows = compared(scans.masks, lattice, start)
+    if windows is not None and not windows.any():
+        paths = " and ".join(str(mask.path) for mask in scans.masks)
+        raise InputError(
+            f"{paths}: nowhere do {WINDOW}×{WINDOW}×{WINDOW} voxels of {spacing:.2g} mm count, by which the scans are "
+            "compared; enlarge the masks"
+        )
 
 
 def check_kind(kind: str) -> None:

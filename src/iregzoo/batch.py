@@ -154,6 +154,7 @@ def _row(job: Job, outcome: Report | str | None) -> Row:
         "status": "done",
         **{name: outcome[name] for name in FIGURES if name in outcome},
         "iterations": " ".join(map(str, outcome["iterations"])),
+        "network_left_out": int("network_left_out" in outcome) or "",
         "warnings": "; ".join(outcome["warnings"]),
         "seconds": round(sum(outcome["seconds"].values()), 3),
     }

@@ -37,7 +37,10 @@ FIGURES = (
     "inverse_error_mean_mm",
     "inverse_error_max_mm",
 )
-COLUMNS = ("name", "status", "reason", "fixed", "moving", *FIGURES, "iterations", "warnings", "seconds")
+COLUMNS = (
+    *("name", "status", "reason", "fixed", "moving", *FIGURES),
+    *("iterations", "network_left_out", "warnings", "seconds"),
+)
 Report = dict[str, Any]
 
 

@@ -37,14 +37,14 @@ class Needless:
 
 
 def find_needless(
-    displacement: Tensor, images: Tensor, *, unmoved: Tensor | None = None, counted: Tensor | None = None
+    displacement: Tensor, images: Tensor, unmoved: Tensor, counted: Tensor | None = None
 ) -> Needless | None:
     """What shows that a pair is better off without a displacement; None where it is not.
 
     Args:
         displacement: (1, N, *shape) in voxels.
         images: (1, 2, *shape), moving then fixed, in [0, 1].
-        unmoved: the moving image without the displacement, (1, 1, *shape), where it is another than that of ``images``.
+        unmoved: the moving image as it would be used without the displacement, (1, 1, *shape).
         counted: boolean (1, 1, *shape): the voxels that may be compared. All if None.
     """
     moving, fixed = images[:, :1], images[:, 1:]
@@ -54,7 +54,7 @@ def find_needless(
         return float(local_information(fixed, warped, window=WINDOW, counted=windows))
 
     before, after = (
-        information(moving if unmoved is None else unmoved),
+        information(unmoved),
         information(warp(moving, displacement.to(moving.dtype))),
     )
     return Needless(before, after) if after < NEEDLESS * before else None

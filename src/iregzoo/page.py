@@ -157,8 +157,9 @@ def _extras(report: Mapping[str, Any]) -> Iterator[Line]:
         yield Line(
             "Masks",
             f"{report['counted_percent']:.1f} % of the fixed scan's voxels count",
-            f"Outside {' and '.join(names)}, image similarity was not looked at. The network saw lesions filled from "
-            "their surroundings; around what counts, the deformation is continued from inside.",
+            f"Outside {' and '.join(names)}, image similarity was not looked at; lesions were filled from their "
+            "surroundings for the start and the network. Around what counts, a network's deformation is continued from "
+            "inside.",
         )
     if "inverse_error_mean_mm" in report:
         yield Line(
@@ -172,7 +173,7 @@ def _extras(report: Mapping[str, Any]) -> Iterator[Line]:
         yield Line(
             "Network",
             words.format_map(report["network_left_out"]),
-            f"{LEFT_OUT[0].upper()}{LEFT_OUT[1:]}. What still deforms is what gradient steps found.",
+            f"{LEFT_OUT[0].upper()}{LEFT_OUT[1:]}. What still deforms, if anything does, is what gradient steps found.",
         )
     if "refinement" in report:
         words = "{steps} steps, local NCC {local_ncc_before:.3f} → {local_ncc_after:.3f}"

@@ -221,7 +221,7 @@ def conclude(
     """What follows the network: masks and gradient steps, where there are any, and the way back to the fixed grid.
 
     Where the scans tell much less of each other with the network's displacement than without, it is left out, see
-    ``find_needless``, and a start that was searched for is made precise, see ``precise_start``.
+    ``find_needless``, and the start is made precise unless it was given, see ``precise_start``.
 
     Args:
         scans: the pair.
@@ -265,23 +265,26 @@ def conclude(
 def _checked(
     scans: Scans, frame: Frame, init: str, image: Tensor, predicted: Tensor, window: Window | None
 ) -> tuple[Needless | None, Frame]:
-    """What shows that a network's displacement is needless, if it is, and the frame to go on with."""
-    still = frame
-    if sharp := init in SEARCHED and frame.network.spacing.min() < SHARP_MM:
-        still = _made_precise(scans, frame, init)
-    unmoved = None
+    """What shows that a network's displacement is needless, if it is, and the frame to go on with.
+
+    The displacement is compared with a start that has been made precise, except for a given one, which is used as it
+    is, and where the search comes near enough to tell: that is not looked for in vain.
+    """
+    near = init in SEARCHED and frame.network.spacing.min() >= SHARP_MM
+    still = frame if near or init == GIVEN else _made_precise(scans, frame, init)
+    unmoved = image[:, :1]
     if still is not frame:
         unmoved = network_input(still, scans.filled.fixed, scans.filled.moving, window)[:, :1].to(image.device)
-    needless = find_needless(predicted, image, unmoved=unmoved, counted=_compared(scans.masks, frame, predicted))
+    needless = find_needless(predicted, image, unmoved, _compared(scans.masks, frame, predicted))
     if not needless:
         return None, frame
-    return needless, _made_precise(scans, frame, init) if init in SEARCHED and not sharp else still
+    return needless, _made_precise(scans, frame, init) if near else still
 
 
 def _made_precise(scans: Scans, frame: Frame, init: str) -> Frame:
-    """A frame whose start, which was searched for, has been made precise."""
+    """A frame with a precise start: a rigid motion away from its own, or an affine one if that was searched for."""
     fixed, moving = scans.filled.fixed, scans.filled.moving
-    return replace(frame, start=precise_start(fixed, moving, frame.start, rigid=init == "rigid", masks=scans.masks))
+    return replace(frame, start=precise_start(fixed, moving, frame.start, rigid=init != "affine", masks=scans.masks))
 
 
 def _compared(masks: Masks, frame: Frame, displacement: Tensor) -> Tensor | None:

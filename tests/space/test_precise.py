@@ -118,3 +118,11 @@ def test_the_derivative_is_that_of_finite_differences(rigid: bool, monkeypatch: 
     expected = approx_fprime(still, lambda amounts: objective(amounts)[0], 1e-3)
     np.testing.assert_allclose(found, expected, atol=2e-4 + 0.03 * np.abs(expected).max())
     assert np.abs(expected).max() > 1e-3
+
+
+def test_lattices_are_no_finer_than_the_coarser_scan_and_no_larger_than_they_may_be() -> None:
+    thin = make_grid((160, 160, 4), (1.0, 1.0, 1.0))
+    assert precise.lattice_spacing(thin, thin) == pytest.approx(1)
+    assert precise.lattice_spacing(thin, make_grid((20, 20, 20), (2.0, 2.0, 2.0))) == pytest.approx(2)
+    wide = make_grid((400, 400, 400), (1.0, 1.0, 1.0))
+    assert (400 / precise.lattice_spacing(wide, wide)) ** 3 == pytest.approx(precise.VOXELS)

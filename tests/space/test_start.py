@@ -206,3 +206,12 @@ def test_mutual_information_is_entropy_for_itself_and_nothing_for_chance() -> No
     assert mutual_information(levels, levels) == pytest.approx(np.log(4), abs=1e-3)
     assert mutual_information(levels, 1 - levels) == pytest.approx(np.log(4), abs=1e-3)
     assert mutual_information(levels, other) < 1e-3
+
+
+def test_a_thin_and_wide_scan_is_not_blown_up() -> None:
+    """Sixteen voxels on its short axis would make four thousand of the others."""
+    grid = make_grid((512, 512, 2))
+    small = start.isotropic(Scan(torch.zeros(1, 1, *grid.shape), grid, Path("thin")), 2.5)
+    assert np.prod(small.grid.shape) < 2 * start.MOST_VOXELS
+    head = start.isotropic(fixed_scan(), 2.5)
+    np.testing.assert_allclose(head.grid.spacing, 2.5)

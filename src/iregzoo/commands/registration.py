@@ -144,7 +144,7 @@ def align(
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(6 + bool(inverse)) as bar:
         bar("read")
         result = align_scans(read_scans(fixed, moving, *maps), kind, init=start, progress=bar)
-        report = write(result, folder, {"iregzoo": __version__}, inverse=inverse, progress=bar)
+        report = write(result, folder, {"iregzoo": __version__, "aligned": kind}, inverse=inverse, progress=bar)
     _say(report)
     _say_unused(fixed_labels, moving_labels, inverse)
     print(f"written to {output}: open report.html first")
@@ -209,5 +209,6 @@ def _say(report: dict[str, Any], said: Collection[str] = ()) -> None:
 
 
 def _say_unused(fixed_labels: str | None, moving_labels: str | None, inverse: bool) -> None:
+    """Warn of fixed labels from which nothing was made."""
     if fixed_labels and not (moving_labels or inverse):
         print("warning: the fixed labels were not used: Dice needs --moving-labels, too, and their way back --inverse")

@@ -35,7 +35,7 @@ def summary_line(report: dict[str, Any]) -> str:
     if "dice_mean" in report and "dice_before_mean" in report:
         parts.append(f"Dice {report['dice_before_mean']:.3f} → {report['dice_mean']:.3f}")
     parts.append(f"folding {report['folding_percent']:.3f} %")
-    if report["iterations"]:
+    if report["iterations"] and "network_left_out" not in report:
         parts.append(f"iterations {'-'.join(map(str, report['iterations']))}")
     parts.append(f"{sum(report['seconds'].values()):.1f} s")
     return ", ".join(parts)

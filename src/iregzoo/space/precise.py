@@ -21,10 +21,11 @@ from iregzoo.space.frame import affine_displacement
 from iregzoo.space.grid import Grid, Matrix, inverse, positions
 from iregzoo.space.masks import Masks
 from iregzoo.space.scan import Scan, normalise
-from iregzoo.space.start import isotropic
+from iregzoo.space.start import on_lattice
 
 VOXELS = 700_000  # of the lattice on which the scans are compared: of a head, every 2.5 mm
 WINDOW = 5  # voxels of it
+COARSER = (2, 1)  # times its spacing, one after the other
 STOP = {"maxiter": 30, "maxls": 8, "ftol": 1e-5, "gtol": 1e-4}  # far below what float32 tells apart it goes astray
 # Of the information, to be gained: a scan has 4e-4 more of itself where interpolation smooths it, and a phantom without
 # noise 1.2e-3.
@@ -42,25 +43,33 @@ def precise_start(fixed: Scan, moving: Scan, start: Matrix, *, rigid: bool, mask
         rigid: only turn and shift what the start gives, and neither stretch nor shear it.
         masks: of the scans: windows count that hold, at the start, only what the masks count.
     """
+    spacing = lattice_spacing(fixed.grid, moving.grid)
+    with torch.inference_mode(False):  # a caller's, whose tensors no gradient may pass
+        fixed, moving = normalise(fixed), normalise(moving)
+        for coarser in COARSER:
+            here, there = (on_lattice(scan, coarser * spacing) for scan in (fixed, moving))
+            start = _improved(here, there, start, rigid, masks)
+    return start
+
+
+def _improved(fixed: Scan, moving: Scan, start: Matrix, rigid: bool, masks: Masks) -> Matrix:
+    """The start improved by what lattices show; the same if that is too little."""
     from scipy.optimize import minimize
 
-    spacing = _spacing(fixed.grid, moving.grid)
-    here, there = (isotropic(normalise(scan), spacing) for scan in (fixed, moving))
-    objective = _Objective(here, there, start, rigid, _whole(masks, here.grid, start))
+    objective = _Objective(fixed, moving, start, rigid, compared(masks, fixed.grid, start))
     still = np.zeros(len(objective.motions))
     found = minimize(objective, still, jac=True, method="L-BFGS-B", options=STOP).x
     better = objective(found)[0] < (1 + LEAST) * objective(still)[0]  # both are negative
     return objective.world(torch.from_numpy(found)).numpy() if better else start
 
 
-def _spacing(*grids: Grid) -> float:
-    """Of a lattice as fine as the coarsest of the grids, and of ``VOXELS`` at most."""
-    volumes = [float(np.prod(grid.spacing)) for grid in grids]
-    field = np.prod(grids[0].shape) * volumes[0]
-    return float(max(*volumes, field / VOXELS) ** (1 / 3))
+def lattice_spacing(fixed: Grid, moving: Grid) -> float:
+    """Of lattices as fine as the coarser of two grids, with ``VOXELS`` over the fixed one at most: mm."""
+    volumes = [float(np.prod(grid.spacing)) for grid in (fixed, moving)]
+    return float(max(*volumes, np.prod(fixed.shape) * volumes[0] / VOXELS) ** (1 / 3))
 
 
-def _whole(masks: Masks, lattice: Grid, start: Matrix) -> Tensor | None:
+def compared(masks: Masks, lattice: Grid, start: Matrix) -> Tensor | None:
     """Which windows of a lattice hold, at the start, only what the masks count; None if all."""
     return whole_windows(masks.counted(lattice, affine_displacement(start, lattice)), WINDOW) if masks else None
 
@@ -77,11 +86,16 @@ class _Objective:
 
     def __init__(self, fixed: Scan, moving: Scan, start: Matrix, rigid: bool, counted: Tensor | None) -> None:
         self.counted = counted
-        self.fixed, self.motions, self.begun = fixed.data, _motions(fixed.grid.centre, rigid), torch.from_numpy(start)
+        # Clones, for scans may have been read in an inference mode.
+        self.fixed, self.motions, self.begun = (
+            fixed.data.clone(),
+            _motions(fixed.grid.centre, rigid),
+            torch.from_numpy(start),
+        )
         self.lattice, self.moving = torch.from_numpy(fixed.grid.affine), torch.from_numpy(inverse(moving.grid.affine))
         self.places = positions(np.eye(4), fixed.grid.shape, slice(None)).float()
-        slices = Slices.takes(moving.data)
-        self.read: Callable[[Tensor], Tensor] = Slices(moving.data).sample if slices else partial(sample, moving.data)
+        image = moving.data.clone()
+        self.read: Callable[[Tensor], Tensor] = Slices(image).sample if Slices.takes(image) else partial(sample, image)
 
     def world(self, amounts: Tensor) -> Tensor:
         """The affine (4, 4), LPS mm, after so much of each motion, in mm at ``RADIUS_MM``."""
@@ -89,7 +103,7 @@ class _Objective:
         return self.begun @ moved
 
     def __call__(self, amounts: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             wanted = torch.from_numpy(amounts).requires_grad_()
             matrix = (self.moving @ self.world(wanted) @ self.lattice).float()
             moved = torch.einsum("ij,bjxyz->bixyz", matrix[:3, :3], self.places) + matrix[:3, 3].view(1, 3, 1, 1, 1)

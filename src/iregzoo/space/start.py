@@ -23,6 +23,7 @@ TRIED = 3  # the most places from which to search
 # to the same end; ends nearer than the second are the same, and where a second search ends there, no third is needed.
 NEAR, SAME = 0.08, 0.016
 MIN_VOXELS = 16  # an axis needs so many for a mutual information that means something
+MOST_VOXELS = 2.0**22  # of a thin and wide scan, whose short axis would else make the others too fine
 MOST_MM3 = 2.0**31  # that a field of view measures: twice a whole person's in CT
 TILT = np.deg2rad(25.0)
 
@@ -155,10 +156,16 @@ def mutual_information(first: NDArray[np.float32], second: NDArray[np.float32], 
 
 
 def isotropic(scan: Scan, spacing: float) -> Scan:
-    """The scan on a grid of one spacing, finer where an axis would have too few voxels."""
+    """The scan on a grid of one spacing, finer where an axis would have too few voxels and ``MOST_VOXELS`` allow it."""
     extent = np.array(scan.grid.shape) * scan.grid.spacing
-    step = min(spacing, float(extent.min()) / MIN_VOXELS)
-    grid = network_grid(scan.grid, (step, step, step), stride=1)
+    finer = min(spacing, float(extent.min()) / MIN_VOXELS)
+    step = max(finer, min(spacing, float(extent.prod() / MOST_VOXELS) ** (1 / 3)))
+    return on_lattice(scan, step)
+
+
+def on_lattice(scan: Scan, spacing: float) -> Scan:
+    """The scan on a grid of one spacing in mm, along its own axes."""
+    grid = network_grid(scan.grid, (spacing,) * 3, stride=1)
     return replace(scan, data=resample_to(scan, grid), grid=grid)
 
 

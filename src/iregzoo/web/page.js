@@ -45,15 +45,17 @@ function showOverlap(after, before = {}) {
 }
 
 /** What each level of the pyramid tried, and how much of it was taken. */
-function showIterations(scores, iterations) {
+function showIterations({ scores, iterations, aligned, network_left_out }) {
   const levels = scores.map((level, i) => ({ level, taken: Math.min(iterations[i], level.length), name: i + 1 }));
   const scored = levels.filter(({ level }) => level.length);
   byId("trace-note").textContent = !iterations.length
-    ? "None recorded: single-pass methods do not iterate, and runs through MONAI do not record iterations."
+    ? aligned ? "None: the scans were aligned without a network."
+      : "None recorded: single-pass methods do not iterate, and runs through MONAI do not record iterations."
     : scored.length
       ? "The controller's score (higher is more similar) after every step tried, level by level from coarse to fine. " +
         "Filled: accepted. Open: tried and rejected."
       : "A fixed number of steps at each level; no scores were computed.";
+  if (network_left_out) byId("trace-note").textContent += " What they found was left out in the end.";
   if (scored.length) byId("trace").append(chart(scored));
   const end = iterations.length;
   byId("trace-words").append(...iterations.map((count, i) => {
@@ -100,6 +102,7 @@ function showOrigin(report, views) {
     "Fixed scan": report.fixed,
     "Moving scan": report.moving,
     Method: report.bundle && `${report.bundle} ${report.bundle_version ?? ""}`,
+    Alignment: report.aligned,
     Weights: report.weights,
     "Weights' SHA-256": report.weights_sha256,
     Device: report.device,
@@ -122,13 +125,13 @@ function showOrigin(report, views) {
 
 function showPage({ names, summary, lines, report, views }) {
   [byId("moving").textContent, byId("fixed").textContent] = names;
-  byId("made").textContent = [report.bundle, report.weights && `weights ${report.weights}`, `affine start ${report.init}`]
+  byId("made").textContent = [report.bundle, report.aligned && `${report.aligned} alignment`, report.weights && `weights ${report.weights}`, `affine start ${report.init}`]
     .filter(Boolean).join(" · ");
   byId("summary").append(...summary.map((words) => element("li", { textContent: words })));
   showWarnings(report.warnings);
   showLines(lines);
   showOverlap(report.dice, report.dice_before);
-  showIterations(report.scores, report.iterations);
+  showIterations(report);
   showOrigin(report, views);
   byId("report").textContent = JSON.stringify(report, null, 2);
   startViewer(views).catch((error) => {
