@@ -267,24 +267,31 @@ def _checked(
 ) -> tuple[Needless | None, Frame]:
     """What shows that a network's displacement is needless, if it is, and the frame to go on with.
 
-    The displacement is compared with a start that has been made precise, except for a given one, which is used as it
-    is, and where the search comes near enough to tell: that is not looked for in vain.
+    The displacement is compared with a start that has been made fairly precise, except for a given one, which is used
+    as it is, and where the search came near enough to tell.
     """
     near = init in SEARCHED and frame.network.spacing.min() >= SHARP_MM
-    still = frame if near or init == GIVEN else _made_precise(scans, frame, init)
-    unmoved = image[:, :1]
-    if still is not frame:
+    still, unmoved = frame, image[:, :1]
+    if init != GIVEN and not near:
+        still = _made_precise(scans, frame, init, roughly=True)
         unmoved = network_input(still, scans.filled.fixed, scans.filled.moving, window)[:, :1].to(image.device)
     needless = find_needless(predicted, image, unmoved, _compared(scans.masks, frame, predicted))
     if not needless:
         return None, frame
-    return needless, _made_precise(scans, frame, init) if near else still
+    return needless, frame if init == GIVEN else _made_precise(scans, still, init)
 
 
-def _made_precise(scans: Scans, frame: Frame, init: str) -> Frame:
+def _made_precise(scans: Scans, frame: Frame, init: str, *, roughly: bool = False) -> Frame:
     """A frame with a precise start: a rigid motion away from its own, or an affine one if that was searched for."""
-    fixed, moving = scans.filled.fixed, scans.filled.moving
-    return replace(frame, start=precise_start(fixed, moving, frame.start, rigid=init != "affine", masks=scans.masks))
+    start = precise_start(
+        scans.filled.fixed,
+        scans.filled.moving,
+        frame.start,
+        rigid=init != "affine",
+        masks=scans.masks,
+        roughly=roughly,
+    )
+    return replace(frame, start=start)
 
 
 def _compared(masks: Masks, frame: Frame, displacement: Tensor) -> Tensor | None:

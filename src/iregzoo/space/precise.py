@@ -34,7 +34,9 @@ ALL = Masks()
 RADIUS_MM = 60.0  # at which a turn or a stretch counts as a shift does
 
 
-def precise_start(fixed: Scan, moving: Scan, start: Matrix, *, rigid: bool, masks: Masks = ALL) -> Matrix:
+def precise_start(
+    fixed: Scan, moving: Scan, start: Matrix, *, rigid: bool, masks: Masks = ALL, roughly: bool = False
+) -> Matrix:
     """The affine (4, 4), LPS mm, near a start in which the scans tell most of each other; the start if none tells more.
 
     Args:
@@ -42,11 +44,12 @@ def precise_start(fixed: Scan, moving: Scan, start: Matrix, *, rigid: bool, mask
         start: affine (4, 4), LPS mm, from fixed to moving world, within some millimetres of the result.
         rigid: only turn and shift what the start gives, and neither stretch nor shear it.
         masks: of the scans: windows count that hold, at the start, only what the masks count.
+        roughly: look only at the coarser lattices, an eighth of the work.
     """
     spacing = lattice_spacing(fixed.grid, moving.grid)
     with torch.inference_mode(False):  # a caller's, whose tensors no gradient may pass
         fixed, moving = normalise(fixed), normalise(moving)
-        for coarser in COARSER:
+        for coarser in COARSER[:1] if roughly else COARSER:
             here, there = (on_lattice(scan, coarser * spacing) for scan in (fixed, moving))
             start = _improved(here, there, start, rigid, masks)
     return start
