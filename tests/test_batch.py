@@ -100,6 +100,7 @@ def test_summary_has_the_figures_of_each_report_in_the_order_of_the_table(undist
             assert float(found[figure]) == pytest.approx(report[figure], rel=1e-5)
         assert float(found["seconds"]) == pytest.approx(sum(report["seconds"].values()), rel=1e-3)
         assert found["iterations"] == " ".join(map(str, report["iterations"]))
+        assert found["network_left_out"] == ("1" if "network_left_out" in report else "")
         assert found["warnings"] == "; ".join(report["warnings"])
 
 
