@@ -110,7 +110,7 @@ def test_what_a_mask_leaves_out_draws_nothing() -> None:
 def test_the_derivative_is_that_of_finite_differences(rigid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # In double precision: float32 leaves too few digits of a difference.
     scans = [replace(scan, data=scan.data.double() / 1000) for scan in (fixed_scan(), moving_scan(False))]
-    objective = precise._Objective(*scans, RIGID @ NEAR, rigid, None)
+    objective = precise._Objective(*scans, torch.from_numpy(RIGID @ NEAR), rigid, None)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     objective.places = objective.places.double()
     still = np.zeros(6 if rigid else 12)

@@ -49,21 +49,13 @@ def precise_start(
     spacing = lattice_spacing(fixed.grid, moving.grid)
     with torch.inference_mode(False):  # a caller's, whose tensors no gradient may pass
         fixed, moving = normalise(fixed), normalise(moving)
+        found = begun = torch.from_numpy(start)
         for coarser in COARSER[:1] if roughly else COARSER:
             here, there = (on_lattice(scan, coarser * spacing) for scan in (fixed, moving))
-            start = _improved(here, there, start, rigid, masks)
-    return start
-
-
-def _improved(fixed: Scan, moving: Scan, start: Matrix, rigid: bool, masks: Masks) -> Matrix:
-    """The start improved by what lattices show; the same if that is too little."""
-    from scipy.optimize import minimize
-
-    objective = _Objective(fixed, moving, start, rigid, compared(masks, fixed.grid, start))
-    still = np.zeros(len(objective.motions))
-    found = minimize(objective, still, jac=True, method="L-BFGS-B", options=STOP).x
-    better = objective(found)[0] < (1 + LEAST) * objective(still)[0]  # both are negative
-    return objective.world(torch.from_numpy(found)).numpy() if better else start
+            objective = _Objective(here, there, found, rigid, compared(masks, here.grid, start))
+            found = objective.lowest()
+        better = objective.untold(found) < (1 + LEAST) * objective.untold(begun)  # both are negative
+    return found.numpy() if better else start
 
 
 def lattice_spacing(fixed: Grid, moving: Grid) -> float:
@@ -82,19 +74,14 @@ class _Objective:
 
     Args:
         fixed, moving: scans in [0, 1], on lattices.
-        start: where motions begin.
+        start: (4, 4), LPS mm, where motions begin.
         rigid: whether there are 6 of them, or 12.
         counted: the windows of the fixed lattice that count; all if None.
     """
 
-    def __init__(self, fixed: Scan, moving: Scan, start: Matrix, rigid: bool, counted: Tensor | None) -> None:
-        self.counted = counted
-        # Clones, for scans may have been read in an inference mode.
-        self.fixed, self.motions, self.begun = (
-            fixed.data.clone(),
-            _motions(fixed.grid.centre, rigid),
-            torch.from_numpy(start),
-        )
+    def __init__(self, fixed: Scan, moving: Scan, start: Tensor, rigid: bool, counted: Tensor | None) -> None:
+        self.counted, self.begun, self.motions = counted, start, _motions(fixed.grid.centre, rigid)
+        self.fixed = fixed.data.clone()  # a clone, for scans may have been read in an inference mode
         self.lattice, self.moving = torch.from_numpy(fixed.grid.affine), torch.from_numpy(inverse(moving.grid.affine))
         self.places = positions(np.eye(4), fixed.grid.shape, slice(None)).float()
         image = moving.data.clone()
@@ -105,14 +92,27 @@ class _Objective:
         moved: Tensor = torch.linalg.matrix_exp((amounts.view(-1, 1, 1) * self.motions).sum(0))
         return self.begun @ moved
 
+    def untold(self, world: Tensor) -> Tensor:
+        """The negative local information of the scans by an affine (4, 4), LPS mm."""
+        matrix = (self.moving @ world @ self.lattice).float()
+        moved = torch.einsum("ij,bjxyz->bixyz", matrix[:3, :3], self.places) + matrix[:3, 3].view(1, 3, 1, 1, 1)
+        return -local_information(self.fixed, self.read(moved), window=WINDOW, counted=self.counted).sum()
+
     def __call__(self, amounts: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         with torch.enable_grad():
             wanted = torch.from_numpy(amounts).requires_grad_()
-            matrix = (self.moving @ self.world(wanted) @ self.lattice).float()
-            moved = torch.einsum("ij,bjxyz->bixyz", matrix[:3, :3], self.places) + matrix[:3, 3].view(1, 3, 1, 1, 1)
-            untold = -local_information(self.fixed, self.read(moved), window=WINDOW, counted=self.counted).sum()
+            untold = self.untold(self.world(wanted))
             (gradient,) = torch.autograd.grad(untold, wanted)
         return untold.item(), gradient.numpy()
+
+    def lowest(self) -> Tensor:
+        """The affine (4, 4), LPS mm, after motions that leave least untold."""
+        from scipy.optimize import minimize
+
+        found = minimize(self, np.zeros(len(self.motions)), jac=True, method="L-BFGS-B", options=STOP)
+        world = self.world(torch.from_numpy(found.x))
+        world[3] = torch.tensor([0.0, 0.0, 0.0, 1.0])  # but for rounding, it is that
+        return world
 
 
 def _motions(centre: Matrix, rigid: bool) -> Tensor:
