@@ -90,9 +90,9 @@ def write_transform(path: str | Path, deformation: Tensor, grid: Grid, affine: M
     vectors = deformation[0].permute(3, 2, 1, 0).double().cpu().numpy()  # ITK's order: along x first
     direction = grid.affine[:3, :3] / grid.spacing
     geometry = (grid.shape, grid.affine[:3, 3], grid.spacing, direction.ravel())
-    field = Part("DisplacementFieldTransform", np.concatenate(geometry), vectors.ravel())
+    field = _Part("DisplacementFieldTransform", np.concatenate(geometry), vectors.ravel())
     linear = [] if affine is None else [_linear(affine)]
-    _write_parts(Path(path), [Part("CompositeTransform"), *linear, field])  # ITK applies the last one first
+    _write_parts(Path(path), [_Part("CompositeTransform"), *linear, field])  # ITK applies the last one first
 
 
 def write_linear(path: str | Path, affine: Matrix) -> None:
@@ -104,7 +104,7 @@ def write_linear(path: str | Path, affine: Matrix) -> None:
     _write_parts(Path(path), [_linear(affine)])
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     """A transform of an ITK file: its class, and its parameters; a composite has none of its own."""
 
     kind: str
@@ -112,11 +112,11 @@ class Part(NamedTuple):
     parameters: ArrayLike | None = None
 
 
-def _linear(affine: Matrix) -> Part:
-    return Part("AffineTransform", np.zeros(3), np.append(affine[:3, :3], affine[:3, 3]))
+def _linear(affine: Matrix) -> _Part:
+    return _Part("AffineTransform", np.zeros(3), np.append(affine[:3, :3], affine[:3, 3]))
 
 
-def _write_parts(path: Path, parts: Sequence[Part]) -> None:
+def _write_parts(path: Path, parts: Sequence[_Part]) -> None:
     _reserve(path, sum(np.asarray(part.parameters).nbytes for part in parts))
     try:
         with h5py.File(path, "w") as file:
