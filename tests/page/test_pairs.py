@@ -13,6 +13,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from geometry import make_grid
+from iregzoo.align import align
 from iregzoo.register import read_scans, register
 from iregzoo.results import provenance, write
 from iregzoo.zoo import load
@@ -33,6 +34,17 @@ def test_no_warnings_are_said_and_warnings_stand_on_top(browser: Chrome, page: P
     worrying = page.texts("#lines tr.worrying th")
     assert len(worrying) == 1
     assert "Image similarity" in worrying[0]
+
+
+def test_what_was_aligned_without_a_network_says_so(browser: Chrome, tmp_path: Path) -> None:
+    scan = still(blobs(make_grid((24, 26, 28)), 1), blobs(make_grid((24, 26, 28)), 1)).scans
+    write(align(scan), tmp_path, {"aligned": "rigid"})
+    page = Page(browser, tmp_path)
+    assert page.find("#made").text == "rigid alignment · affine start rigid"
+    assert page.find("#trace-note").text == "None: the scans were aligned without a network."
+    assert page.report["warnings"] == []
+    assert "Network input" not in page.texts("#origin dt")
+    assert browser.get_log("browser") == []
 
 
 def test_names_of_files_stay_names(browser: Chrome, tmp_path: Path) -> None:
