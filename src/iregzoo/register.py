@@ -30,6 +30,7 @@ from iregzoo.zoo import Method
 
 Progress = Callable[[str], None]
 SEARCHED = ("rigid", "affine")  # starts that are found in the images
+TRUSTED = ("none", GIVEN)  # starts that are used as they are
 SHARP_MM = 1.5  # in smaller voxels, some tenths of a mm by which a search is off hide what two scans have in common
 # Of gradient steps that are the whole deformation, and no correction of a network's: of four known changes of 1.3 mm on
 # average in each of two real brains, 0.28 and 0.48 mm are left with it, 0.32 and 0.52 with that of a correction.
@@ -221,7 +222,7 @@ def conclude(
     """What follows the network: masks and gradient steps, where there are any, and the way back to the fixed grid.
 
     Where the scans tell much less of each other with the network's displacement than without, it is left out, see
-    ``find_needless``, and the start is made precise unless it was given, see ``precise_start``.
+    ``find_needless``, and the start is made precise unless it is trusted, see ``precise_start``.
 
     Args:
         scans: the pair.
@@ -267,18 +268,18 @@ def _checked(
 ) -> tuple[Needless | None, Frame]:
     """What shows that a network's displacement is needless, if it is, and the frame to go on with.
 
-    The displacement is compared with a start that has been made fairly precise, except for a given one, which is used
-    as it is, and where the search came near enough to tell.
+    The displacement is compared with a start that has been made fairly precise, except for one that is trusted, and
+    where the search came near enough to tell.
     """
     near = init in SEARCHED and frame.network.spacing.min() >= SHARP_MM
     still, unmoved = frame, image[:, :1]
-    if init != GIVEN and not near:
+    if init not in TRUSTED and not near:
         still = _made_precise(scans, frame, init, roughly=True)
         unmoved = network_input(still, scans.filled.fixed, scans.filled.moving, window)[:, :1].to(image.device)
     needless = find_needless(predicted, image, unmoved, _compared(scans.masks, frame, predicted))
     if not needless:
         return None, frame
-    return needless, frame if init == GIVEN else _made_precise(scans, still, init)
+    return needless, frame if init in TRUSTED else _made_precise(scans, still, init)
 
 
 def _made_precise(scans: Scans, frame: Frame, init: str, *, roughly: bool = False) -> Frame:
