@@ -8,6 +8,7 @@ where each voxel comes from: the head is turned by 5° and shifted by 5 mm, the 
 own, and a second time also four places that grew or shrank by up to 2.5 mm.
 """
 
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,13 +25,12 @@ from numpy.typing import NDArray
 
 from documents import counted, machine_line, paragraphs, replace_part, table
 from evaluation import PAGE, run
-from iregzoo.align import KINDS as KINDS_OF_ALIGN
 from iregzoo.align import align
 from iregzoo.peers import Peer, find_peers, register_with
 from iregzoo.register import Scans, read_scans, register
 from iregzoo.space.frame import affine_displacement
-from iregzoo.space.grid import Grid, Matrix
-from iregzoo.space.start import affine_start
+from iregzoo.space.grid import Grid, Matrix, positions
+from iregzoo.space.start import SEARCHED, affine_start
 from iregzoo.zoo import load
 
 TURN, SHIFT = (0.06, -0.04, 0.05), (3.0, -2.0, 4.0)  # radians; LPS mm
@@ -72,7 +72,7 @@ def main(scans_dir: str, brain_dir: str | None = None, peers: str = "ants-syn,gr
         rows = list(measured({kind: found for kind, found in pairs.items() if found}, names))
     kinds = [kind for kind, found in pairs.items() if found]
     heads = ["", *(head for kind in kinds for head in columns(kind))]
-    machine = {"threads": torch.get_num_threads(), "processor": "x86_64", "torch": torch.__version__}
+    machine = {"threads": torch.get_num_threads(), "processor": platform.machine(), "torch": torch.__version__}
     numbers = ", ".join(f"{counted(len(pairs[kind]), 'pair')} of {kind}" for kind in kinds)
     text = paragraphs(table(heads, rows), f"{numbers}; {machine_line(machine)}.")
     print(text)
@@ -102,8 +102,7 @@ def second_day(first: Path, look: Path, weights: str, second: Path, seed: int, c
     random = np.random.default_rng(seed)
     image = sitk.Cast(sitk.ReadImage(str(look)), sitk.sitkFloat32)
     grid = Grid.of(image)
-    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
-    places: Array = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    places: Array = positions(grid.affine, grid.shape, slice(None))[0].movedim(0, -1).numpy()
     array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
     brightest = float(np.percentile(array, 99))
     grown = np.zeros(places.shape)
@@ -151,7 +150,7 @@ def ways(peers: list[str]) -> Iterator[Callable[[Pair], dict[str, torch.Tensor]]
     """What aligns a pair: displacements (1, 3, X, Y, Z), LPS mm, by name."""
     yield lambda pair: {"not aligned": torch.zeros(1, 3, *pair.head.shape)}
     yield searched
-    yield from (partial(aligned, kind) for kind in KINDS_OF_ALIGN)
+    yield from (partial(aligned, kind) for kind in SEARCHED)
     yield from (partial(registered, bundle) for bundle in ("iirp", "ipear"))
     yield from (partial(with_peer, tool) for tool in find_peers(peers))
 

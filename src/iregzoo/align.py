@@ -10,9 +10,7 @@ from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.precise import WINDOW, compared, lattice_spacing, precise_start
-from iregzoo.space.start import GIVEN, affine_start
-
-KINDS = ("rigid", "affine")
+from iregzoo.space.start import GIVEN, SEARCHED, affine_start
 
 
 @torch.no_grad()
@@ -36,7 +34,8 @@ def align(
         progress: told the name of each stage as it begins.
 
     Raises:
-        InputError: for another kind, scans that do not overlap, and as ``affine_start`` and ``choose_start`` do.
+        InputError: for another kind, masks that leave nothing to compare, scans that do not overlap, and as
+            ``affine_start`` and ``choose_start`` do.
     """
     check_kind(kind)
     if isinstance(init, (str, Path)):
@@ -82,5 +81,5 @@ def check_kind(kind: str) -> None:
     Raises:
         InputError: where it is not.
     """
-    if kind not in KINDS:
-        raise InputError(f"kind {kind!r} is unknown; choose {' or '.join(KINDS)}")
+    if kind not in SEARCHED:
+        raise InputError(f"kind {kind!r} is unknown; choose {' or '.join(SEARCHED)}")

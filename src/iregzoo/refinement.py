@@ -12,8 +12,7 @@ too, once a network has brought them near.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from iregzoo.adam import Adam
 from iregzoo.fields import check_displacement, identity, sample
 from iregzoo.jacobian import jacobian_determinant
 from iregzoo.similarity import box_sum, local_information, local_ncc, local_ncc_map, whole_windows
-from iregzoo.slices import Slices
+from iregzoo.slices import reader
 
 Lattice = tuple[int, ...]  # the voxel with which it begins
 STRIDE = 2  # voxels of the images from one voxel of a lattice, and of the correction, to the next
@@ -189,7 +188,7 @@ class _Objective:
         counted: Tensor | None = None,
     ) -> None:
         self.shape = moving.shape[2:]
-        self.read = [_reader(image[None]) for image in moving.unbind()]
+        self.read = [reader(image[None]) for image in moving.unbind()]
         self.smoothness, self.folding, self.margin = smoothness, folding, margin
         self.stride = _stride(start.shape[2:])
         self.window = 1 + (window - 1) // self.stride
@@ -231,11 +230,6 @@ class _Objective:
         warped = [read(place[None]) for read, place in zip(self.read, places.unbind(), strict=True)]
         counted = self.counted[number] if self.counted else None
         return local_information(self.fixed[number], torch.cat(warped), window=self.window, counted=counted)
-
-
-def _reader(image: Tensor) -> Callable[[Tensor], Tensor]:
-    """Reads an image (1, 1, *shape) at places (1, N, *others)."""
-    return Slices(image).sample if Slices.takes(image) else partial(sample, image)
 
 
 def _between(coarse: Tensor, lattice: Lattice, shape: Sequence[int]) -> Tensor:

@@ -23,13 +23,12 @@ from iregzoo.space.grid import Grid, Matrix, canonical_axes
 from iregzoo.space.masks import Masks
 from iregzoo.space.precise import precise_start
 from iregzoo.space.scan import Window
-from iregzoo.space.start import GIVEN, STARTS, affine_start
+from iregzoo.space.start import GIVEN, SEARCHED, STARTS, affine_start
 from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
 from iregzoo.steering import gradient_steps
 from iregzoo.zoo import Method
 
 Progress = Callable[[str], None]
-SEARCHED = ("rigid", "affine")  # starts that are found in the images
 TRUSTED = ("none", GIVEN)  # starts that are used as they are
 SHARP_MM = 1.5  # in smaller voxels, some tenths of a mm by which a search is off hide what two scans have in common
 # Of gradient steps that are the whole deformation, and no correction of a network's: of four known changes of 1.3 mm on

@@ -20,7 +20,7 @@ from iregzoo.register import Progress, Result, timed
 from iregzoo.report import picture
 from iregzoo.space.files import write_displacement, write_image, write_linear, write_transform
 from iregzoo.space.frame import warp_scan
-from iregzoo.space.grid import Grid, Matrix, halved
+from iregzoo.space.grid import Grid, halved
 from iregzoo.space.grid import inverse as inverse_matrix
 from iregzoo.space.points import map_points, move_points, reached
 from iregzoo.views import views
@@ -133,15 +133,10 @@ def _write_forward(result: Result, folder: Path) -> None:
     if result.warped_labels is not None:
         write_image(folder / "warped_labels.nii.gz", result.warped_labels, grid)
     write_displacement(folder / "displacement.nii.gz", result.displacement, grid)
-    _write_way(folder / "transform.h5", result, result.deformation, grid, result.frame.start)
-
-
-def _write_way(path: Path, result: Result, deformation: Tensor, grid: Grid, affine: Matrix) -> None:
-    """A way of a result, which viewers can take for a linear one where nothing deforms."""
     if result.deformation.any():
-        write_transform(path, deformation, grid, affine)
+        write_transform(folder / "transform.h5", result.deformation, grid, result.frame.start)
     else:
-        write_linear(path, affine)
+        write_linear(folder / "transform.h5", result.frame.start)
 
 
 def _write_inverse(result: Result, folder: Path, *, jacobian: bool) -> dict[str, Any]:
@@ -153,10 +148,14 @@ def _write_inverse(result: Result, folder: Path, *, jacobian: bool) -> dict[str,
         undone = frame.undo(result.deformation, grid, None if own is None else own.cpu())
     else:
         undone = torch.zeros(1, 3, *grid.shape, dtype=result.deformation.dtype)
+    back = inverse_matrix(frame.start)
     here = undone[:, :, 1::2, 1::2, 1::2] if grid is finer else undone  # at the moving scan's voxels
     backward = frame.total_back(here)
     write_displacement(folder / "inverse_displacement.nii.gz", backward, frame.moving)
-    _write_way(folder / "inverse_transform.h5", result, undone, grid, inverse_matrix(frame.start))
+    if deforms:
+        write_transform(folder / "inverse_transform.h5", undone, grid, back)
+    else:
+        write_linear(folder / "inverse_transform.h5", back)
     write_image(folder / "inverse_warped.nii.gz", warp_scan(scans.fixed, backward, frame.moving), frame.moving)
     if scans.fixed_labels is not None:
         labels = warp_scan(scans.fixed_labels, backward, frame.moving, mode="nearest")

@@ -8,12 +8,16 @@ rows: in a scan of 200 slices of 200 rows, some thousandths of a voxel. That is 
 (``refinement``), for which this is; for anything else there is ``fields.sample``.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from iregzoo.fields import sample
 
 EDGE = 2  # slices and rows of zeros on either side: what is read between the two last is zero and flat
 MOST_ROWS = 2**17  # in which positions are good to about a hundredth of a voxel
@@ -69,6 +73,11 @@ class Slices:
         torch.mul(columns, 2 / (self.width - 1), out=flat[:, 0])
         torch.mul(rows, 2 / (self.rows - 1), out=flat[:, 1])
         return grid.sub_(1), beyond
+
+
+def reader(image: Tensor) -> Callable[[Tensor], Tensor]:
+    """Reads an image (1, 1, *shape) at places (1, N, *others) in its voxels, by slices where that is sooner."""
+    return Slices(image).sample if Slices.takes(image) else partial(sample, image)
 
 
 class _Sample(torch.autograd.Function):

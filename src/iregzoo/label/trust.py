@@ -9,6 +9,7 @@ from iregzoo.quality import compare, doubts, figures
 from iregzoo.register import Result
 from iregzoo.results import describe
 from iregzoo.space.grid import pull, to_voxels
+from iregzoo.space.start import SEARCHED
 
 # The 230 hippocampus scans have 0.28 and 71 % at least, the same scans mirrored 0.15 at most; the labels of the 20 test
 # scans have 0.68 to 1.22 of the volume.
@@ -60,7 +61,7 @@ def _doubts(found: Mapping[str, Any], init: str) -> dict[str, str]:
             "crop the scan to the region that the atlas shows"
         )
     if found["ncc_start"] < LITTLE_ALIKE_AT_START:
-        searched = init in ("rigid", "affine")
+        searched = init in SEARCHED
         mend = "crop it to the region that the atlas shows, or use your own atlas" if searched else "try init rigid"
         said["ncc_start"] = (
             f"the scan does not resemble the atlas (NCC {found['ncc_start']:.2f} before the deformation): check "

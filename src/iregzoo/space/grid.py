@@ -94,7 +94,7 @@ def to_voxels(grid: Grid, world: Matrix | None, target: Grid) -> Matrix:
     return matrix
 
 
-def apply_matrix(matrix: Matrix, points: Tensor) -> Tensor:
+def apply_matrix(matrix: Matrix | Tensor, points: Tensor) -> Tensor:
     """Map points (B, 3, *shape) by an affine (4, 4)."""
     linear = torch.as_tensor(matrix[:3, :3], dtype=points.dtype, device=points.device)
     offset = torch.as_tensor(matrix[:3, 3], dtype=points.dtype, device=points.device)

@@ -6,19 +6,16 @@ of magnitude nearer: it minds neither another contrast nor a bias field, which m
 or a tilt.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iregzoo.fields import sample
+from iregzoo.fields import identity
 from iregzoo.similarity import local_information, whole_windows
-from iregzoo.slices import Slices
+from iregzoo.slices import reader
 from iregzoo.space.frame import affine_displacement
-from iregzoo.space.grid import Grid, Matrix, inverse, positions
+from iregzoo.space.grid import Grid, Matrix, apply_matrix, inverse
 from iregzoo.space.masks import Masks
 from iregzoo.space.scan import Scan, normalise
 from iregzoo.space.start import on_lattice
@@ -83,9 +80,8 @@ class _Objective:
         self.counted, self.begun, self.motions = counted, start, _motions(fixed.grid.centre, rigid)
         self.fixed = fixed.data.clone()  # a clone, for scans may have been read in an inference mode
         self.lattice, self.moving = torch.from_numpy(fixed.grid.affine), torch.from_numpy(inverse(moving.grid.affine))
-        self.places = positions(np.eye(4), fixed.grid.shape, slice(None)).float()
-        image = moving.data.clone()
-        self.read: Callable[[Tensor], Tensor] = Slices(image).sample if Slices.takes(image) else partial(sample, image)
+        self.places = identity(fixed.grid.shape)
+        self.read = reader(moving.data.clone())
 
     def world(self, amounts: Tensor) -> Tensor:
         """The affine (4, 4), LPS mm, after so much of each motion, in mm at ``RADIUS_MM``."""
@@ -94,8 +90,7 @@ class _Objective:
 
     def untold(self, world: Tensor) -> Tensor:
         """The negative local information of the scans by an affine (4, 4), LPS mm."""
-        matrix = (self.moving @ world @ self.lattice).float()
-        moved = torch.einsum("ij,bjxyz->bixyz", matrix[:3, :3], self.places) + matrix[:3, 3].view(1, 3, 1, 1, 1)
+        moved = apply_matrix(self.moving @ world @ self.lattice, self.places)
         return -local_information(self.fixed, self.read(moved), window=WINDOW, counted=self.counted).sum()
 
     def __call__(self, amounts: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

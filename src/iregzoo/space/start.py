@@ -14,7 +14,8 @@ from iregzoo.errors import InputError
 from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.scan import Scan, normalise, resample_to
 
-STARTS = ("none", "center", "rigid", "affine")
+SEARCHED = ("rigid", "affine")  # starts that are found in the images
+STARTS = ("none", "center", *SEARCHED)
 GIVEN = "given"  # the name of a start that is a matrix
 SINGULAR = 1e12  # condition number of a matrix that has no inverse worth the name
 COARSE_MM, FINE_MM = 5.0, 2.5
