@@ -51,6 +51,20 @@ def test_what_a_displacement_aligns_needs_it(look: Callable[[Tensor], Tensor]) -
     assert wrong is not None
 
 
+@pytest.mark.parametrize(("alike", "reach", "needless"), [(0.4, 0.6, False), (0.5, 0.6, True), (0.4, 1.0, True)])
+def test_images_that_share_little_must_lose_more(alike: float, reach: float, needless: bool) -> None:
+    """As two people do whom a start brought near, whose displacement is needed for what it does to their labels."""
+    fixed = texture(0)
+    moving = alike * fixed + (1 - alike) * texture(1)
+    before, after, itself = (
+        float(local_information(fixed, seen, window=3)) for seen in (moving, warp(moving, bend(reach)), fixed)
+    )
+    assert (before > itself / 3) == (alike > 0.4)
+    assert after < (0.88 if reach < 1 else 0.74) * before  # of what shares more, each would do
+    found = find_needless(bend(reach), torch.cat([moving, fixed], 1), moving)
+    assert (found is not None) == needless
+
+
 def test_the_moving_image_may_lie_elsewhere_without_the_displacement() -> None:
     fixed = texture(0)
     images = torch.cat([warp(fixed, -bend(0.4), padding="border"), fixed], 1)

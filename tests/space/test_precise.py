@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.optimize import approx_fprime
 from scipy.spatial.transform import Rotation
+from torch.nn.functional import avg_pool3d, pad
 
 from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid, world_points
 from iregzoo.space import precise
@@ -89,12 +90,29 @@ def test_where_nothing_is_told_the_start_stays() -> None:
     np.testing.assert_array_equal(precise_start(fixed_scan(), flat, NEAR, rigid=False), NEAR)
 
 
+def person(seed: int, half_axes: tuple[int, int, int]) -> Scan:
+    """An ellipsoid of a texture of its own."""
+    texture = torch.rand(1, 1, *FIXED_GRID.shape, generator=torch.manual_seed(seed))
+    for _ in range(2):
+        texture = avg_pool3d(pad(texture, [2] * 6, mode="reflect"), 5, 1)
+    inside = np.linalg.norm((world_points(FIXED_GRID) - FIXED_GRID.centre) / half_axes, axis=-1) < 1
+    return Scan(torch.where(torch.from_numpy(inside)[None, None], 1000 * texture, 0), FIXED_GRID, Path("person"))
+
+
+def test_people_who_share_too_little_are_not_led_astray(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = person(2, (35, 45, 35)), person(3, (42, 50, 30))
+    np.testing.assert_array_equal(precise_start(one, other, np.eye(4), rigid=True), np.eye(4))
+    monkeypatch.setattr(precise, "SHARED", 0.0)
+    astray = precise_start(one, other, np.eye(4), rigid=True)
+    assert FIXED_GRID.farthest(astray @ FIXED_GRID.affine, FIXED_GRID.affine) > 20
+
+
 def test_what_a_mask_leaves_out_draws_nothing() -> None:
     """A large implant that is a voxel farther on the second day."""
     there = np.linalg.norm((world_points(FIXED_GRID) - (0, -35, 10)) / (24, 16, 20), axis=-1) < 1
     before = np.linalg.norm((world_points(FIXED_GRID) - (0, -32.8, 10)) / (24, 16, 20), axis=-1) < 1
     textured = 2000 + 1500 * torch.rand(1, 1, *FIXED_GRID.shape, generator=torch.manual_seed(1))
-    coarse = torch.nn.functional.avg_pool3d(textured, 5, 1, 2)
+    coarse = avg_pool3d(textured, 5, 1, 2)
     shift = torch.from_numpy(there)[None, None], torch.from_numpy(before)[None, None]
     head = fixed_scan().data
     fixed = replace(fixed_scan(), data=torch.where(shift[0], coarse, head))

@@ -103,11 +103,10 @@ def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
 def _rigid(scans: tuple[Scan, Scan], ranked: list[Matrix], fixed: Scan) -> list[Matrix]:
     """Where searches from the best places end; most begin near each other, or end in the same place."""
     grid = fixed.grid
-    diagonal = float(np.linalg.norm(np.array(grid.shape) * grid.spacing))
 
     def among(world: Matrix, others: list[Matrix], part: float) -> bool:
         """Whether one of the others brings no corner farther away than a part of the diagonal."""
-        return any(grid.farthest(world @ grid.affine, other @ grid.affine) < part * diagonal for other in others)
+        return any(grid.farthest(world @ grid.affine, other @ grid.affine) < part * grid.diagonal for other in others)
 
     begun: list[Matrix] = []
     for world in ranked[:TRIED]:
