@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
-from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid
+from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid, noise_image, world_points
 from iregzoo.errors import InputError
 from iregzoo.space import start
 from iregzoo.space.grid import Grid, Matrix
@@ -93,6 +93,25 @@ def test_affine_start_of_real_scans_is_the_same_whatever_the_threads(
 @pytest.mark.parametrize("world", SCALED.values(), ids=SCALED)
 def test_affine_start_finds_rotation_shift_and_scale(world: Matrix) -> None:
     assert error_mm(affine_start(fixed_scan(), moving_scan(world), "affine"), world) < 2.0
+
+
+def outline(size: float, seed: int) -> Scan:
+    """An ellipsoid of noise of its own."""
+    grid = make_grid((60, 72, 56), (2.6, 2.6, 2.6))
+    inside = np.linalg.norm(world_points(grid) / (62 * size, 78 * size, 56 * size), axis=-1) < 1
+    return Scan(torch.from_numpy(inside)[None, None] * noise_image(grid.shape, seed), grid, Path("outline"))
+
+
+@pytest.mark.parametrize("size", [0.9, 1.1])
+def test_people_of_other_sizes_are_stretched(size: float) -> None:
+    found = affine_start(outline(1 / size, 0), outline(1, 1), "affine")
+    assert np.linalg.det(found[:3, :3]) == pytest.approx(size**3, rel=0.05)
+
+
+@pytest.mark.parametrize("size", [0.7, 1.4])
+def test_a_brain_is_not_stretched_to_a_head(size: float) -> None:
+    found = affine_start(outline(1 / size, 0), outline(1, 1), "affine")
+    np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-6)
 
 
 def test_affine_start_does_not_mind_another_contrast() -> None:
