@@ -1,7 +1,7 @@
 """Measure what docs/evaluation.md shows, and write its tables and pictures, and those of README.md and the cards.
 
     python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--scans-dir DIR]
-        [--parts hippocampus,iterations,refinement,brain] [--brain-peers t1,contrast,real]
+        [--parts hippocampus,iterations,refinement,brain,stripped] [--brain-peers t1,contrast,real]
 
 DIR holds the hippocampus scans (images/, labels/, splits.json); --brain-dir the label maps of whole heads, which are
 rendered first; --scans-dir two real T1 brains without labels. Each part runs ``iregzoo evaluate`` and replaces its
@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +36,7 @@ def main(
     dataset_dir: str,
     brain_dir: str | None = None,
     scans_dir: str | None = None,
-    parts: Any = "hippocampus,iterations,refinement,brain",
+    parts: Any = "hippocampus,iterations,refinement,brain,stripped",
     brain_peers: Any = "t1,contrast,real",
 ) -> None:
     """Run the chosen parts and write the page; the brains take half an hour with peers on t1, an hour on all."""
@@ -49,6 +50,8 @@ def main(
             refinement(Path(brain_dir), Path(scratch))
         if "brain" in chosen and brain_dir and having("brain"):
             brain(Path(brain_dir), Path(scratch), compared)
+        if "stripped" in chosen and brain_dir and having("brain"):
+            stripped(Path(brain_dir), Path(scratch))
         if "brain" in chosen and scans_dir and having("brain"):
             real(Path(scans_dir).resolve(), Path(scratch), peers="real" in compared)
 
@@ -123,6 +126,37 @@ def brain(data: Path, scratch: Path, compared: list[str]) -> None:
         if not aside:
             picture(found, part)
     write("brain-pairs", pair_by_pair(rendered, {look: scratch / f"brain_any-{look}" for look in ("t1", "contrast")}))
+
+
+def stripped(data: Path, scratch: Path) -> None:
+    """The same people, with the head or without in one scan or in both."""
+    rendered = {"head": scratch / "heads", "brain": scratch / "brains"}
+    for shows, folder in rendered.items():
+        options = ("--stripped",) if shows == "brain" else ()
+        run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", folder, *options)
+    rows = {(fixed, moving): [fixed, moving] for fixed, moving in product(rendered, repeat=2)}
+    heads = ["fixed", "moving"]
+    for weights, look in (("brain", "t1"), ("brain_any", "contrast")):
+        heads.append(f"iirp, `{weights}`, {look}: Dice, mean ± sd")
+        for (fixed, moving), row in rows.items():
+            pairs = scratch / f"{fixed}-{moving}-{look}.csv"
+            write_mixed(rendered[fixed], rendered[moving], f"{look}.csv", pairs)
+            compared = ("--pairs", pairs, "--bundle", "iirp", "--weights", weights, "--plots", "false")
+            found = summary(evaluate(scratch / f"{fixed}-{moving}-{weights}", *compared))
+            (result,) = found["results"]
+            row.append(f"{result['dice_mean']['mean']:.3f} ± {result['dice_mean']['sd']:.3f}")
+    write("brain-stripped", "\n".join([markdown(heads, rows.values()), "", machine(found)]))
+
+
+def write_mixed(fixed: Path, moving: Path, name: str, target: Path) -> None:
+    """The table of pairs of two folders alike, its fixed scans from one and its moving ones from the other."""
+    with (fixed / name).open(encoding="utf-8", newline="") as file:
+        pairs = list(csv.DictReader(file))
+    with target.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, pairs[0])
+        writer.writeheader()
+        for pair in pairs:
+            writer.writerow({side: (fixed if "fixed" in side else moving) / path for side, path in pair.items()})
 
 
 def pair_by_pair(rendered: Path, found: dict[str, Path]) -> str:
