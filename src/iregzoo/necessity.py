@@ -42,6 +42,9 @@ def find_needless(
 ) -> Needless | None:
     """What shows that a pair is better off without a displacement; None where it is not.
 
+    It is where less than ``NEEDLESS`` of the local information is left with the displacement, and for images that have
+    less than ``SHARED`` of what the fixed one has of itself, where less than ``STRANGERS`` is.
+
     Args:
         displacement: (1, N, *shape) in voxels.
         images: (1, 2, *shape), moving then fixed, in [0, 1].
