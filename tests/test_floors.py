@@ -54,6 +54,7 @@ FLOORS = {
         "label_names",
         "space",
         "datasets",
+        "finder",
         "overrides",
         "pairs",
         "scans",

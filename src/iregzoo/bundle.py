@@ -20,8 +20,9 @@ from iregzoo.outputs import check_target, whole_folder
 from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, provenance, write
+from iregzoo.space.start import Find
 from iregzoo.steering import choose_controller, gradient_steps
-from iregzoo.zoo import Method, complete, find_weights, read_bundle
+from iregzoo.zoo import Method, complete, find_weights, finder_of, read_bundle
 
 __all__ = [
     "LoadPair",
@@ -32,6 +33,7 @@ __all__ = [
     "check_target",
     "complete",
     "find_weights",
+    "finder_of",
     "provenance",
     "read_bundle",
 ]
@@ -54,14 +56,15 @@ class LoadPair(Transform):
         card: what the weights need.
         stride: of the network.
         init: affine start, or a file with one, see ``choose_start``; ``auto`` is the card's.
+        finder: what finds starts, from ``finder_of``; None where scans are searched as they are.
     """
 
-    def __init__(self, card: WeightsCard, stride: int, init: str = "auto") -> None:
-        self.card, self.stride, self.init = card, stride, choose_start(init)
+    def __init__(self, card: WeightsCard, stride: int, init: str = "auto", finder: Find | None = None) -> None:
+        self.card, self.stride, self.init, self.finder = card, stride, choose_start(init), finder
 
     def __call__(self, data: Sample) -> dict[str, Any]:
         scans = _scans(data)
-        name, start = start_of(scans, self.init, self.card)
+        name, start = start_of(scans, self.init, self.card, self.finder)
         image = seen(scans, frame_of(scans, start, self.card, self.stride), name, self.card)[0]
         return {**data, "image": image, "init": name, "start": torch.from_numpy(start)}
 

@@ -22,9 +22,9 @@ from iregzoo.networks.canonical import (
 )
 from iregzoo.pairs import Sample
 from iregzoo.precision import trains_in_bfloat16
+from iregzoo.registration import CANONICAL
 from iregzoo.synthesis import BRIGHTEST, Synthesis, Tissue
 
-PREFIX = "canonical."  # of its tensors among those of a method
 # What a voxel of each class counts: one outside the brain 1, of what is large there 2, and of small structures 4.
 LARGE = (BRIGHTNESS[2], BRIGHTNESS[3], BRIGHTNESS[7], BRIGHTNESS[8])
 WEIGHTS = tuple(1.0 if level == 0 else 2.0 if level in LARGE else 4.0 for level in LEVELS)
@@ -88,7 +88,7 @@ def trained(path: str | Path) -> CanonicalNet:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; train the network with canonical/train.json first")
     network, state = CanonicalNet(), torch.load(path, map_location="cpu", weights_only=True)
-    own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    own = {name.removeprefix(CANONICAL): value for name, value in state.items() if name.startswith(CANONICAL)}
     network.load_state_dict(own or state)
     return network.eval().requires_grad_(False)
 
@@ -102,7 +102,7 @@ def assemble(network: str, canonical: str, output: str) -> None:
         output: the weights file of the bundle.
     """
     state = torch.load(network, map_location="cpu", weights_only=True)
-    state |= {f"{PREFIX}{name}": value for name, value in trained(canonical).state_dict().items()}
+    state |= {f"{CANONICAL}{name}": value for name, value in trained(canonical).state_dict().items()}
     torch.save({name: value.half() for name, value in state.items()}, output)
     print(f"written to {output}: sha256 {sha256(Path(output).read_bytes()).hexdigest()}")
 

@@ -31,6 +31,8 @@ class WeightsCard:
         labels: names of the labels it was trained and tested with.
         window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
         canonical: whether the file also holds the network that brings any contrast to one (``networks.canonical``).
+        finder: the weights of the same bundle whose network of one contrast finds rigid and affine starts, see
+            ``finder``; empty where the file's own does, or where scans are searched as they are.
         controller: definition of what ``--controller auto`` means, as in ``zoo.build``; the method's own if empty.
         refine: what ``--refine`` is unless it is given: gradient steps after the network, see ``refinement``.
         precision: what ``--precision auto`` means: ``auto`` for weights whose fields bfloat16 was measured to change by
@@ -46,6 +48,7 @@ class WeightsCard:
     labels: Mapping[str, str] = field(default_factory=dict)
     window: tuple[float, float] | None = None
     canonical: bool = False
+    finder: str = ""
     controller: Mapping[str, Any] = field(default_factory=dict)
     refine: int = 0
     precision: Precision = "float32"

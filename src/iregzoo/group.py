@@ -20,7 +20,7 @@ from iregzoo.space.frame import MARGIN_MM, MAX_VOXELS, affine_displacement, warp
 from iregzoo.space.grid import CORNERS, Grid, Matrix, bounding_grid, canonical_axes, inverse
 from iregzoo.space.points import map_points
 from iregzoo.space.scan import Scan, Window, looks_like_labels, normalise, read_labels, read_scan
-from iregzoo.space.start import STARTS, affine_start
+from iregzoo.space.start import STARTS, Find, affine_start
 
 SEARCHED = STARTS[2:]  # the starts that look at the images
 Progress = Callable[[str], None]
@@ -82,6 +82,7 @@ def read_group(
     *,
     init: str = "auto",
     spacing: Sequence[float] | None = None,
+    finder: Find | None = None,
     progress: Progress = lambda name: None,
 ) -> Group:
     """Bring the scans of a group to their mean pose, and choose the template's grid.
@@ -95,6 +96,7 @@ def read_group(
         card: of the weights that will register them.
         init: affine start, a name as for ``register``.
         spacing: of the template along right, anterior, superior, mm; the scans' median if None.
+        finder: what finds starts, where the weights have it; None searches the scans as they are.
         progress: told the name of each scan as it is placed, at most ``placings`` times.
 
     Raises:
@@ -113,14 +115,14 @@ def read_group(
     first, starts = members[0].scan(), [np.eye(4)]
     for member in members[1:]:
         progress(member.name)
-        starts.append(affine_start(first, member.scan(), name))
+        starts.append(affine_start(first, member.scan(), name, finder))
     group = _around_mean(Group(members, starts, first.grid, name, card.window, doubts), views, step)
     if name not in SEARCHED:
         return _checked(group, views)
     mean, again = Scan(mean_image(group, poses(group))[0], group.grid, Path("template")), []
     for member in members:
         progress(member.name)
-        again.append(affine_start(mean, member.scan(), name))
+        again.append(affine_start(mean, member.scan(), name, finder))
     return _checked(_around_mean(replace(group, starts=again), views, step), views)
 
 

@@ -23,7 +23,7 @@ from iregzoo.space.grid import Grid, Matrix, canonical_axes
 from iregzoo.space.masks import Masks
 from iregzoo.space.precise import precise_start
 from iregzoo.space.scan import Window
-from iregzoo.space.start import GIVEN, SEARCHED, STARTS, affine_start
+from iregzoo.space.start import GIVEN, SEARCHED, STARTS, Find, affine_start
 from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
 from iregzoo.steering import gradient_steps
 from iregzoo.zoo import Method
@@ -101,8 +101,12 @@ def choose_start(init: str | Path) -> str | Matrix:
     return read_linear(init)
 
 
-def start_of(scans: Scans, init: str | Path | Matrix, card: WeightsCard) -> tuple[str, Matrix]:
+def start_of(
+    scans: Scans, init: str | Path | Matrix, card: WeightsCard, finder: Find | None = None
+) -> tuple[str, Matrix]:
     """What a report calls a pair's affine start, and the affine (4, 4), LPS mm: ``auto`` is the card's.
+
+    What finds brains, where weights have it, finds a start in place of the search.
 
     Raises:
         InputError: as ``choose_start`` and ``affine_start`` do.
@@ -110,7 +114,8 @@ def start_of(scans: Scans, init: str | Path | Matrix, card: WeightsCard) -> tupl
     if isinstance(init, (str, Path)):
         init = choose_start(init)
     start = card.init if isinstance(init, str) and init == "auto" else init
-    return start if isinstance(start, str) else GIVEN, affine_start(scans.filled.fixed, scans.filled.moving, start)
+    name = start if isinstance(start, str) else GIVEN
+    return name, affine_start(scans.filled.fixed, scans.filled.moving, start, finder)
 
 
 def frame_of(scans: Scans, start: Matrix, card: WeightsCard, stride: int) -> Frame:
@@ -196,7 +201,7 @@ def register(
     steps = gradient_steps(refine, method.card)
     seconds: dict[str, float] = {}
     with timed("start", seconds, progress):
-        name, start = start_of(scans, init, method.card)
+        name, start = start_of(scans, init, method.card, method.finder)
         frame = frame_of(scans, start, method.card, method.network.stride)
         image = seen(scans, frame, name, method.card)
     placed(frame)

@@ -13,6 +13,7 @@ from iregzoo.fields import check_tensor
 from iregzoo.iteration import Controller
 from iregzoo.precision import Precision, autocast
 
+CANONICAL = "canonical."  # of a ``PairNetwork``'s tensors, those of its network of one contrast
 LOWEST, HIGHEST = -0.5, 1.5  # of intensities that count as [0, 1]: interpolation by splines overshoots
 
 

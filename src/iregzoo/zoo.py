@@ -15,9 +15,10 @@ import torch
 from iregzoo.cards import WeightsCard, card_of
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
+from iregzoo.finder import Finder
 from iregzoo.networks.canonical import CanonicalNet
-from iregzoo.precision import as_precision
-from iregzoo.registration import PairNetwork
+from iregzoo.precision import Precision, as_precision
+from iregzoo.registration import CANONICAL, PairNetwork
 from iregzoo.states import check_state, load_strictly, read_state, rename, save_whole, sha256
 
 
@@ -63,12 +64,14 @@ class Method:
 
     Attributes:
         alias: what it is called among others where its bundle's name does not tell it apart.
+        finder: what finds rigid and affine starts; None where scans are searched as they are.
     """
 
     bundle: Bundle
     weights: Weights
     network: PairNetwork
     alias: str = ""
+    finder: Finder | None = None
 
     @property
     def name(self) -> str:
@@ -182,9 +185,34 @@ def complete(network: PairNetwork, card: WeightsCard, precision: str = "auto") -
     network.canonical = CanonicalNet() if card.canonical else None
     if card.controller:
         network.network.controller = build(card.controller)
-    wanted = as_precision(precision)
-    network.precision = card.precision if wanted == "auto" else wanted
+    network.precision = _precision(card, precision)
     return network.requires_grad_(False)
+
+
+def _precision(card: WeightsCard, name: str) -> Precision:
+    wanted = as_precision(name)
+    return card.precision if wanted == "auto" else wanted
+
+
+def finder_of(
+    bundle: Bundle, weights: Weights, device: torch.device | str = "cpu", precision: str = "auto"
+) -> Finder | None:
+    """What finds rigid and affine starts for weights: the network of one contrast in their file, or in their finder's.
+
+    Raises:
+        InputError: for an unknown precision, and where the file is missing, damaged, or of another network.
+    """
+    holder = find_weights(bundle, weights.card.finder) if weights.card.finder else weights
+    if not holder.card.canonical:
+        return None
+    state = read_state(holder.path)
+    own = {name.removeprefix(CANONICAL): tensor for name, tensor in state.items() if name.startswith(CANONICAL)}
+    network = CanonicalNet().requires_grad_(False)
+    load_strictly(network, own, holder.path)
+    network.eval()
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # as below
+    card = holder.card
+    return Finder(network.to(device), card.spacing, card.minimum, _precision(card, precision))
 
 
 def load(name: str, weights: str | None = None, device: str | torch.device = "cpu", precision: str = "auto") -> Method:
@@ -211,7 +239,8 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
     network.eval()
     # Channels last is the faster layout of 3-D convolutions on the CPU; torch's stubs do not know the argument.
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return Method(bundle, found, network.to(device))
+    finder = finder_of(bundle, found, device, precision)
+    return Method(bundle, found, network.to(device), finder=finder)
 
 
 def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:

@@ -77,16 +77,22 @@ def test_face_needs_the_package_alone_and_its_weights_load_strictly(
     inference = config(face, "inference.json")
     steps = [*inference["preprocessing"], inference["inferer"], *inference["postprocessing"]]
     assert all(step["_target_"].startswith("iregzoo.label.") and callable(locate(step["_target_"])) for step in steps)
-    assert [path.name for path in face.rglob("*.pt")] == ["model.pt"]
+    given = zoo.load(bundle, weights)
+    finders = ["finder.pt"] if given.card.finder else []
+    assert sorted(path.name for path in face.rglob("*.pt")) == [*finders, "model.pt"]
     network = zoo.build(inference["network_def"])
     network.load_state_dict(torch.load(face / "models" / "model.pt", weights_only=True))
     found = zoo.find_weights(zoo.read_bundle(face))  # checks the hash
-    given = zoo.load(bundle, weights)
     assert network.controller == given.network.controller
     assert found.name == weights
     assert replace(found.card, file="", sha256="") == replace(given.card, file="", sha256="")
     for name, tensor in given.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)
+    finder = zoo.finder_of(zoo.read_bundle(face), found)
+    assert (finder is None) == (given.finder is None)
+    if finder is not None and given.finder is not None:
+        for name, tensor in given.finder.network.state_dict().items():
+            assert torch.equal(finder.network.state_dict()[name], tensor)
 
 
 def test_weights_for_any_contrast_bring_their_network(

@@ -84,7 +84,7 @@ def template(
         bar("read")
         labels = labels_in(members)
         names = named(labels, read_names(Path(label_names)) if label_names else None)
-        group = read_group(members, method.card, init=init, spacing=step, progress=bar)
+        group = read_group(members, method.card, init=init, spacing=step, finder=method.finder, progress=bar)
         with TemporaryDirectory(dir=folder) as place:
             built = deque(
                 build_template(group, method, Path(place), rounds=rounds, refine=steps, progress=bar), maxlen=1

@@ -24,6 +24,7 @@ from iregzoo.zoo import Method, Weights, bundles, find_weights, load
 STOCK = "sample-apps/monaibundle/"  # in the package monailabel
 MODELS = "model"  # the folder in which the app looks for bundles
 MODEL = "models/model.pt"
+FINDER = "models/finder.pt"  # what finds starts for it, where that is in other weights
 INITS = ("auto", "none", "center", "rigid", "affine")
 
 
@@ -125,23 +126,26 @@ def write_face(folder: Path, method: Method, weights: str | None, atlases: Seque
     for file in ("LICENSE", "docs/data_license.txt", "configs/logging.conf"):
         if (bundle.path / file).is_file():
             shutil.copyfile(bundle.path / file, folder / file)
-    _write_weights(folder / MODEL, found)
-    card = replace(found.card, file=MODEL, sha256=sha256(folder / MODEL))
-    said = {name: value for name, value in asdict(card).items() if value}
-    metadata = _metadata(method, {found.name: said}, atlases)
+    cards = {found.name: _write_weights(folder, MODEL, found)}
+    if found.card.finder:
+        other = find_weights(bundle, found.card.finder)
+        cards[other.name] = _write_weights(folder, FINDER, other)
+    metadata = _metadata(method, cards, atlases)
     _write_json(folder / "configs" / "metadata.json", metadata)
     _write_json(folder / "configs" / "inference.json", _inference(method, atlases))
     (folder / "docs" / "README.md").write_text(f"# {metadata['name']}\n\n{metadata['description']}\n", encoding="utf-8")
     write(folder, atlases)
 
 
-def _write_weights(path: Path, weights: Weights) -> None:
-    """A plain state_dict, which is all that MONAI Label loads: the weights' own file where it is one."""
-    state = read_state(weights.path)
+def _write_weights(folder: Path, file: str, weights: Weights) -> dict[str, Any]:
+    """A plain state_dict, which is all that MONAI Label loads: the weights' own file where it is one; and its card."""
+    path, state = folder / file, read_state(weights.path)
     if torch.load(weights.path, map_location="cpu", weights_only=True).keys() == state.keys():
         shutil.copyfile(weights.path, path)
     else:
         torch.save(dict(state), path)
+    card = replace(weights.card, file=file, sha256=sha256(path))
+    return {name: value for name, value in asdict(card).items() if value}
 
 
 def _metadata(method: Method, cards: Mapping[str, Any], atlases: Sequence[LabelledImage]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from iregzoo.space.grid import RAS_FROM_LPS
 from iregzoo.space.scan import Scan
 from iregzoo.steering import MOST_ITERATIONS, choose_controller
 from iregzoo.template import Atlas, read_atlas
-from iregzoo.zoo import Bundle, Method, Weights, find_weights, read_bundle
+from iregzoo.zoo import Bundle, Method, Weights, find_weights, finder_of, read_bundle
 
 DOUBTS = ("warn", "refuse")
 BAD_REQUEST, SERVER_ERROR = 400, 500
@@ -168,8 +168,10 @@ def _other_side(scan: Scan) -> Scan:
 
 
 def _card_of(bundle: Bundle, file: str) -> str:
-    """The name of the weights in a file of a Label face."""
-    named = [name for name, card in bundle.weights.items() if card.file == f"models/{file}"]
+    """The name of the weights in a file of a Label face, other than those that only find starts."""
+    cards = bundle.weights
+    finders = {card.finder for card in cards.values()}
+    named = [name for name, card in cards.items() if card.file == f"models/{file}" and name not in finders]
     if not named:
         raise InputError(f"model_filename {file!r}: is not among this method's weights; choose model.pt")
     return named[0]
@@ -193,7 +195,8 @@ class AtlasInferer(Inferer):
         pair: PairNetwork = getattr(network, "module", network)
         # Channels last is the faster layout on the CPU; torch's stubs do not know the argument.
         pair.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        method = Method(asked.bundle, asked.weights, pair)
+        finder = finder_of(asked.bundle, asked.weights, next(pair.parameters()).device)
+        method = Method(asked.bundle, asked.weights, pair, finder=finder)
         with answering(BAD_REQUEST):
             result = register(
                 asked.scans,

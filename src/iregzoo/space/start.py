@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -33,13 +34,24 @@ TILT = np.deg2rad(25.0)
 IMPLAUSIBLE = 3.0
 
 
-def affine_start(fixed: Scan, moving: Scan, start: str | Matrix) -> Matrix:
+class Find(Protocol):
+    """Finds where the fixed scan lies in the moving one, in place of the search; None where it cannot tell."""
+
+    def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None: ...
+
+
+def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, find: Find | None = None) -> Matrix:
     """Affine (4, 4), LPS mm, from a place in the fixed image to the one in the moving image.
 
     ``none`` trusts the headers; ``center`` puts the middle of one field of view on the middle of the other; ``rigid``
     and ``affine`` maximise Mattes' mutual information (of any two contrasts), from the best of several starting places
     and tilts, so that images that barely overlap are found, too. What an ``affine`` stretches has to be worth it
     (``IMPLAUSIBLE``), or else it is the rigid motion. A matrix is what is given back.
+
+    Args:
+        fixed, moving: the scans.
+        start: a name, or a matrix.
+        find: what finds ``rigid`` and ``affine`` starts for scans that it knows.
 
     Raises:
         InputError: for another name, a matrix that is no affine with an inverse, and a field of view of more than
@@ -57,7 +69,8 @@ def affine_start(fixed: Scan, moving: Scan, start: str | Matrix) -> Matrix:
         return np.eye(4)
     if start == "center":
         return _shift(moving.grid.centre - fixed.grid.centre)
-    return _search(fixed, moving, affine=start == "affine")
+    found = find(fixed, moving, rigid=start == "rigid") if find else None
+    return _search(fixed, moving, affine=start == "affine") if found is None else found
 
 
 def check_affine(matrix: Matrix, source: str) -> None:
@@ -98,7 +111,7 @@ def _search(fixed: Scan, moving: Scan, *, affine: bool) -> Matrix:
     def information(world: Matrix) -> float:
         return mutual_information(seen, resample_to(coarse[1], coarse[0].grid, world)[0, 0].numpy())
 
-    ranked = sorted(_candidates(*coarse), key=information, reverse=True)
+    ranked = sorted(candidates(*coarse), key=information, reverse=True)
     with _one_thread():
         best = max([ranked[0], *_rigid(coarse, ranked, fixed)], key=information)
         if affine:
@@ -137,7 +150,7 @@ def _rigid(scans: tuple[Scan, Scan], ranked: list[Matrix], fixed: Scan) -> list[
     return found + [end for end in map(search, begun[2:]) if end is not None]
 
 
-def _candidates(fixed: Scan, moving: Scan) -> Iterator[Matrix]:
+def candidates(fixed: Scan, moving: Scan) -> Iterator[Matrix]:
     """Headers, fields of view and centres of mass matched, the last also tilted about each axis."""
     yield np.eye(4)
     yield _shift(moving.grid.centre - fixed.grid.centre)

@@ -1,0 +1,143 @@
+"""Brains are found whatever their contrasts and heads, by the network that the weights' card names."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+
+from iregzoo import finder, register, zoo
+from iregzoo.anatomy import read_table
+from iregzoo.bundle import LoadPair
+from iregzoo.errors import InputError
+from iregzoo.finder import Finder
+from iregzoo.metrics import dice
+from iregzoo.networks.canonical import CanonicalNet
+from iregzoo.scans import Scans, read_scans
+from iregzoo.space.frame import affine_displacement, warp_scan
+from iregzoo.space.scan import Scan, read_labels
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rendered(folder: Path, name: str, *, contrast: bool, stripped: bool, seed: int) -> tuple[Scan, Scan]:
+    """A person's scan, of a random contrast or a T1, and the labels that are compared."""
+    table, labels = read_table(folder), read_labels(folder / f"{name}.nii.gz")
+    synthesis = table.synthesis(t1=float(not contrast), stripped=float(stripped), blur=0.6, bias=0.2, thick=0.0)
+    image = synthesis(labels.data[0].short(), torch.Generator().manual_seed(seed))
+    known = torch.isin(labels.data, torch.tensor(table.compared))
+    return replace(labels, data=1000 * image[None]), replace(labels, data=labels.data * known)
+
+
+def test_weights_bring_what_finds_their_starts() -> None:
+    carried = zoo.load("iirp", "brain_any")
+    assert zoo.load("iirp").finder is None
+    for name in ("brain", "brain_any"):
+        found = zoo.load("iirp", name).finder
+        assert found is not None
+        assert not any(parameter.requires_grad for parameter in found.network.parameters())
+        assert not found.network.training
+        for key, tensor in found.network.state_dict().items():
+            assert torch.equal(tensor, carried.network.canonical.state_dict()[key]), key
+
+
+def test_the_precision_that_is_asked_for_is_the_finders_too() -> None:
+    bundle = zoo.find("iirp")
+    weights = zoo.find_weights(bundle, "brain")
+    assert [zoo.finder_of(bundle, weights, precision=name).precision for name in ("auto", "float32", "bfloat16")] == [
+        "auto",
+        "float32",
+        "bfloat16",
+    ]
+
+
+def test_a_head_of_another_contrast_is_found_for_a_brain(test_data: Path) -> None:
+    """Mutual information has its maximum in a wrong place here."""
+    folder = test_data / "brain_labels"
+    fixed, fixed_labels = rendered(folder, "brain_05", contrast=False, stripped=True, seed=7001)
+    moving, moving_labels = rendered(folder, "brain_04", contrast=True, stripped=False, seed=7000)
+    method = zoo.load("iirp", "brain_any")
+
+    def overlap(with_finder: bool) -> float:
+        found = method.finder if with_finder else None
+        _, start = register.start_of(Scans(fixed, moving), "affine", method.card, found)
+        warped = warp_scan(moving_labels, affine_displacement(start, fixed.grid), fixed.grid, mode="nearest")
+        values = [int(value) for value in fixed_labels.data.unique() if value]
+        return float(np.mean([*dice(warped.int(), fixed_labels.data.int(), values).values()]))
+
+    assert overlap(with_finder=True) > 0.4 > 0.2 > overlap(with_finder=False)
+
+
+def test_monai_and_the_bundle_find_the_same_start(test_data: Path, tmp_path: Path) -> None:
+    paths = {"fixed": "t1_brain_a.nii.gz", "moving": "t1_brain_b.nii.gz"}
+    paths = {side: str(test_data / "scans" / file) for side, file in paths.items()}
+    method = zoo.load("iirp", "brain")
+    _, expected = register.start_of(read_scans(**paths), "auto", method.card, method.finder)
+    _, searched = register.start_of(read_scans(**paths), "auto", method.card)
+    assert np.abs(expected - searched).max() > 1e-3
+    weights = zoo.find_weights(method.bundle, "brain")
+    load = LoadPair(method.card, method.network.stride, finder=zoo.finder_of(method.bundle, weights))
+    np.testing.assert_array_equal(load(paths)["start"], expected)
+    bundle = ROOT / "bundles" / "iirp"
+    monai.bundle.run(
+        config_file=str(bundle / "configs/inference.json"),
+        bundle_root=str(bundle),
+        weights="brain",
+        output_dir=str(tmp_path / "out"),
+        device="cpu",
+        refine=0,
+        **paths,
+    )
+    written = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["affine_lps_mm"]
+    np.testing.assert_allclose(written, expected, atol=1e-6)
+
+
+def test_a_larger_field_of_view_than_a_heads_is_left_to_the_search(
+    phantom: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Finder(CanonicalNet().eval(), (2.0, 2.0, 2.0), (16, 16, 16))
+    assert find.see(phantom) is not None
+    monkeypatch.setattr(finder, "MOST_VOXELS", 16**3)
+    assert find.see(phantom) is None
+    assert find(phantom, phantom, rigid=True) is None
+
+
+def test_what_is_seen_covers_the_scan_and_no_more(phantom: Scan) -> None:
+    seen = Finder(CanonicalNet().eval(), (2.0, 2.0, 2.0), (16, 16, 16)).see(phantom)
+    assert seen is not None
+    assert seen.data.shape[2:] == seen.grid.shape
+    assert seen.data.dtype == torch.float32
+    for mine, own in zip(sorted(seen.grid.shape), sorted(phantom.grid.shape * phantom.grid.spacing), strict=True):
+        assert 0 <= 2 * mine - own < 2
+    np.testing.assert_allclose(seen.grid.centre, phantom.grid.centre, atol=1.0)
+
+
+@pytest.fixture
+def phantom() -> Scan:
+    from geometry import draw_head, make_grid
+
+    grid = make_grid((40, 45, 38), (1.5, 1.2, 1.7), axes=(2, 0, 1))
+    return Scan(draw_head(grid, size=0.5), grid, Path("phantom"))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("lost", "weights 'lost' are neither one of mine's \\(brain, brain_any\\) nor a file"),
+        ("brain_any", "brain_any.pt: the weights 'brain_any' of mine are missing; install the bundle again"),
+    ],
+)
+def test_a_finder_that_is_missing_is_named(tmp_path: Path, named: str, message: str) -> None:
+    bundle = tmp_path / "mine"
+    shutil.copytree(zoo.find("iirp").path, bundle, ignore=shutil.ignore_patterns("brain_any.pt"))
+    path = bundle / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text("utf-8"))
+    metadata["weights"] = {name: card for name, card in metadata["weights"].items() if name != "hippocampus"}
+    metadata["weights"]["brain"]["finder"] = named
+    path.write_text(json.dumps(metadata), "utf-8")
+    with pytest.raises(InputError, match=message):
+        zoo.load(str(bundle), "brain")
