@@ -63,6 +63,7 @@ BAD = {
     "fraction": ('{"minimum": [16, 16, 16.5]}', "minimum .* must be three whole numbers"),
     "upside down": ('{"window": [300, -100]}', "window .* must be null or two numbers, the lower first"),
     "yes": ('{"canonical": 1}', "canonical 1 must be true or false"),
+    "finder": ('{"finder": true}', "finder True must be the name of weights of the same bundle"),
     "negative": ('{"refine": -1}', "refine -1 must be a whole number"),
     "half": ('{"precision": "half"}', "precision 'half' must be one of auto, float32, bfloat16"),
     "start": ('{"init": 3}', "init 3 must be the name"),

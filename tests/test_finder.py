@@ -129,15 +129,18 @@ def phantom() -> Scan:
     [
         ("lost", "weights 'lost' are neither one of mine's \\(brain, brain_any\\) nor a file"),
         ("brain_any", "brain_any.pt: the weights 'brain_any' of mine are missing; install the bundle again"),
+        ("other", "finder 'other' of the weights brain: holds no network of one contrast; name weights whose card"),
     ],
 )
-def test_a_finder_that_is_missing_is_named(tmp_path: Path, named: str, message: str) -> None:
+def test_a_finder_that_is_none_is_named(tmp_path: Path, named: str, message: str) -> None:
     bundle = tmp_path / "mine"
     shutil.copytree(zoo.find("iirp").path, bundle, ignore=shutil.ignore_patterns("brain_any.pt"))
     path = bundle / "configs" / "metadata.json"
     metadata = json.loads(path.read_text("utf-8"))
     metadata["weights"] = {name: card for name, card in metadata["weights"].items() if name != "hippocampus"}
     metadata["weights"]["brain"]["finder"] = named
+    if named == "other":
+        metadata["weights"]["other"] = {**metadata["weights"]["brain"], "finder": ""}
     path.write_text(json.dumps(metadata), "utf-8")
     with pytest.raises(InputError, match=message):
         zoo.load(str(bundle), "brain")

@@ -56,7 +56,7 @@ class WeightsCard:
     @property
     def use(self) -> dict[str, Any]:
         """What of it makes a result what it is, as JSON has it."""
-        names = ("init", "spacing", "minimum", "window", "canonical", "controller")
+        names = ("init", "spacing", "minimum", "window", "canonical", "finder", "controller")
         use: dict[str, Any] = json.loads(json.dumps({name: getattr(self, name) for name in names}))
         return use
 
@@ -150,6 +150,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "labels": (lambda value: isinstance(value, dict), "an object of names by label"),
     "window": (_window, "null or two numbers, the lower first"),
     "canonical": (lambda value: isinstance(value, bool), "true or false"),
+    "finder": (lambda value: isinstance(value, str), "the name of weights of the same bundle"),
     "controller": (_controller, f"the definition of one of {', '.join(CONTROLLERS)}"),
     "refine": (lambda value: is_count(value, 0), "a whole number of steps"),
     "precision": (lambda value: value in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),

@@ -200,10 +200,16 @@ def finder_of(
     """What finds rigid and affine starts for weights: the network of one contrast in their file, or in their finder's.
 
     Raises:
-        InputError: for an unknown precision, and where the file is missing, damaged, or of another network.
+        InputError: for an unknown precision, and where the file is missing, damaged, or of another network, or holds no
+            network of one contrast.
     """
     holder = find_weights(bundle, weights.card.finder) if weights.card.finder else weights
     if not holder.card.canonical:
+        if holder is not weights:
+            raise InputError(
+                f"finder {weights.card.finder!r} of the weights {weights.name}: holds no network of one contrast; name "
+                "weights whose card has canonical, or leave finder out"
+            )
         return None
     state = read_state(holder.path)
     own = {name.removeprefix(CANONICAL): tensor for name, tensor in state.items() if name.startswith(CANONICAL)}
