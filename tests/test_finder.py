@@ -19,7 +19,7 @@ from iregzoo.metrics import dice
 from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.scans import Scans, read_scans
 from iregzoo.space.frame import affine_displacement, warp_scan
-from iregzoo.space.scan import Scan, read_labels
+from iregzoo.space.scan import Scan, normalise, read_labels, resample_to
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,24 +96,63 @@ def test_monai_and_the_bundle_find_the_same_start(test_data: Path, tmp_path: Pat
     np.testing.assert_allclose(written, expected, atol=1e-6)
 
 
-def test_a_larger_field_of_view_than_a_heads_is_left_to_the_search(
-    phantom: Scan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    find = Finder(CanonicalNet().eval(), (2.0, 2.0, 2.0), (16, 16, 16))
-    assert find.see(phantom) is not None
-    monkeypatch.setattr(finder, "MOST_VOXELS", 16**3)
-    assert find.see(phantom) is None
-    assert find(phantom, phantom, rigid=True) is None
+def test_a_larger_field_of_view_than_a_heads_is_left_to_the_search(phantom: Scan) -> None:
+    find = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16))
+    wide = replace(phantom, grid=replace(phantom.grid, affine=phantom.grid.affine * (7, 7, 7, 1)))
+    assert np.prod(wide.grid.shape * wide.grid.spacing) > finder.MOST_MM3 > np.prod(phantom.grid.shape)
+    assert find(wide, phantom, rigid=True) is None
+    assert find(phantom, wide, rigid=True) is None
 
 
-def test_what_is_seen_covers_the_scan_and_no_more(phantom: Scan) -> None:
-    seen = Finder(CanonicalNet().eval(), (2.0, 2.0, 2.0), (16, 16, 16)).see(phantom)
-    assert seen is not None
+class Itself(CanonicalNet):
+    """Makes of an image the image, but of what is black white."""
+
+    def __init__(self) -> None:
+        super().__init__((8, 8))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.where(images > 0, images, 1.0)
+
+
+def test_what_is_seen_is_the_scan_where_it_lies_and_no_more(phantom: Scan) -> None:
+    seen = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16)).see(phantom)
     assert seen.data.shape[2:] == seen.grid.shape
-    assert seen.data.dtype == torch.float32
+    torch.testing.assert_close(seen.data, resample_to(normalise(phantom), seen.grid))
+    assert (seen.data == 0).any()
     for mine, own in zip(sorted(seen.grid.shape), sorted(phantom.grid.shape * phantom.grid.spacing), strict=True):
         assert 0 <= 2 * mine - own < 2
     np.testing.assert_allclose(seen.grid.centre, phantom.grid.centre, atol=1.0)
+    exact = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16)).see(replace(phantom, data=phantom.data.double()))
+    torch.testing.assert_close(exact.data, seen.data)
+
+
+def test_a_window_is_the_networks_own(phantom: Scan) -> None:
+    seen = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16), window=(-500.0, 3000.0)).see(phantom)
+    torch.testing.assert_close(seen.data, resample_to(normalise(phantom, (-500.0, 3000.0)), seen.grid))
+
+
+def moves(_fixed: Scan, _moving: Scan, *, rigid: bool) -> np.ndarray:
+    """A finder that says where it was asked from: 3 mm for an affine start, 2 mm for a rigid one."""
+    start = np.eye(4)
+    start[0, 3] = 2.0 if rigid else 3.0
+    return start
+
+
+@pytest.mark.parametrize(("init", "shift"), [("affine", 3.0), ("rigid", 2.0), ("auto", 3.0), ("none", 0.0)])
+def test_register_begins_where_the_finder_says(phantom: Scan, init: str, shift: float) -> None:
+    method = zoo.load("iirp", "brain")
+    result = register.register(Scans(phantom, phantom), replace(method, finder=moves), init=init, refine=0)
+    if result.needless is None or init == "none":
+        np.testing.assert_array_equal(result.frame.start[:3, 3], (shift, 0, 0))
+    named, start = register.start_of(Scans(phantom, phantom), init, method.card, moves)
+    assert named == ("affine" if init == "auto" else init)
+    np.testing.assert_array_equal(start[:3, 3], (shift, 0, 0))
+
+
+def test_every_bundles_config_finds_starts_in_one_way() -> None:
+    configs = [json.loads(path.read_text("utf-8")) for path in ROOT.glob("bundles/*/configs/inference.json")]
+    assert len({config["preprocessing"]["finder"] for config in configs}) == 1
+    assert len(configs) > 4
 
 
 @pytest.fixture
@@ -127,9 +166,12 @@ def phantom() -> Scan:
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("lost", "weights 'lost' are neither one of mine's \\(brain, brain_any\\) nor a file"),
+        ("lost", "finder 'lost' of the weights brain: is not among the weights of mine with a network of one contrast"),
         ("brain_any", "brain_any.pt: the weights 'brain_any' of mine are missing; install the bundle again"),
-        ("other", "finder 'other' of the weights brain: holds no network of one contrast; name weights whose card"),
+        (
+            "brain",
+            "finder 'brain' of .* one contrast \\(brain_any\\); name one of these, or leave finder out",
+        ),
     ],
 )
 def test_a_finder_that_is_none_is_named(tmp_path: Path, named: str, message: str) -> None:
@@ -139,8 +181,6 @@ def test_a_finder_that_is_none_is_named(tmp_path: Path, named: str, message: str
     metadata = json.loads(path.read_text("utf-8"))
     metadata["weights"] = {name: card for name, card in metadata["weights"].items() if name != "hippocampus"}
     metadata["weights"]["brain"]["finder"] = named
-    if named == "other":
-        metadata["weights"]["other"] = {**metadata["weights"]["brain"], "finder": ""}
     path.write_text(json.dumps(metadata), "utf-8")
     with pytest.raises(InputError, match=message):
         zoo.load(str(bundle), "brain")

@@ -91,7 +91,8 @@ def test_tensors_are_registered_and_warped(names: Names) -> None:
     assert names["images"].shape == (1, 2, *shape)
     assert u.shape == (1, 3, *shape)
     torch.testing.assert_close(u, names["registration"].displacement.cpu())
-    torch.testing.assert_close(u, names["result"].registration.displacement)
+    # The page's last method computes in float32, its first in what the weights say: bfloat16 where that is fast.
+    torch.testing.assert_close(u, names["result"].registration.displacement, rtol=0, atol=0.05)
     assert names["cropped"].shape == (1, 3, *shape[:2], shape[2] - 3)
     assert 1 - correlation(names["warped"], fixed) < (1 - correlation(moving, fixed)) / 2
     assert names["inverse_error"](u, names["back"]).mean() < 0.05

@@ -10,9 +10,9 @@ from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.precision import Precision, autocast
 from iregzoo.space.brains import brain_start
 from iregzoo.space.grid import Matrix, network_grid
-from iregzoo.space.scan import Scan, normalise, resample_to
+from iregzoo.space.scan import Scan, Window, normalise, resample_to
 
-MOST_VOXELS = 192**3  # of the grid on which a scan is seen: of 2 mm, a field of view of 38 cm
+MOST_MM3 = 380.0**3  # of the field of view of a head; more takes memory and time for what is no brain
 
 
 @dataclass(frozen=True)
@@ -23,27 +23,27 @@ class Finder:
         network: trained, in evaluation mode.
         spacing: mm of the grids that it was trained on.
         minimum: voxels an axis that its grids have at least.
+        window: intensities that it was trained to see as 0 and 1; percentiles if None.
         precision: of its convolutions.
     """
 
     network: CanonicalNet
     spacing: Sequence[float]
     minimum: Sequence[int]
+    window: Window | None = None
     precision: Precision = "float32"
 
     def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None:
         """As ``brain_start``: None where no two brains are found, and for a larger field of view than a head's."""
-        seen = [self.see(scan) for scan in (fixed, moving)]
-        found = [scan for scan in seen if scan is not None]
-        return brain_start(found[0], found[1], rigid=rigid) if len(found) == 2 else None
+        if any(np.prod(scan.grid.shape) * np.prod(scan.grid.spacing) > MOST_MM3 for scan in (fixed, moving)):
+            return None
+        return brain_start(self.see(fixed), self.see(moving), rigid=rigid)
 
     @torch.no_grad()
-    def see(self, scan: Scan) -> Scan | None:
-        """The scan in one contrast, on a grid along its own axes that covers it; None where that would be too large."""
+    def see(self, scan: Scan) -> Scan:
+        """The scan in one contrast, on a grid along its own axes that covers it."""
         grid = network_grid(scan.grid, self.spacing, stride=self.network.stride, minimum=self.minimum)
-        if np.prod(grid.shape) > MOST_VOXELS:
-            return None
-        image = resample_to(normalise(scan), grid).to(next(self.network.parameters()).device)
+        image = resample_to(normalise(scan, self.window), grid).to(next(self.network.parameters()))
         with autocast(image.device, self.precision):
             made = self.network(image) * (image > 0)  # of what is black it may make anything
         seen = replace(scan, data=made.float().cpu(), grid=grid)

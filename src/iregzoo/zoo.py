@@ -189,8 +189,8 @@ def complete(network: PairNetwork, card: WeightsCard, precision: str = "auto") -
     return network.requires_grad_(False)
 
 
-def _precision(card: WeightsCard, name: str) -> Precision:
-    wanted = as_precision(name)
+def _precision(card: WeightsCard, asked: str) -> Precision:
+    wanted = as_precision(asked)
     return card.precision if wanted == "auto" else wanted
 
 
@@ -200,16 +200,19 @@ def finder_of(
     """What finds rigid and affine starts for weights: the network of one contrast in their file, or in their finder's.
 
     Raises:
-        InputError: for an unknown precision, and where the file is missing, damaged, or of another network, or holds no
-            network of one contrast.
+        InputError: for an unknown precision, a finder that is no weights of the bundle with such a network, and where
+            the file is missing, damaged, or of another network.
     """
-    holder = find_weights(bundle, weights.card.finder) if weights.card.finder else weights
-    if not holder.card.canonical:
-        if holder is not weights:
+    named, holder = weights.card.finder, weights
+    if named:
+        able = [name for name, card in bundle.weights.items() if card.canonical]
+        if named not in able:
             raise InputError(
-                f"finder {weights.card.finder!r} of the weights {weights.name}: holds no network of one contrast; name "
-                "weights whose card has canonical, or leave finder out"
+                f"finder {named!r} of the weights {weights.name}: is not among the weights of {bundle.name} with a "
+                f"network of one contrast ({', '.join(able) or 'none'}); name one of these, or leave finder out"
             )
+        holder = find_weights(bundle, named)
+    if not holder.card.canonical:
         return None
     state = read_state(holder.path)
     own = {name.removeprefix(CANONICAL): tensor for name, tensor in state.items() if name.startswith(CANONICAL)}
@@ -218,7 +221,7 @@ def finder_of(
     network.eval()
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # as below
     card = holder.card
-    return Finder(network.to(device), card.spacing, card.minimum, _precision(card, precision))
+    return Finder(network.to(device), card.spacing, card.minimum, card.window, _precision(card, precision))
 
 
 def load(name: str, weights: str | None = None, device: str | torch.device = "cpu", precision: str = "auto") -> Method:

@@ -80,6 +80,7 @@ def test_face_needs_the_package_alone_and_its_weights_load_strictly(
     given = zoo.load(bundle, weights)
     finders = ["finder.pt"] if given.card.finder else []
     assert sorted(path.name for path in face.rglob("*.pt")) == [*finders, "model.pt"]
+    assert [path.name for path in face.glob("models/*")] == ["model.pt"]  # all that the panel offers
     network = zoo.build(inference["network_def"])
     network.load_state_dict(torch.load(face / "models" / "model.pt", weights_only=True))
     found = zoo.find_weights(zoo.read_bundle(face))  # checks the hash

@@ -52,13 +52,13 @@ def test_the_best_motion_undoes_what_was_done() -> None:
     motion = Motion(*scans(), torch.eye(4, dtype=torch.float64), True, ncc)
     found = motion.best()
     assert GRID.farthest(found.numpy() @ GRID.affine, MOVED @ GRID.affine) < 1.5
-    assert motion.told(found) > 0.97 > 0.9 > motion.told(motion.begun)
+    assert motion.alike(found) > 0.97 > 0.9 > motion.alike(motion.begun)
     np.testing.assert_array_equal(found[3], (0, 0, 0, 1))
-    soon = motion.told(motion.best(gain=0.03))
-    assert motion.told(motion.begun) < soon < motion.told(found)
+    soon = motion.alike(motion.best(gain=0.03))
+    assert motion.alike(motion.begun) < soon < motion.alike(found)
 
 
 def test_a_scan_is_likest_itself() -> None:
     motion = Motion(*scans(), torch.from_numpy(MOVED), True, ncc)
-    assert motion.told(None) == pytest.approx(1, abs=1e-3)
-    assert motion.told(torch.from_numpy(MOVED)) < 1
+    assert motion.alike(None) == pytest.approx(1, abs=1e-3)
+    assert motion.alike(torch.from_numpy(MOVED)) < 1

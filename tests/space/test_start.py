@@ -114,6 +114,27 @@ def test_a_brain_is_not_stretched_to_a_head(size: float) -> None:
     np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-6)
 
 
+@pytest.mark.parametrize(("start", "asked"), [("affine", [False]), ("rigid", [True]), ("center", []), ("none", [])])
+def test_what_finds_starts_is_asked_in_place_of_the_search(start: str, asked: list[bool]) -> None:
+    seen: list[bool] = []
+
+    def find(fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix:
+        assert (fixed.path, moving.path) == (fixed_scan().path, moving_scan(AWAY).path)
+        seen.append(rigid)
+        return AWAY
+
+    found = affine_start(fixed_scan(), moving_scan(AWAY), start, find)
+    assert seen == asked
+    assert np.array_equal(found, AWAY) == bool(asked)
+    given = np.diag([2.0, 1, 1, 1])
+    assert np.array_equal(affine_start(fixed_scan(), moving_scan(AWAY), given, find), given)
+
+
+def test_where_nothing_is_found_the_scans_are_searched() -> None:
+    found = affine_start(fixed_scan(), moving_scan(AWAY), "rigid", lambda fixed, moving, *, rigid: None)
+    assert np.array_equal(found, affine_start(fixed_scan(), moving_scan(AWAY), "rigid"))
+
+
 def test_affine_start_does_not_mind_another_contrast() -> None:
     world = placed((8, -12, 6), (14, 9, -11), (1.05, 0.95, 1.0))
     moving = moving_scan(world)

@@ -17,6 +17,7 @@ import torch
 from iregzoo.errors import InputError
 from iregzoo.label.atlas import LabelledImage, write
 from iregzoo.outputs import held, whole_folder
+from iregzoo.registration import CANONICAL
 from iregzoo.states import read_state, sha256
 from iregzoo.steering import CONTROLLERS
 from iregzoo.zoo import Method, Weights, bundles, find_weights, load
@@ -24,7 +25,7 @@ from iregzoo.zoo import Method, Weights, bundles, find_weights, load
 STOCK = "sample-apps/monaibundle/"  # in the package monailabel
 MODELS = "model"  # the folder in which the app looks for bundles
 MODEL = "models/model.pt"
-FINDER = "models/finder.pt"  # what finds starts for it, where that is in other weights
+FINDER = "finder/finder.pt"  # what finds starts for it, where other weights hold that; not among what the panel offers
 INITS = ("auto", "none", "center", "rigid", "affine")
 
 
@@ -121,15 +122,18 @@ def write_face(folder: Path, method: Method, weights: str | None, atlases: Seque
         atlases: the first is the default.
     """
     bundle, found = method.bundle, find_weights(method.bundle, weights)
-    for place in ("configs", "models", "docs"):
+    for place in ("configs", "models", "docs", *(["finder"] if found.card.finder else [])):
         (folder / place).mkdir(parents=True)
     for file in ("LICENSE", "docs/data_license.txt", "configs/logging.conf"):
         if (bundle.path / file).is_file():
             shutil.copyfile(bundle.path / file, folder / file)
-    cards = {found.name: _write_weights(folder, MODEL, found)}
+    _write_weights(folder / MODEL, found)
+    cards = {found.name: _card_of(folder, MODEL, found)}
     if found.card.finder:
-        other = find_weights(bundle, found.card.finder)
-        cards[other.name] = _write_weights(folder, FINDER, other)
+        finder = find_weights(bundle, found.card.finder)
+        state = read_state(finder.path)
+        torch.save({name: state[name] for name in state if name.startswith(CANONICAL)}, folder / FINDER)
+        cards[finder.name] = _card_of(folder, FINDER, finder)
     metadata = _metadata(method, cards, atlases)
     _write_json(folder / "configs" / "metadata.json", metadata)
     _write_json(folder / "configs" / "inference.json", _inference(method, atlases))
@@ -137,14 +141,18 @@ def write_face(folder: Path, method: Method, weights: str | None, atlases: Seque
     write(folder, atlases)
 
 
-def _write_weights(folder: Path, file: str, weights: Weights) -> dict[str, Any]:
-    """A plain state_dict, which is all that MONAI Label loads: the weights' own file where it is one; and its card."""
-    path, state = folder / file, read_state(weights.path)
+def _write_weights(path: Path, weights: Weights) -> None:
+    """A plain state_dict, which is all that MONAI Label loads: the weights' own file where it is one."""
+    state = read_state(weights.path)
     if torch.load(weights.path, map_location="cpu", weights_only=True).keys() == state.keys():
         shutil.copyfile(weights.path, path)
     else:
         torch.save(dict(state), path)
-    card = replace(weights.card, file=file, sha256=sha256(path))
+
+
+def _card_of(folder: Path, file: str, weights: Weights) -> dict[str, Any]:
+    """The entry of a face's metadata for a file that it has of some weights."""
+    card = replace(weights.card, file=file, sha256=sha256(folder / file))
     return {name: value for name, value in asdict(card).items() if value}
 
 

@@ -168,10 +168,8 @@ def _other_side(scan: Scan) -> Scan:
 
 
 def _card_of(bundle: Bundle, file: str) -> str:
-    """The name of the weights in a file of a Label face, other than those that only find starts."""
-    cards = bundle.weights
-    finders = {card.finder for card in cards.values()}
-    named = [name for name, card in cards.items() if card.file == f"models/{file}" and name not in finders]
+    """The name of the weights in a file of a Label face."""
+    named = [name for name, card in bundle.weights.items() if card.file == f"models/{file}"]
     if not named:
         raise InputError(f"model_filename {file!r}: is not among this method's weights; choose model.pt")
     return named[0]
@@ -195,7 +193,8 @@ class AtlasInferer(Inferer):
         pair: PairNetwork = getattr(network, "module", network)
         # Channels last is the faster layout on the CPU; torch's stubs do not know the argument.
         pair.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        finder = finder_of(asked.bundle, asked.weights, next(pair.parameters()).device)
+        with answering(SERVER_ERROR):
+            finder = finder_of(asked.bundle, asked.weights, next(pair.parameters()).device, pair.precision)
         method = Method(asked.bundle, asked.weights, pair, finder=finder)
         with answering(BAD_REQUEST):
             result = register(

@@ -35,7 +35,8 @@ CORRELATED, SKEWED = 0.7, 0.1
 def brain_start(fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None:
     """Affine (4, 4), LPS mm, from a place in the fixed image to the one in the moving one.
 
-    None where one of them shows no brain, or only a part of one, and where the two do not come to lie on each other.
+    None where one of them shows no brain, or only a part of one, and where the two do not come to lie on each other, or
+    only by more of a stretch than people differ by.
 
     Args:
         fixed, moving: of one contrast, in [0, 1], black where no structure is.
@@ -47,14 +48,14 @@ def brain_start(fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None:
     coarse, fine = (on_lattice(here, COARSE_MM), on_lattice(there, COARSE_MM)), (here, there)
     with torch.inference_mode(False):  # a caller's, whose tensors no gradient may pass
         begun = [torch.from_numpy(world) for world in candidates(*coarse)]
-        told = Motion(*coarse, begun[0], True, ncc).told
-        best = sorted(begun, key=lambda world: float(told(world)), reverse=True)[:TRIED]
-        found = max((Motion(*coarse, world, True, ncc).best(GAIN) for world in best), key=told)
+        alike = Motion(*coarse, begun[0], True, ncc).alike
+        best = sorted(begun, key=lambda world: float(alike(world)), reverse=True)[:TRIED]
+        found = max((Motion(*coarse, world, True, ncc).best(GAIN) for world in best), key=alike)
         if not rigid:
-            found = Motion(*coarse, found, rigid, ncc).best(GAIN)
+            found = Motion(*coarse, found, False, ncc).best(GAIN)
         motion = Motion(*fine, found, rigid, ncc)
         found = motion.best(GAIN)
-        likely = float(motion.told(found)) > CORRELATED and skew(found.numpy()) < SKEWED
+        likely = float(motion.alike(found)) > CORRELATED and skew(found.numpy()) < SKEWED
     return found.numpy() if likely else None
 
 
@@ -77,8 +78,10 @@ def _brain(scan: Scan) -> Scan | None:
     if not sizes.size:
         return None
     brain = ndimage.binary_dilation(pieces == 1 + sizes.argmax(), iterations=2)
-    sides = [(brain & (image > SURE)).take(side, axis).sum() * FINE_MM**2 for axis in range(3) for side in (0, -1)]
-    if (brain & bright).sum() * FINE_MM**3 < LEAST_MM3 or max(sides) > CUT_MM2:
+    # Of the two outermost slices on each side, for the last one may lie half outside, where it is black.
+    sides = (np.moveaxis(brain & (image > SURE), axis, 0) for axis in range(3))
+    cut = max(face.sum() * FINE_MM**2 for side in sides for face in (*side[:2], *side[-2:]))
+    if (brain & bright).sum() * FINE_MM**3 < LEAST_MM3 or cut > CUT_MM2:
         return None
     kept = torch.from_numpy(brain)
     grid = bounding_grid(kept, scan.grid, MARGIN_MM)

@@ -40,7 +40,7 @@ class Motion:
         moved: Tensor = torch.linalg.matrix_exp((amounts.view(-1, 1, 1) * self.motions).sum(0))
         return self.begun @ moved
 
-    def told(self, world: Tensor | None) -> Tensor:
+    def alike(self, world: Tensor | None) -> Tensor:
         """The likeness of the scans by an affine (4, 4), LPS mm; of the fixed scan and itself if None."""
         seen = self.fixed
         if world is not None:
@@ -50,15 +50,15 @@ class Motion:
     def __call__(self, amounts: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         with torch.enable_grad():
             wanted = torch.from_numpy(amounts).requires_grad_()
-            untold = -self.told(self.world(wanted))
-            (gradient,) = torch.autograd.grad(untold, wanted)
-        return untold.item(), gradient.numpy()
+            unlike = -self.alike(self.world(wanted))
+            (gradient,) = torch.autograd.grad(unlike, wanted)
+        return unlike.item(), gradient.numpy()
 
     def best(self, gain: float = GAIN) -> Tensor:
         """The affine (4, 4), LPS mm, after motions that leave the scans most alike.
 
         Args:
-            gain: part of the likeness; where a step gains less, there is no other.
+            gain: where a step gains less, there is no other; a part of the likeness where that is more than 1.
         """
         from scipy.optimize import minimize
 

@@ -56,7 +56,7 @@ def precise_start(
             counted = compared(masks, here.grid, start)
             motion = Motion(here, there, found, rigid, partial(local_information, window=WINDOW, counted=counted))
             found = motion.best()
-        told, before, itself = (motion.told(affine) for affine in (found, begun, None))
+        told, before, itself = (motion.alike(affine) for affine in (found, begun, None))
     grid, better = fixed.grid, told > (1 + LEAST) * before
     moved = grid.farthest(found.numpy() @ grid.affine, start @ grid.affine)
     return found.numpy() if better and (told > SHARED * itself or moved < SAME * grid.diagonal) else start

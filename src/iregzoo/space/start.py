@@ -44,9 +44,10 @@ def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, find: Find | No
     """Affine (4, 4), LPS mm, from a place in the fixed image to the one in the moving image.
 
     ``none`` trusts the headers; ``center`` puts the middle of one field of view on the middle of the other; ``rigid``
-    and ``affine`` maximise Mattes' mutual information (of any two contrasts), from the best of several starting places
-    and tilts, so that images that barely overlap are found, too. What an ``affine`` stretches has to be worth it
-    (``IMPLAUSIBLE``), or else it is the rigid motion. A matrix is what is given back.
+    and ``affine`` are what ``find`` finds, or maximise Mattes' mutual information (of any two contrasts), from the best
+    of several starting places and tilts, so that images that barely overlap are found, too. What an ``affine``
+    stretches in that search has to be worth it (``IMPLAUSIBLE``), or else it is the rigid motion. A matrix is what is
+    given back.
 
     Args:
         fixed, moving: the scans.
