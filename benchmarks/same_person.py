@@ -27,7 +27,7 @@ from documents import counted, machine_line, paragraphs, replace_part, table
 from evaluation import PAGE, run
 from iregzoo.align import align
 from iregzoo.peers import Peer, find_peers, register_with
-from iregzoo.register import Scans, read_scans, register
+from iregzoo.register import Scans, read_scans, register, start_of
 from iregzoo.space.frame import affine_displacement
 from iregzoo.space.grid import Grid, Matrix, positions
 from iregzoo.space.start import SEARCHED, affine_start
@@ -156,8 +156,10 @@ def ways(peers: list[str]) -> Iterator[Callable[[Pair], dict[str, torch.Tensor]]
 
 
 def searched(pair: Pair) -> dict[str, torch.Tensor]:
-    start = affine_start(pair.scans.fixed, pair.scans.moving, "rigid")
-    return {"start of `register`, rigid": linear(pair, start)}
+    search = affine_start(pair.scans.fixed, pair.scans.moving, "rigid")
+    method = load("iirp", pair.weights)
+    _, start = start_of(pair.scans, "rigid", method.card, method.finder)
+    return {"search of the scans, rigid": linear(pair, search), "start of `register`, rigid": linear(pair, start)}
 
 
 def aligned(kind: str, pair: Pair) -> dict[str, torch.Tensor]:
