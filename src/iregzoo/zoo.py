@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from iregzoo.cards import WeightsCard, card_of
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
-from iregzoo.finder import Finder
 from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.precision import Precision, as_precision
 from iregzoo.registration import CANONICAL, PairNetwork
 from iregzoo.states import check_state, load_strictly, read_state, rename, save_whole, sha256
+
+if TYPE_CHECKING:
+    from iregzoo.finder import Finder
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Method:
     weights: Weights
     network: PairNetwork
     alias: str = ""
-    finder: Finder | None = None
+    finder: "Finder | None" = None
 
     @property
     def name(self) -> str:
@@ -196,7 +198,7 @@ def _precision(card: WeightsCard, asked: str) -> Precision:
 
 def finder_of(
     bundle: Bundle, weights: Weights, device: torch.device | str = "cpu", precision: str = "auto"
-) -> Finder | None:
+) -> "Finder | None":
     """What finds rigid and affine starts for weights: the network of one contrast in their file, or in their finder's.
 
     Raises:
@@ -214,6 +216,8 @@ def finder_of(
         holder = find_weights(bundle, named)
     if not holder.card.canonical:
         return None
+    from iregzoo.finder import Finder  # which imports what reads scans, and takes its time
+
     state = read_state(holder.path)
     own = {name.removeprefix(CANONICAL): tensor for name, tensor in state.items() if name.startswith(CANONICAL)}
     network = CanonicalNet().requires_grad_(False)
