@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from iregzoo.similarity import ncc
 from iregzoo.space.grid import Matrix, bounding_grid
@@ -69,8 +70,6 @@ def _brain(scan: Scan) -> Scan | None:
 
     It is the largest piece that hangs together by more than a voxel, for a neck may have something bright, too.
     """
-    from scipy import ndimage  # which takes half a second to import
-
     scan = on_lattice(scan, FINE_MM)
     image = scan.data[0, 0].numpy()
     bright = image > BRIGHT
