@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from pydoc import locate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -22,6 +22,8 @@ from iregzoo.states import check_state, load_strictly, read_state, rename, save_
 
 if TYPE_CHECKING:
     from iregzoo.finder import Finder
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -222,10 +224,15 @@ def finder_of(
     own = {name.removeprefix(CANONICAL): tensor for name, tensor in state.items() if name.startswith(CANONICAL)}
     network = CanonicalNet().requires_grad_(False)
     load_strictly(network, own, holder.path)
-    network.eval()
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # as below
     card = holder.card
-    return Finder(network.to(device), card.spacing, card.minimum, card.window, _precision(card, precision))
+    return Finder(_for_inference(network, device), card.spacing, card.minimum, card.window, _precision(card, precision))
+
+
+def _for_inference(network: Network, device: torch.device | str) -> Network:
+    """A network in evaluation mode, on a device."""
+    # Channels last is the faster layout of 3-D convolutions on the CPU; torch's stubs do not know the argument.
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network.eval().to(device)
 
 
 def load(name: str, weights: str | None = None, device: str | torch.device = "cpu", precision: str = "auto") -> Method:
@@ -249,11 +256,8 @@ def load(name: str, weights: str | None = None, device: str | torch.device = "cp
     found = find_weights(bundle, weights)
     network = complete(untrained(bundle), found.card, precision)
     load_strictly(network, read_state(found.path), found.path)
-    network.eval()
-    # Channels last is the faster layout of 3-D convolutions on the CPU; torch's stubs do not know the argument.
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     finder = finder_of(bundle, found, device, precision)
-    return Method(bundle, found, network.to(device), finder=finder)
+    return Method(bundle, found, _for_inference(network, device), finder=finder)
 
 
 def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
