@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geometry import draw_head, from_image, make_grid, to_image
 from iregzoo.iteration import TCI, FixedIterations, IterStop
+from iregzoo.precision import computes_bfloat16
 from iregzoo.similarity import ncc
 from iregzoo.template import read_atlas
 
@@ -92,7 +93,8 @@ def test_tensors_are_registered_and_warped(names: Names) -> None:
     assert u.shape == (1, 3, *shape)
     torch.testing.assert_close(u, names["registration"].displacement.cpu())
     # The page's last method computes in float32, its first in what the weights say: bfloat16 where that is fast.
-    torch.testing.assert_close(u, names["result"].registration.displacement, rtol=0, atol=0.05)
+    most = {"rtol": 0, "atol": 0.05} if computes_bfloat16(torch.device("cpu")) else {}
+    torch.testing.assert_close(u, names["result"].registration.displacement, **most)
     assert names["cropped"].shape == (1, 3, *shape[:2], shape[2] - 3)
     assert 1 - correlation(names["warped"], fixed) < (1 - correlation(moving, fixed)) / 2
     assert names["inverse_error"](u, names["back"]).mean() < 0.05
