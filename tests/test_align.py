@@ -1,6 +1,7 @@
 """Scans of one person on two days: aligned without a deformation, or registered without the one they do not need."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,14 +13,17 @@ import torch
 
 from cards import with_card
 from geometry import Array, from_image, move_all, world_points
+from iregzoo import align as alignment
 from iregzoo.align import align
 from iregzoo.errors import InputError
 from iregzoo.phantom import Phantom
 from iregzoo.register import Scans, read_scans, register
 from iregzoo.results import write
+from iregzoo.space import precise
 from iregzoo.space.files import affine_transform
 from iregzoo.space.frame import affine_displacement
 from iregzoo.space.grid import Grid
+from iregzoo.space.scan import Scan
 from iregzoo.space.start import affine_start, matrix_of
 from iregzoo.space.transforms import read_linear
 from iregzoo.zoo import Method, load
@@ -129,6 +133,48 @@ def test_align_is_more_precise_than_the_search_and_begins_where_it_is_told(days:
     again = align(scans)
     np.testing.assert_array_equal(found.frame.start, again.frame.start)
     torch.testing.assert_close(found.displacement, affine_displacement(found.frame.start, found.frame.fixed).float())
+
+
+def says(start: np.ndarray | None) -> Callable[..., np.ndarray | None]:
+    """A finder that finds the brains there."""
+    return lambda fixed, moving, *, rigid: start
+
+
+def test_align_begins_where_the_brains_are(days: Days, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "affine_start", lambda *given: pytest.fail("searched"))
+    found = align(days.scans, finder=says(matrix_of(days.moved)))
+    assert found.init == "rigid"
+    assert days.error_mm(affine_transform(found.frame.start)) < 0.1
+
+
+def test_align_asks_for_what_the_kind_needs_and_not_where_it_is_told(days: Days) -> None:
+    asked: list[bool] = []
+
+    def find(fixed: Scan, moving: Scan, *, rigid: bool) -> np.ndarray:
+        asked.append(rigid)
+        return matrix_of(days.moved)
+
+    align(days.scans, "affine", finder=find)
+    align(days.scans, "rigid", finder=find)
+    align(days.scans, "affine", init="rigid", finder=find)
+    assert asked == [False, True, True]
+    align(days.scans, init=matrix_of(days.moved), finder=find)
+    align(days.scans, init="center", finder=find)
+    assert len(asked) == 3
+
+
+def test_align_searches_where_brains_are_found_in_a_wrong_place_or_none(days: Days) -> None:
+    far = matrix_of(sitk.Euler3DTransform((0, 0, 0), 0.3, 0, 0, (30.0, 0, 0)))
+    for finder in (says(far), says(None)):
+        assert days.error_mm(affine_transform(align(days.scans, finder=finder).frame.start)) < 0.1
+
+
+def test_two_people_stay_where_their_brains_are(small_phantom: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
+    brains = matrix_of(sitk.Euler3DTransform((0, 0, 0), 0.02, 0, 0, (1.0, 0, 0)))
+    monkeypatch.setattr(precise, "SHARED", 1.0)
+    monkeypatch.setattr(precise, "SAME", 0.0)
+    found = align(read_scans(small_phantom.fixed, small_phantom.moving), finder=says(brains))
+    np.testing.assert_array_equal(found.frame.start, brains)
 
 
 def test_bad_input_to_align_is_one_line_and_writes_nothing(

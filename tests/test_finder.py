@@ -8,9 +8,12 @@ from pathlib import Path
 import monai.bundle
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
+from geometry import apply_world, world_points
 from iregzoo import finder, register, zoo
+from iregzoo.align import align
 from iregzoo.anatomy import read_table
 from iregzoo.bundle import LoadPair
 from iregzoo.errors import InputError
@@ -20,6 +23,7 @@ from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.scans import Scans, read_scans
 from iregzoo.space.frame import affine_displacement, warp_scan
 from iregzoo.space.scan import Scan, normalise, read_labels, resample_to
+from iregzoo.space.start import matrix_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,6 +74,22 @@ def test_a_head_of_another_contrast_is_found_for_a_brain(test_data: Path) -> Non
         return float(np.mean([*dice(warped.int(), fixed_labels.data.int(), values).values()]))
 
     assert overlap(with_finder=True) > 0.4 > 0.2 > overlap(with_finder=False)
+
+
+def test_a_head_is_aligned_with_the_persons_brain_of_another_contrast(test_data: Path) -> None:
+    """Where the search leads astray, the brains lead to the place."""
+    folder = test_data / "brain_labels"
+    fixed, _ = rendered(folder, "brain_04", contrast=True, stripped=False, seed=8000)
+    moving, _ = rendered(folder, "brain_04", contrast=False, stripped=True, seed=8001)
+    moved = matrix_of(sitk.Euler3DTransform(fixed.grid.centre.tolist(), 0.06, -0.04, 0.05, (3.0, -2.0, 4.0)))
+    scans = Scans(fixed, replace(moving, grid=replace(moving.grid, affine=moved @ moving.grid.affine)))
+    brain = world_points(fixed.grid)[moving.data[0, 0].numpy() > 0][::997]
+
+    def error_mm(finder: Finder | None) -> float:
+        start = align(scans, finder=finder).frame.start
+        return float(np.linalg.norm(apply_world(start, brain) - apply_world(moved, brain), axis=1).mean())
+
+    assert error_mm(zoo.brain_finder()) < 0.3 < 5 < error_mm(None)
 
 
 def test_monai_and_the_bundle_find_the_same_start(test_data: Path, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_results_of_other_weights_and_of_register_are_refused(cohort: Path, copi
     report = json.loads(path.read_text("utf-8"))
     for change, words in (
         ({"weights_sha256": "0"}, "with weights_sha256 0, not "),
+        ({"finder_sha256": "0"}, "with finder_sha256 0, not None"),
         ({"batch": 0}, "not made by a batch"),
     ):
         changed = {name: value for name, value in {**report, **change}.items() if value != 0}

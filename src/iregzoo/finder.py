@@ -25,6 +25,7 @@ class Finder:
         minimum: voxels an axis that its grids have at least.
         window: intensities that it was trained to see as 0 and 1; percentiles if None.
         precision: of its convolutions.
+        sha256: of the weights file that it is from.
     """
 
     network: CanonicalNet
@@ -32,6 +33,7 @@ class Finder:
     minimum: Sequence[int]
     window: Window | None = None
     precision: Precision = "float32"
+    sha256: str = ""
 
     def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None:
         """As ``brain_start``: None where no two brains are found, and for a larger field of view than a head's."""

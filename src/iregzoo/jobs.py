@@ -23,7 +23,7 @@ from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.zoo import Method, bundles, load
 
 INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "init")
-ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256")
+ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256", "finder_sha256")
 CARD = "weights_card"  # which the user may have changed beside a file of weights
 OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse", "jacobian")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
@@ -123,7 +123,7 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
 def origin_of(method: Method) -> dict[str, Any]:
     """What of a method's provenance has to be the same for all pairs: not the device, nor the weights' name."""
     made_by = provenance(method)
-    return {**{name: made_by[name] for name in ORIGIN}, CARD: method.card.use}
+    return {**{name: made_by.get(name) for name in ORIGIN}, CARD: method.card.use}
 
 
 def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:

@@ -295,7 +295,7 @@ def _made_precise(scans: Scans, frame: Frame, init: str, *, roughly: bool = Fals
         rigid=init != "affine",
         masks=scans.masks,
         roughly=roughly,
-    )
+    ).start
     return replace(frame, start=start)
 
 

@@ -98,13 +98,15 @@ def write(
 
 
 def provenance(method: Method) -> dict[str, Any]:
-    """What made a result: versions, bundle, weights, device and precision."""
+    """What made a result: versions, bundle, weights, what found the start, device and precision."""
+    finder = {"finder_sha256": method.finder.sha256} if method.finder else {}
     return {
         "iregzoo": __version__,
         "bundle": method.bundle.name,
         "bundle_version": method.bundle.version,
         "weights": method.weights.name,
         "weights_sha256": method.weights.sha256,
+        **finder,
         "device": str(method.device),
         "precision": resolve(method.network.precision, method.device),
     }

@@ -224,8 +224,22 @@ def finder_of(
     own = {name.removeprefix(CANONICAL): tensor for name, tensor in state.items() if name.startswith(CANONICAL)}
     network = CanonicalNet().requires_grad_(False)
     load_strictly(network, own, holder.path)
-    card = holder.card
-    return Finder(_for_inference(network, device), card.spacing, card.minimum, card.window, _precision(card, precision))
+    card, network = holder.card, _for_inference(network, device)
+    wanted = _precision(card, precision)
+    return Finder(network, card.spacing, card.minimum, card.window, wanted, holder.sha256)
+
+
+def brain_finder() -> "Finder | None":
+    """What finds brains, of the first weights at hand that bring it, on the CPU; None where none do.
+
+    Raises:
+        InputError: as ``finder_of`` does.
+    """
+    for bundle in bundles():
+        for name, card in bundle.weights.items():
+            if card.canonical:
+                return finder_of(bundle, find_weights(bundle, name))
+    return None
 
 
 def _for_inference(network: Network, device: torch.device | str) -> Network:

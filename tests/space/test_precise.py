@@ -66,14 +66,14 @@ def test_a_start_near_the_result_becomes_precise(
     true = STRETCHED if stretched else RIGID
     begun = true @ world(0.4, 0.5, 0 if rigid else 0.004)
     assert error_mm(begun, true) > 0.5
-    assert error_mm(precise_start(fixed_scan(), look(moving_scan(stretched)), begun, rigid=rigid), true) < most
+    assert error_mm(precise_start(fixed_scan(), look(moving_scan(stretched)), begun, rigid=rigid).start, true) < most
 
 
 def test_a_rigid_start_stays_rigid_and_an_affine_one_keeps_its_stretch() -> None:
-    found = precise_start(fixed_scan(), moving_scan(False), RIGID @ world(0.4, 0.5), rigid=True)
+    found = precise_start(fixed_scan(), moving_scan(False), RIGID @ world(0.4, 0.5), rigid=True).start
     np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-9)
     assert np.linalg.det(found[:3, :3]) > 0
-    kept = precise_start(fixed_scan(), moving_scan(True), STRETCHED @ world(0.4, 0.5), rigid=True)
+    kept = precise_start(fixed_scan(), moving_scan(True), STRETCHED @ world(0.4, 0.5), rigid=True).start
     np.testing.assert_allclose(kept[:3, :3].T @ kept[:3, :3], (STRETCHED.T @ STRETCHED)[:3, :3], atol=1e-2)
     np.testing.assert_array_equal(found[3], (0, 0, 0, 1))
 
@@ -81,12 +81,15 @@ def test_a_rigid_start_stays_rigid_and_an_affine_one_keeps_its_stretch() -> None
 def test_a_scan_with_itself_keeps_its_start_exactly() -> None:
     for rigid in (True, False):
         found = precise_start(fixed_scan(), fixed_scan(), np.eye(4), rigid=rigid)
-        np.testing.assert_array_equal(found, np.eye(4))
+        np.testing.assert_array_equal(found.start, np.eye(4))
+        assert found.shared == pytest.approx(1, abs=1e-3)
 
 
 def test_where_nothing_is_told_the_start_stays() -> None:
     flat = replace(moving_scan(False), data=torch.full_like(moving_scan(False).data, 7.0))
-    np.testing.assert_array_equal(precise_start(fixed_scan(), flat, NEAR, rigid=False), NEAR)
+    found = precise_start(fixed_scan(), flat, NEAR, rigid=False)
+    np.testing.assert_array_equal(found.start, NEAR)
+    assert not found.one_person
 
 
 def person(seed: int, half_axes: tuple[int, int, int]) -> Scan:
@@ -100,9 +103,12 @@ def person(seed: int, half_axes: tuple[int, int, int]) -> Scan:
 
 def test_people_who_share_too_little_are_not_led_astray(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = person(2, (35, 45, 35)), person(3, (42, 50, 30))
-    np.testing.assert_array_equal(precise_start(one, other, np.eye(4), rigid=True), np.eye(4))
+    kept = precise_start(one, other, np.eye(4), rigid=True)
+    np.testing.assert_array_equal(kept.start, np.eye(4))
+    assert 0 < kept.shared < precise.SHARED
+    assert not kept.one_person
     monkeypatch.setattr(precise, "SHARED", 0.0)
-    astray = precise_start(one, other, np.eye(4), rigid=True)
+    astray = precise_start(one, other, np.eye(4), rigid=True).start
     assert FIXED_GRID.farthest(astray @ FIXED_GRID.affine, FIXED_GRID.affine) > 20
 
 
@@ -118,9 +124,11 @@ def test_what_a_mask_leaves_out_draws_nothing() -> None:
     moving = replace(fixed_scan(), data=torch.where(shift[1], coarse.roll(1, 3), head))
     mask = replace(fixed_scan(), data=(~(shift[0] | shift[1])).to(torch.uint8))
     begun = world(0.4, 0.5)
-    with_mask = precise_start(fixed, moving, begun, rigid=True, masks=Masks(mask))
+    with_mask = precise_start(fixed, moving, begun, rigid=True, masks=Masks(mask)).start
     assert error_mm(with_mask, np.eye(4)) < 0.05
-    assert error_mm(precise_start(fixed, moving, begun, rigid=True), np.eye(4)) > 2 * error_mm(with_mask, np.eye(4))
+    assert error_mm(precise_start(fixed, moving, begun, rigid=True).start, np.eye(4)) > 2 * error_mm(
+        with_mask, np.eye(4)
+    )
 
 
 def test_lattices_are_no_finer_than_the_coarser_scan_and_no_larger_than_they_may_be() -> None:

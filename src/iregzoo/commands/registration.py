@@ -125,8 +125,8 @@ def align(
         moving_labels: label map on the moving scan's grid.
         fixed_mask: mask on the fixed scan's grid: where it is 0, the images are not compared.
         moving_mask: the same on the moving scan's grid.
-        init: where to begin: auto (search), none (trust the headers), center, rigid, affine, or a file with a linear
-            transform as for iregzoo register.
+        init: where to begin: auto (where the brains lie, or else a search), none (trust the headers), center, rigid,
+            affine, or a file with a linear transform as for iregzoo register.
         inverse: also write the inverse transform, from fixed to moving, and the fixed scan warped by it.
         overwrite: replace the results of an earlier run in the folder.
     """
@@ -136,6 +136,7 @@ def align(
     from iregzoo.outputs import whole_folder
     from iregzoo.register import choose_start, read_scans
     from iregzoo.results import FILES, write
+    from iregzoo.zoo import brain_finder
 
     maps = (fixed_labels, moving_labels, fixed_mask, moving_mask)
     _check_kept(output, fixed, moving, *maps, init)
@@ -143,8 +144,11 @@ def align(
     start = choose_start(init)
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(6 + bool(inverse)) as bar:
         bar("read")
-        result = align_scans(read_scans(fixed, moving, *maps), kind, init=start, progress=bar)
-        report = write(result, folder, {"iregzoo": __version__, "aligned": kind}, inverse=inverse, progress=bar)
+        scans = read_scans(fixed, moving, *maps)
+        finder = brain_finder()
+        result = align_scans(scans, kind, init=start, finder=finder, progress=bar)
+        made_by = {"iregzoo": __version__, "aligned": kind, **({"finder_sha256": finder.sha256} if finder else {})}
+        report = write(result, folder, made_by, inverse=inverse, progress=bar)
     _say(report)
     _say_unused(fixed_labels, moving_labels, inverse)
     print(f"written to {output}: open report.html first")

@@ -6,6 +6,7 @@ of magnitude nearer: it minds neither another contrast nor a bias field, which m
 or a tilt. That holds for one person. Two people share too little: there it leads astray as soon as it leads far.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -32,10 +33,28 @@ SHARED = 0.3
 ALL = Masks()
 
 
+@dataclass(frozen=True)
+class Precise:
+    """A start made precise.
+
+    Attributes:
+        start: affine (4, 4), LPS mm.
+        shared: what the scans tell of each other by it, a part of what the fixed one tells of itself.
+    """
+
+    start: Matrix
+    shared: float
+
+    @property
+    def one_person(self) -> bool:
+        """Whether the scans share as much as those of one person do."""
+        return self.shared > SHARED
+
+
 def precise_start(
     fixed: Scan, moving: Scan, start: Matrix, *, rigid: bool, masks: Masks = ALL, roughly: bool = False
-) -> Matrix:
-    """The affine (4, 4), LPS mm, near a start in which the scans tell most of each other.
+) -> Precise:
+    """The affine near a start in which the scans tell most of each other.
 
     The start itself if none tells more, and if what tells more lies farther away than a search errs (``SAME``) and is
     less than scans of one person share (``SHARED``).
@@ -56,10 +75,12 @@ def precise_start(
             counted = compared(masks, here.grid, start)
             motion = Motion(here, there, found, rigid, partial(local_information, window=WINDOW, counted=counted))
             found = motion.best()
-        told, before, itself = (motion.alike(affine) for affine in (found, begun, None))
-    grid, better = fixed.grid, told > (1 + LEAST) * before
-    moved = grid.farthest(found.numpy() @ grid.affine, start @ grid.affine)
-    return found.numpy() if better and (told > SHARED * itself or moved < SAME * grid.diagonal) else start
+        told, before, itself = (float(motion.alike(affine)) for affine in (found, begun, None))
+    most = max(itself, 1e-12)  # of an image of one value, which tells nothing
+    result, grid = Precise(found.numpy(), told / most), fixed.grid
+    moved = grid.farthest(result.start @ grid.affine, start @ grid.affine)
+    better = told > (1 + LEAST) * before
+    return result if better and (result.one_person or moved < SAME * grid.diagonal) else Precise(start, before / most)
 
 
 def lattice_spacing(fixed: Grid, moving: Grid) -> float:

@@ -105,6 +105,7 @@ function showOrigin(report, views) {
     Alignment: report.aligned,
     Weights: report.weights,
     "Weights' SHA-256": report.weights_sha256,
+    "SHA-256 of what finds brains": report.finder_sha256,
     Device: report.device,
     iregzoo: report.iregzoo,
     "Network input": report.network_shape && size(report.network_shape, report.network_spacing_mm),
