@@ -73,6 +73,7 @@ FLOORS = {
         "register",
         "align",
         "steering",
+        "suited",
         "quality",
         "outputs",
         "planes",

@@ -29,6 +29,7 @@ class WeightsCard:
         minimum: voxels an axis that its grid has at least.
         description: what it was trained on.
         labels: names of the labels it was trained and tested with.
+        suits: the scans for which it is chosen where the user names no weights, see ``suited``; empty if for none.
         window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
         canonical: whether the file also holds the network that brings any contrast to one (``networks.canonical``).
         finder: the weights of the same bundle whose network of one contrast finds rigid and affine starts, see
@@ -46,6 +47,7 @@ class WeightsCard:
     minimum: tuple[int, int, int] = (1, 1, 1)
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    suits: str = ""
     window: tuple[float, float] | None = None
     canonical: bool = False
     finder: str = ""
@@ -148,6 +150,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "minimum": (lambda value: _several(value, 3, is_count), "three whole numbers of voxels"),
     "description": (lambda value: isinstance(value, str), "text"),
     "labels": (lambda value: isinstance(value, dict), "an object of names by label"),
+    "suits": (lambda value: isinstance(value, str), "text"),
     "window": (_window, "null or two numbers, the lower first"),
     "canonical": (lambda value: isinstance(value, bool), "true or false"),
     "finder": (lambda value: isinstance(value, str), "the name of weights of the same bundle"),

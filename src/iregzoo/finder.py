@@ -8,11 +8,16 @@ import torch
 
 from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.precision import Precision, autocast
-from iregzoo.space.brains import brain_start
+from iregzoo.similarity import ncc
+from iregzoo.space.brains import brain_of, brain_start
 from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.scan import Scan, Window, normalise, resample_to
 
 MOST_MM3 = 380.0**3  # of the field of view of a head; more takes memory and time for what is no brain
+STRUCTURE = 0.05  # of one contrast: what is brighter is a structure of the brain
+# Of one contrast, what surely is white matter, and the least of it in a brain: 14 rendered and real scans had 55 ml and
+# more, phantoms of a head of any size, in which the network sees much of a brain, 14 ml at most.
+WHITE, LEAST_WHITE_MM3 = 0.85, 3e4
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,24 @@ class Finder:
 
     def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None:
         """As ``brain_start``: None where no two brains are found, and for a larger field of view than a head's."""
-        if any(np.prod(scan.grid.shape) * np.prod(scan.grid.spacing) > MOST_MM3 for scan in (fixed, moving)):
+        if max(fixed.grid.volume, moving.grid.volume) > MOST_MM3:
             return None
         return brain_start(self.see(fixed), self.see(moving), rigid=rigid)
+
+    def likeness(self, scan: Scan) -> float | None:
+        """How like a T1 a scan's brain is: its correlation with itself in one contrast, whose order is nearly a T1's.
+
+        None where the scan shows no whole brain, see ``brain_start``, or hardly any white matter. By hand, two real T1
+        had 0.85 and 0.88; ten rendered T1 from 0.51 to 0.92; and ten of random contrasts −0.56 to 0.45, but for one
+        that was like a T1, 0.77.
+        """
+        if scan.grid.volume > MOST_MM3 or (brain := brain_of(self.see(scan))) is None:
+            return None
+        if (brain.data > WHITE).sum() * np.prod(brain.grid.spacing) < LEAST_WHITE_MM3:
+            return None
+        structures = brain.data > STRUCTURE
+        image = resample_to(normalise(scan, self.window), brain.grid)
+        return float(ncc(image[structures][None, None, None], brain.data[structures][None, None, None]))
 
     @torch.no_grad()
     def see(self, scan: Scan) -> Scan:

@@ -157,7 +157,7 @@ def field_size(network: Grid, card: WeightsCard | None) -> float | None:
     """The volume of the network's grid beside that of the weights' card, which a file of the user's own has not."""
     if card is None or max(card.minimum) == 1:
         return None
-    volume = np.prod(np.array(network.shape) * network.spacing)
+    volume = network.volume
     return round(float(volume / np.prod(np.array(card.minimum) * card.spacing)), 2)
 
 

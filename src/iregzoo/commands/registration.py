@@ -41,7 +41,8 @@ def register(
         moving: the scan to align with the fixed one.
         output: folder for the results, new or empty.
         bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
-        weights: a name from iregzoo list, or a weights file; by default the bundle's first.
+        weights: a name from iregzoo list, or a weights file. By default those for brains where both scans show a whole
+            brain and the bundle has such, and else the bundle's first.
         fixed_labels: label map on the fixed scan's grid.
         moving_labels: label map on the moving scan's grid.
         fixed_mask: mask on the fixed scan's grid: where it is 0, the images are not compared. The network sees lesions
@@ -70,7 +71,8 @@ def register(
     from iregzoo.results import FILES, provenance, write
     from iregzoo.space.frame import Frame
     from iregzoo.steering import choose_controller
-    from iregzoo.zoo import load
+    from iregzoo.suited import suited
+    from iregzoo.zoo import find, load
 
     said: list[str] = []
 
@@ -87,12 +89,16 @@ def register(
         bar("read")
         scans = read_scans(fixed, moving, *maps)
         bar("weights")
-        method = load(bundle, weights, choose_device(device), precision)
+        where = choose_device(device)
+        chosen = suited(find(bundle), scans) if weights is None else None
+        method = load(bundle, chosen[0] if chosen else weights, where, precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)
         result = register_scans(
             scans, method, init=start, controller=steering, refine=refine, progress=bar, placed=warn
         )
         report = write(result, folder, provenance(method), inverse=inverse, jacobian=jacobian, progress=bar)
+    if chosen:
+        print(f"note: both scans show {chosen[1]}, so the weights are {chosen[0]}; --weights chooses others")
     _say(report, said)
     _say_unused(fixed_labels, moving_labels, inverse)
     print(f"written to {output}: open report.html first")

@@ -42,7 +42,7 @@ def brain_start(fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None:
         fixed, moving: of one contrast, in [0, 1], black where no structure is.
         rigid: only turn and shift.
     """
-    here, there = _brain(fixed), _brain(moving)
+    here, there = brain_of(fixed), brain_of(moving)
     if here is None or there is None:
         return None
     coarse, fine = (on_lattice(here, COARSE_MM), on_lattice(there, COARSE_MM)), (here, there)
@@ -65,7 +65,7 @@ def skew(world: Matrix) -> float:
     return float(((logs - logs.mean()) ** 2).sum())
 
 
-def _brain(scan: Scan) -> Scan | None:
+def brain_of(scan: Scan) -> Scan | None:
     """The brain alone, on the finer lattice; None where there is none, or a side of the field of view cuts it.
 
     It is the largest piece that hangs together by more than a voxel, for a neck may have something bright, too.

@@ -63,6 +63,11 @@ class Grid:
         """Of the field of view, mm."""
         return float(np.linalg.norm(np.array(self.shape) * self.spacing))
 
+    @property
+    def volume(self) -> float:
+        """Of the field of view, mm³."""
+        return float(np.prod(np.array(self.shape) * self.spacing))
+
     def farthest(self, first: Matrix, second: Matrix) -> float:
         """How far apart two affines (4, 4) of voxel indices bring a corner at most: a distance in their world."""
         corners = np.insert(CORNERS * (np.array(self.shape) - 1), 3, 1, axis=1)
