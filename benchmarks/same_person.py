@@ -31,7 +31,7 @@ from iregzoo.register import Scans, read_scans, register, start_of
 from iregzoo.space.frame import affine_displacement
 from iregzoo.space.grid import Grid, Matrix, positions
 from iregzoo.space.start import SEARCHED, affine_start
-from iregzoo.zoo import load
+from iregzoo.zoo import brain_finder, load
 
 TURN, SHIFT = (0.06, -0.04, 0.05), (3.0, -2.0, 4.0)  # radians; LPS mm
 GROWTH, WIDTH = (2.5, -2.5, 2.0, -2.0), 8.0  # mm: how far the skin of a place moved at most, and where it did
@@ -163,7 +163,7 @@ def searched(pair: Pair) -> dict[str, torch.Tensor]:
 
 
 def aligned(kind: str, pair: Pair) -> dict[str, torch.Tensor]:
-    return {f"`align`, {kind}": align(pair.scans, kind).displacement}
+    return {f"`align`, {kind}": align(pair.scans, kind, finder=brain_finder()).displacement}
 
 
 def registered(bundle: str, pair: Pair) -> dict[str, torch.Tensor]:

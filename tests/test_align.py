@@ -14,6 +14,7 @@ import torch
 from cards import with_card
 from geometry import Array, from_image, move_all, world_points
 from iregzoo import align as alignment
+from iregzoo import zoo
 from iregzoo.align import align
 from iregzoo.errors import InputError
 from iregzoo.phantom import Phantom
@@ -145,6 +146,48 @@ def test_align_begins_where_the_brains_are(days: Days, monkeypatch: pytest.Monke
     found = align(days.scans, finder=says(matrix_of(days.moved)))
     assert found.init == "rigid"
     assert days.error_mm(affine_transform(found.frame.start)) < 0.1
+
+
+def test_the_command_begins_there_and_says_what_looks_for_brains(
+    days: Days, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Scan] = []
+
+    class Finds:
+        sha256 = "5" * 64
+
+        def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> np.ndarray:
+            asked.append(fixed)
+            return matrix_of(days.moved)
+
+    monkeypatch.setattr(zoo, "brain_finder", Finds)
+    monkeypatch.setattr(alignment, "affine_start", lambda *given: pytest.fail("searched"))
+    out = tmp_path / "out"
+    assert run(monkeypatch, "align", *days.paths, "--output", str(out)) == 0
+    assert len(asked) == 1
+    assert days.error_mm(sitk.ReadTransform(str(out / "transform.h5"))) < 0.1
+    assert json.loads((out / "report.json").read_text("utf-8"))["finder_sha256"] == Finds.sha256
+    monkeypatch.undo()
+    monkeypatch.setattr(zoo, "brain_finder", lambda: pytest.fail("nothing is to be found"))
+    assert run(monkeypatch, "align", *days.paths, "--init", "center", "--output", str(tmp_path / "told")) == 0
+    assert "finder_sha256" not in json.loads((tmp_path / "told" / "report.json").read_text("utf-8"))
+
+
+def test_masks_that_leave_nothing_where_the_brains_lie_leave_it_to_the_search(days: Days) -> None:
+    scans = days.scans
+    half = torch.ones_like(scans.fixed.data, dtype=torch.uint8)
+    half[..., half.shape[-1] // 2 :] = 0
+    masked = replace(
+        scans,
+        fixed_mask=replace(scans.fixed, data=half),
+        moving_mask=replace(scans.moving, data=half),
+    )
+    extent = scans.fixed.grid.spacing * scans.fixed.grid.shape
+    away = np.eye(4)  # the one half on the other
+    away[:3, 3] = scans.fixed.grid.affine[:3, 2] / scans.fixed.grid.spacing[2] * extent[2] * 0.55
+    assert not alignment._comparable(masked, away)
+    found = align(masked, finder=says(away)).frame.start
+    assert days.error_mm(affine_transform(found)) < 0.5
 
 
 def test_align_asks_for_what_the_kind_needs_and_not_where_it_is_told(days: Days) -> None:

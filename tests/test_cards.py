@@ -68,6 +68,7 @@ BAD = {
     "half": ('{"precision": "half"}', "precision 'half' must be one of auto, float32, bfloat16"),
     "start": ('{"init": 3}', "init 3 must be the name"),
     "text": ('{"description": 3}', "description 3 must be text"),
+    "suits": ('{"suits": "livers"}', "suits 'livers' must be 'T1 brains', 'brains' or empty"),
     "labels": ('{"labels": ["left"]}', "labels .* must be an object"),
     "other code": (
         '{"controller": {"_target_": "os.system", "command": "ls"}}',

@@ -20,6 +20,7 @@ from iregzoo.errors import InputError
 from iregzoo.finder import Finder
 from iregzoo.metrics import dice
 from iregzoo.networks.canonical import CanonicalNet
+from iregzoo.results import provenance
 from iregzoo.scans import Scans, read_scans
 from iregzoo.space.frame import affine_displacement, warp_scan
 from iregzoo.space.scan import Scan, normalise, read_labels, resample_to
@@ -112,8 +113,30 @@ def test_monai_and_the_bundle_find_the_same_start(test_data: Path, tmp_path: Pat
         refine=0,
         **paths,
     )
-    written = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["affine_lps_mm"]
-    np.testing.assert_allclose(written, expected, atol=1e-6)
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    np.testing.assert_allclose(report["affine_lps_mm"], expected, atol=1e-6)
+    assert report["finder_sha256"] == method.bundle.weights["brain_any"].sha256
+
+
+def test_a_result_says_what_looks_for_brains() -> None:
+    own = zoo.find("iirp").weights["brain_any"].sha256
+    for name in ("brain", "brain_any"):
+        assert provenance(zoo.load("iirp", name))["finder_sha256"] == own
+    assert "finder_sha256" not in provenance(zoo.load("iirp", "hippocampus"))
+
+
+def test_only_weights_for_brains_find_brains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of other organs may have a network of one contrast, too."""
+    bundle = zoo.find("iirp")
+    cards = bundle.metadata["weights"]
+    organs = {name: {**card, "suits": ""} for name, card in cards.items()}
+    other = replace(bundle, metadata={**bundle.metadata, "weights": organs})
+    monkeypatch.setattr(zoo, "bundles", lambda: [other, bundle])
+    found = zoo.brain_finder()
+    assert found is not None
+    assert found.sha256 == cards["brain_any"]["sha256"]
+    monkeypatch.setattr(zoo, "bundles", lambda: [other])
+    assert zoo.brain_finder() is None
 
 
 def test_a_larger_field_of_view_than_a_heads_is_left_to_the_search(phantom: Scan) -> None:

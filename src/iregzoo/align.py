@@ -1,5 +1,7 @@
-"""Two scans brought together by a rigid or affine transform alone: no network, and nothing deforms."""
+"""Two scans brought together by a rigid or affine transform alone: nothing deforms."""
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.precise import WINDOW, compared, lattice_spacing, precise_start
+from iregzoo.space.scan import Scan
 from iregzoo.space.start import GIVEN, SEARCHED, Find, affine_start
 
 
@@ -24,16 +27,18 @@ def align(
 ) -> Result:
     """Find the transform with which two scans tell most of each other, of one person on two days for instance.
 
-    A search finds where they are (``affine_start``), and local information makes that precise (``precise_start``).
-    Lesions that masks leave out are filled for the search and do not count after it. Where a finder is given that finds
-    both brains, it begins there; and if they then share less than one person's scans do, the search may know better.
+    A finder finds where their brains are, or else a search where they are (``affine_start``), and local information
+    makes that precise (``precise_start``). If the scans then share less than one person's do, the search has its turn
+    after the finder, and counts if they share as much by it. Lesions that masks leave out are filled for both and do
+    not count after them.
 
     Args:
         scans: the pair, as for ``register``.
         kind: ``rigid`` (turned and shifted) or ``affine`` (also stretched and sheared).
-        init: where to begin: ``auto`` searches; otherwise as for ``register``, within some millimetres and degrees of
-            the result. Where ``kind`` is ``rigid``, what it stretches stays stretched.
-        finder: what finds brains, such as ``zoo.brain_finder()``, whatever their contrasts and with or without heads.
+        init: where to begin: ``auto`` is the kind; otherwise as for ``register``, within some millimetres and degrees
+            of the result. Where ``kind`` is ``rigid``, what it stretches stays stretched.
+        finder: what finds brains, such as ``zoo.brain_finder()``, whatever their contrasts and with or without heads,
+            where the start is to be searched for; without one, or without brains, it is.
         progress: told the name of each stage as it begins.
 
     Raises:
@@ -45,20 +50,14 @@ def align(
         init = choose_start(init)
     begin = kind if isinstance(init, str) and init == "auto" else init
     name = begin if isinstance(begin, str) else GIVEN
-    fixed, moving = scans.filled.fixed, scans.filled.moving
     seconds: dict[str, float] = {}
-    rigid, masks = kind == "rigid", scans.masks
     with timed("start", seconds, progress):
-        brains = finder(fixed, moving, rigid=begin == "rigid") if finder and name in SEARCHED else None
-        start = affine_start(fixed, moving, begin) if brains is None else brains
-        _check_compared(scans, start)
+        starts = _starts(scans.filled.fixed, scans.filled.moving, begin, finder if name in SEARCHED else None)
+        first = next(starts)
     with timed("align", seconds, progress):
-        found = precise_start(fixed, moving, start, rigid=rigid, masks=masks)
-        if brains is not None and not found.one_person:
-            searched = precise_start(fixed, moving, affine_start(fixed, moving, begin), rigid=rigid, masks=masks)
-            found = searched if searched.one_person else found
+        found = _best(scans, chain((first,), starts), rigid=kind == "rigid")
     with timed("warp", seconds, progress):
-        frame = Frame(scans.fixed.grid, scans.moving.grid, scans.fixed.grid, found.start)
+        frame = Frame(scans.fixed.grid, scans.moving.grid, scans.fixed.grid, found)
         result = finish(scans, frame, name, Registration(torch.zeros(1, 3, *frame.fixed.shape)), seconds)
     if (result.warped == scans.moving.outside).all():
         raise InputError(
@@ -68,19 +67,41 @@ def align(
     return result
 
 
-def _check_compared(scans: Scans, start: Matrix) -> None:
-    """Refuse masks that leave nothing to look at."""
-    if not scans.masks:
-        return
-    spacing = lattice_spacing(scans.fixed.grid, scans.moving.grid)
-    lattice = network_grid(scans.fixed.grid, (spacing,) * 3, stride=1)
-    windows = compared(scans.masks, lattice, start)
-    if windows is not None and not windows.any():
+def _starts(fixed: Scan, moving: Scan, begin: str | Matrix, finder: Find | None) -> Iterator[Matrix]:
+    """Where the brains lie, if they are found, and then where the start leads that was asked for."""
+    brains = finder(fixed, moving, rigid=begin == "rigid") if finder else None
+    if brains is not None:
+        yield brains
+    yield affine_start(fixed, moving, begin)
+
+
+def _best(scans: Scans, starts: Iterable[Matrix], *, rigid: bool) -> Matrix:
+    """The first start, made precise, by which the scans share as much as one person's do; the first if none is.
+
+    Raises:
+        InputError: where the masks leave nothing to look at, whatever the start.
+    """
+    found = []
+    for start in starts:
+        if _comparable(scans, start):
+            found.append(precise_start(scans.filled.fixed, scans.filled.moving, start, rigid=rigid, masks=scans.masks))
+            if found[-1].one_person:
+                return found[-1].start
+    if not found:
         paths = " and ".join(str(mask.path) for mask in scans.masks)
+        spacing = lattice_spacing(scans.fixed.grid, scans.moving.grid)
         raise InputError(
             f"{paths}: nowhere do {WINDOW}×{WINDOW}×{WINDOW} voxels of {spacing:.2g} mm count, by which the scans are "
             "compared; enlarge the masks"
         )
+    return found[0].start
+
+
+def _comparable(scans: Scans, start: Matrix) -> bool:
+    """Whether masks leave something to look at."""
+    spacing = lattice_spacing(scans.fixed.grid, scans.moving.grid)
+    windows = compared(scans.masks, network_grid(scans.fixed.grid, (spacing,) * 3, stride=1), start)
+    return windows is None or bool(windows.any())
 
 
 def check_kind(kind: str) -> None:

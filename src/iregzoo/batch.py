@@ -78,7 +78,7 @@ def _register(job: Job) -> Report:
     settings, case = job.settings, job.case
     torch.set_num_threads(settings.threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(settings.threads)
-    expected = settings.origin["weights_sha256"]
+    expected = settings.origin["weights_sha256"], settings.origin["finder_sha256"]
     method = _method(settings.bundle, settings.weights, choose_device(settings.device), settings.precision, expected)
     for name, here in origin_of(method).items():
         if here != settings.origin[name]:
@@ -96,8 +96,8 @@ def _register(job: Job) -> Report:
 
 
 @lru_cache(maxsize=1)
-def _method(bundle: str, weights: str | None, device: str, precision: str, expected: str) -> Method:
-    """The method, loaded once a process; ``expected``, the hash, makes a process that lives long look again."""
+def _method(bundle: str, weights: str | None, device: str, precision: str, expected: tuple[str, ...]) -> Method:
+    """The method, loaded once a process; ``expected``, the hashes, makes a process that lives long look again."""
     return load(bundle, weights, device, precision)
 
 

@@ -13,6 +13,7 @@ from iregzoo.precision import Precision
 from iregzoo.registration import PairNetwork
 
 FILE = "card.json"  # in the folder of the weights that it is of
+T1_BRAINS, BRAINS = "T1 brains", "brains"  # what a card says that weights suit
 # By what a definition calls them: what a card may have built. Anything else would be imported and called.
 CONTROLLERS = {f"{each.__module__}.{each.__qualname__}": each for each in (TCI, IterStop, FixedIterations)}
 
@@ -29,7 +30,8 @@ class WeightsCard:
         minimum: voxels an axis that its grid has at least.
         description: what it was trained on.
         labels: names of the labels it was trained and tested with.
-        suits: the scans for which it is chosen where the user names no weights, see ``suited``; empty if for none.
+        suits: ``T1_BRAINS`` or ``BRAINS`` of any contrast, for which it is chosen where the user names no weights, see
+            ``suited``; empty if for none.
         window: intensities that become 0 and 1, such as (-1000, -200) HU; two percentiles of each scan if None.
         canonical: whether the file also holds the network that brings any contrast to one (``networks.canonical``).
         finder: the weights of the same bundle whose network of one contrast finds rigid and affine starts, see
@@ -150,7 +152,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "minimum": (lambda value: _several(value, 3, is_count), "three whole numbers of voxels"),
     "description": (lambda value: isinstance(value, str), "text"),
     "labels": (lambda value: isinstance(value, dict), "an object of names by label"),
-    "suits": (lambda value: isinstance(value, str), "text"),
+    "suits": (lambda value: value in ("", T1_BRAINS, BRAINS), f"{T1_BRAINS!r}, {BRAINS!r} or empty"),
     "window": (_window, "null or two numbers, the lower first"),
     "canonical": (lambda value: isinstance(value, bool), "true or false"),
     "finder": (lambda value: isinstance(value, str), "the name of weights of the same bundle"),

@@ -55,7 +55,7 @@ class Finder:
         """
         if scan.grid.volume > MOST_MM3 or (brain := brain_of(self.see(scan))) is None:
             return None
-        if (brain.data > WHITE).sum() * np.prod(brain.grid.spacing) < LEAST_WHITE_MM3:
+        if int((brain.data > WHITE).sum()) * np.prod(brain.grid.spacing) < LEAST_WHITE_MM3:
             return None
         structures = brain.data > STRUCTURE
         image = resample_to(normalise(scan, self.window), brain.grid)

@@ -98,7 +98,7 @@ def write(
 
 
 def provenance(method: Method) -> dict[str, Any]:
-    """What made a result: versions, bundle, weights, what found the start, device and precision."""
+    """What made a result: versions, bundle, weights, what looks for brains where something does, device, precision."""
     finder = {"finder_sha256": method.finder.sha256} if method.finder else {}
     return {
         "iregzoo": __version__,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from iregzoo.cards import WeightsCard, card_of
+from iregzoo.cards import BRAINS, WeightsCard, card_of
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.networks.canonical import CanonicalNet
@@ -230,14 +230,14 @@ def finder_of(
 
 
 def brain_finder() -> "Finder | None":
-    """What finds brains, of the first weights at hand that bring it, on the CPU; None where none do.
+    """What finds brains, of the first weights for them at hand that bring it, on the CPU; None where none do.
 
     Raises:
         InputError: as ``finder_of`` does.
     """
     for bundle in bundles():
         for name, card in bundle.weights.items():
-            if card.canonical:
+            if card.canonical and card.suits == BRAINS:
                 return finder_of(bundle, find_weights(bundle, name))
     return None
 

@@ -89,6 +89,8 @@ def test_face_needs_the_package_alone_and_its_weights_load_strictly(
     assert replace(found.card, file="", sha256="") == replace(given.card, file="", sha256="")
     for name, tensor in given.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)
+    cards = zoo.read_bundle(face).weights
+    assert not any(card.suits for name, card in cards.items() if name != weights)  # what only finds is never chosen
     finder = zoo.finder_of(zoo.read_bundle(face), found)
     assert (finder is None) == (given.finder is None)
     if finder is not None and given.finder is not None:

@@ -90,15 +90,18 @@ def register(
         scans = read_scans(fixed, moving, *maps)
         bar("weights")
         where = choose_device(device)
-        chosen = suited(find(bundle), scans) if weights is None else None
-        method = load(bundle, chosen[0] if chosen else weights, where, precision)
+        chosen: dict[str, str] = {}
+        if weights is None and (suiting := suited(find(bundle), scans, where, precision)):
+            weights, shown = suiting
+            chosen = {"weights_chosen_for": shown}
+            tqdm.write(f"note: both scans show {shown}, so the weights are {weights}; --weights chooses others")
+        method = load(bundle, weights, where, precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)
         result = register_scans(
             scans, method, init=start, controller=steering, refine=refine, progress=bar, placed=warn
         )
-        report = write(result, folder, provenance(method), inverse=inverse, jacobian=jacobian, progress=bar)
-    if chosen:
-        print(f"note: both scans show {chosen[1]}, so the weights are {chosen[0]}; --weights chooses others")
+        made_by = {**provenance(method), **chosen}
+        report = write(result, folder, made_by, inverse=inverse, jacobian=jacobian, progress=bar)
     _say(report, said)
     _say_unused(fixed_labels, moving_labels, inverse)
     print(f"written to {output}: open report.html first")
@@ -131,8 +134,8 @@ def align(
         moving_labels: label map on the moving scan's grid.
         fixed_mask: mask on the fixed scan's grid: where it is 0, the images are not compared.
         moving_mask: the same on the moving scan's grid.
-        init: where to begin: auto (where the brains lie, or else a search), none (trust the headers), center, rigid,
-            affine, or a file with a linear transform as for iregzoo register.
+        init: where to begin: auto, rigid or affine (where the brains lie, or else a search; auto is the kind), none
+            (trust the headers), center, or a file with a linear transform as for iregzoo register.
         inverse: also write the inverse transform, from fixed to moving, and the fixed scan warped by it.
         overwrite: replace the results of an earlier run in the folder.
     """
@@ -142,6 +145,7 @@ def align(
     from iregzoo.outputs import whole_folder
     from iregzoo.register import choose_start, read_scans
     from iregzoo.results import FILES, write
+    from iregzoo.space.start import SEARCHED
     from iregzoo.zoo import brain_finder
 
     maps = (fixed_labels, moving_labels, fixed_mask, moving_mask)
@@ -151,7 +155,7 @@ def align(
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(6 + bool(inverse)) as bar:
         bar("read")
         scans = read_scans(fixed, moving, *maps)
-        finder = brain_finder()
+        finder = brain_finder() if init in ("auto", *SEARCHED) else None
         result = align_scans(scans, kind, init=start, finder=finder, progress=bar)
         made_by = {"iregzoo": __version__, "aligned": kind, **({"finder_sha256": finder.sha256} if finder else {})}
         report = write(result, folder, made_by, inverse=inverse, progress=bar)

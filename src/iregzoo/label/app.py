@@ -133,7 +133,8 @@ def write_face(folder: Path, method: Method, weights: str | None, atlases: Seque
         finder = find_weights(bundle, found.card.finder)
         state = read_state(finder.path)
         torch.save({name: state[name] for name in state if name.startswith(CANONICAL)}, folder / FINDER)
-        cards[finder.name] = _card_of(folder, FINDER, finder)
+        only = replace(finder, card=replace(finder.card, suits=""))  # no scans to register
+        cards[finder.name] = _card_of(folder, FINDER, only)
     metadata = _metadata(method, cards, atlases)
     _write_json(folder / "configs" / "metadata.json", metadata)
     _write_json(folder / "configs" / "inference.json", _inference(method, atlases))

@@ -76,11 +76,12 @@ def precise_start(
             motion = Motion(here, there, found, rigid, partial(local_information, window=WINDOW, counted=counted))
             found = motion.best()
         told, before, itself = (float(motion.alike(affine)) for affine in (found, begun, None))
-    most = max(itself, 1e-12)  # of an image of one value, which tells nothing
-    result, grid = Precise(found.numpy(), told / most), fixed.grid
-    moved = grid.farthest(result.start @ grid.affine, start @ grid.affine)
-    better = told > (1 + LEAST) * before
-    return result if better and (result.one_person or moved < SAME * grid.diagonal) else Precise(start, before / most)
+    result, kept = (
+        Precise(world, information / itself if itself > 0 else 0.0)
+        for world, information in ((found.numpy(), told), (start, before))
+    )
+    near = fixed.grid.farthest(result.start @ fixed.grid.affine, start @ fixed.grid.affine) < SAME * fixed.grid.diagonal
+    return result if told > (1 + LEAST) * before and (result.one_person or near) else kept
 
 
 def lattice_spacing(fixed: Grid, moving: Grid) -> float:
