@@ -1,10 +1,11 @@
 """Measure what docs/evaluation.md shows, and write its tables and pictures, and those of README.md and the cards.
 
     python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--scans-dir DIR]
-        [--parts hippocampus,iterations,refinement,brain,stripped] [--brain-peers t1,contrast,real]
+        [--parts hippocampus,iterations,refinement,brain,stripped,real] [--brain-looks t1,contrast]
+        [--brain-peers t1,contrast,real]
 
 DIR holds the hippocampus scans (images/, labels/, splits.json); --brain-dir the label maps of whole heads, which are
-rendered first; --scans-dir two real T1 brains without labels. Each part runs ``iregzoo evaluate`` and replaces its
+rendered first, the moving ones in each of --brain-looks; --scans-dir two real T1 brains without labels. Each part runs ``iregzoo evaluate`` and replaces its
 tables between the markers of the page. Peers need ``pip install "iregzoo[peers]"``.
 """
 
@@ -36,11 +37,13 @@ def main(
     dataset_dir: str,
     brain_dir: str | None = None,
     scans_dir: str | None = None,
-    parts: Any = "hippocampus,iterations,refinement,brain,stripped",
+    parts: Any = "hippocampus,iterations,refinement,brain,stripped,real",
+    brain_looks: Any = "t1,contrast",
     brain_peers: Any = "t1,contrast,real",
 ) -> None:
     """Run the chosen parts and write the page; the brains take half an hour with peers on t1, an hour on all."""
-    chosen, compared = (one.split(",") if isinstance(one, str) else list(one) for one in (parts, brain_peers))
+    given = (parts, brain_looks, brain_peers)
+    chosen, looks, compared = (one.split(",") if isinstance(one, str) else list(one) for one in given)
     with TemporaryDirectory() as scratch:
         if "hippocampus" in chosen:
             hippocampus(Path(dataset_dir), Path(scratch))
@@ -49,10 +52,10 @@ def main(
         if "refinement" in chosen and brain_dir:
             refinement(Path(brain_dir), Path(scratch))
         if "brain" in chosen and brain_dir and having("brain"):
-            brain(Path(brain_dir), Path(scratch), compared)
+            brain(Path(brain_dir), Path(scratch), looks, compared)
         if "stripped" in chosen and brain_dir and having("brain"):
             stripped(Path(brain_dir), Path(scratch))
-        if "brain" in chosen and scans_dir and having("brain"):
+        if "real" in chosen and scans_dir and having("brain"):
             real(Path(scans_dir).resolve(), Path(scratch), peers="real" in compared)
 
 
@@ -113,11 +116,13 @@ def refinement(data: Path, scratch: Path) -> None:
     write("refinement", "\n".join([markdown(heads, rows), "", machine(found)]))
 
 
-def brain(data: Path, scratch: Path, compared: list[str]) -> None:
-    """Whole heads, rendered as T1 and as random contrast; peers once on each that is to be compared."""
+def brain(data: Path, scratch: Path, looks: list[str], compared: list[str]) -> None:
+    """Whole heads, the moving ones rendered in some looks; peers once on each that is to be compared."""
     rendered = scratch / "rendered"
     run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", rendered)
     for weights, look in (("brain_any", "contrast"), ("brain_any", "t1"), ("brain", "t1")):
+        if look not in looks:
+            continue
         part = f"{weights}-{look}"
         options = ("--pairs", rendered / f"{look}.csv", "--bundle", having(weights), "--weights", weights)
         aside = (weights, look) == ("brain_any", "t1")  # peers see those pairs with brain
@@ -125,7 +130,9 @@ def brain(data: Path, scratch: Path, compared: list[str]) -> None:
         write(part, table(found))
         if not aside:
             picture(found, part)
-    write("brain-pairs", pair_by_pair(rendered, {look: scratch / f"brain_any-{look}" for look in ("t1", "contrast")}))
+    if {"t1", "contrast"} <= set(looks):
+        found_of = {look: scratch / f"brain_any-{look}" for look in ("t1", "contrast")}
+        write("brain-pairs", pair_by_pair(rendered, found_of))
 
 
 def stripped(data: Path, scratch: Path) -> None:
