@@ -5,8 +5,9 @@
         [--brain-peers t1,contrast,real]
 
 DIR holds the hippocampus scans (images/, labels/, splits.json); --brain-dir the label maps of whole heads, which are
-rendered first, the moving ones in each of --brain-looks; --scans-dir two real T1 brains without labels. Each part runs ``iregzoo evaluate`` and replaces its
-tables between the markers of the page. Peers need ``pip install "iregzoo[peers]"``.
+rendered first, the moving ones in each of --brain-looks; --scans-dir two real T1 brains without labels. Each part runs
+``iregzoo evaluate`` and replaces its tables between the markers of the page. Peers need ``pip install
+"iregzoo[peers]"``.
 """
 
 import csv
