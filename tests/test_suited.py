@@ -38,7 +38,7 @@ def sees(monkeypatch: pytest.MonkeyPatch, likeness: Sequence[float | None]) -> N
     """A finder that finds fixed and moving scan so like a T1."""
     left = iter(likeness)
     finder = SimpleNamespace(likeness=lambda scan: next(left))
-    monkeypatch.setattr(suiting, "finder_of", lambda bundle, weights: finder)
+    monkeypatch.setattr(suiting, "finder_of", lambda *given: finder)
 
 
 @pytest.mark.parametrize(
