@@ -56,7 +56,7 @@ def main() -> None:
             )
         table = torch.tensor(dices).mean(0).tolist(), torch.tensor(seconds).median(0).values.tolist()
         print(
-            f"{bundle.name} {methods[0].weights}: {len(cases)} pairs, mean {fmean(means):.4f} voxel "
+            f"{bundle.name} {methods[0].weights.name}: {len(cases)} pairs, mean {fmean(means):.4f} voxel "
             f"(worst pair {max(means):.4f}), largest {max(largest):.2f}, other iterations in {iterations}, "
             f"Dice {table[0][0]:.4f} and {table[0][1]:.4f}, network {table[1][0]:.3f} s and {table[1][1]:.3f} s",
             flush=True,
