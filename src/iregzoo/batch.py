@@ -96,7 +96,7 @@ def _register(job: Job) -> Report:
 
 
 @lru_cache(maxsize=1)
-def _method(bundle: str, weights: str | None, device: str, precision: str, expected: tuple[str, ...]) -> Method:
+def _method(bundle: str, weights: str | None, device: str, precision: str, expected: tuple[str | None, ...]) -> Method:
     """The method, loaded once a process; ``expected``, the hashes, makes a process that lives long look again."""
     return load(bundle, weights, device, precision)
 
