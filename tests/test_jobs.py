@@ -141,7 +141,7 @@ def test_a_bundle_in_a_folder_is_the_same_from_any_place(
     monkeypatch.chdir(tmp_path)
     settings = checked(Settings("mine"))
     assert settings.bundle == str(folder)
-    assert settings.origin["bundle"] == "mine"
+    assert settings.origins["random"]["bundle"] == "mine"
 
 
 def test_overwrite_replaces_what_was_made_with_other_settings(cohort: Path, copied: Path) -> None:
@@ -217,7 +217,8 @@ def test_whatever_a_pair_raises_is_its_reason(cohort: Path, tmp_path: Path) -> N
 
 def test_worker_with_another_method_is_refused(cohort: Path, tmp_path: Path) -> None:
     job = jobs_of(cohort, tmp_path / "output")[0]
-    other = replace(job.settings, origin={**job.settings.origin, "bundle_version": "9"})
+    ((name, origin),) = job.settings.origins.items()
+    other = replace(job.settings, origins={name: {**origin, "bundle_version": "9"}})
     reason = register_job(replace(job, settings=other))
     assert reason == "a worker has bundle_version 0.0.1, but the batch uses 9; install the same on all workers"
 

@@ -9,14 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from cohort import batch, refusal, summary, write_pairs
 from iregzoo import suited as suiting
 from iregzoo import zoo
+from iregzoo.cases import Case
+from iregzoo.entrants import load_methods, with_suited
 from iregzoo.phantom import Phantom
 from iregzoo.scans import Scans, read_scans
 from iregzoo.space.brains import LEAST_MM3
 from iregzoo.space.grid import Grid
 from iregzoo.space.scan import Scan
-from iregzoo.suited import LIKE_T1, suited
+from iregzoo.suited import LIKE_T1, choices, suited
 from shell import run
 from test_finder import rendered
 
@@ -28,6 +31,10 @@ def pair(small_phantom: Phantom) -> Scans:
     large = replace(scans, fixed=scaled(scans.fixed, 2), moving=scaled(scans.moving, 2))
     assert large.fixed.grid.volume > LEAST_MM3
     return large
+
+
+def both(scans: Scans) -> tuple[Scan, Scan]:
+    return scans.fixed, scans.moving
 
 
 def scaled(scan: Scan, factor: float) -> Scan:
@@ -57,7 +64,7 @@ def test_both_scans_decide(
 ) -> None:
     for name in ("iirp", "ipear"):
         sees(monkeypatch, likeness)
-        assert suited(zoo.find(name), pair) == chosen
+        assert suited(zoo.find(name), both(pair)) == chosen
 
 
 def test_a_bundle_without_weights_for_t1_has_those_for_any(pair: Scans, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,19 +72,40 @@ def test_a_bundle_without_weights_for_t1_has_those_for_any(pair: Scans, monkeypa
     bundle = zoo.find("iirp")
     cards = {name: card for name, card in bundle.metadata["weights"].items() if name != "brain"}
     few = replace(bundle, metadata={**bundle.metadata, "weights": cards})
-    assert suited(few, pair) == ("brain_any", "brains")
+    assert suited(few, both(pair)) == ("brain_any", "brains")
+
+
+def test_all_of_many_scans_decide(pair: Scans, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, four = zoo.find("iirp"), [*both(pair), *both(pair)]
+    for likeness, chosen in (
+        ((0.9, 0.9, 0.9, 0.9), ("brain", "T1 brains")),
+        ((0.9, 0.1, 0.9, 0.9), ("brain_any", "brains")),
+        ((0.9, 0.1, 0.9, None), None),
+    ):
+        sees(monkeypatch, likeness)
+        assert suited(bundle, four) == chosen
+    assert suited(bundle, []) is None
+
+
+def test_what_may_be_chosen() -> None:
+    assert choices(zoo.find("ipear")) == ("hippocampus", "brain", "brain_any")
+    assert choices(zoo.find("pan")) == ("hippocampus",)
+    bundle = zoo.find("iirp")
+    turned = dict(reversed(list(bundle.metadata["weights"].items())))
+    assert choices(replace(bundle, metadata={"weights": turned})) == ("brain_any", "brain")
+    assert choices(replace(bundle, metadata={})) == ()
 
 
 def test_nothing_is_loaded_where_nothing_can_be_chosen(pair: Scans, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suiting, "finder_of", lambda *given: pytest.fail("loaded"))
-    assert suited(zoo.find("pan"), pair) is None
+    assert suited(zoo.find("pan"), both(pair)) is None
     small = scaled(pair.moving, 0.5)
     assert small.grid.volume < LEAST_MM3
-    assert suited(zoo.find("iirp"), Scans(pair.fixed, small)) is None
+    assert suited(zoo.find("iirp"), (small, pair.fixed)) is None
 
 
 def test_what_is_no_brain_gets_the_first_weights(pair: Scans) -> None:
-    assert suited(zoo.find("iirp"), pair) is None
+    assert suited(zoo.find("iirp"), both(pair)) is None
 
 
 def test_brains_are_told_by_their_contrasts(test_data: Path) -> None:
@@ -85,12 +113,12 @@ def test_brains_are_told_by_their_contrasts(test_data: Path) -> None:
     t1, _ = rendered(folder, "brain_04", contrast=False, stripped=False, seed=1)
     other, _ = rendered(folder, "brain_05", contrast=False, stripped=True, seed=2)
     unlike, _ = rendered(folder, "brain_07", contrast=True, stripped=False, seed=3)
-    assert suited(bundle, Scans(t1, other)) == ("brain", "T1 brains")
-    assert suited(bundle, Scans(t1, unlike)) == suited(bundle, Scans(unlike, other)) == ("brain_any", "brains")
+    assert suited(bundle, (t1, other)) == ("brain", "T1 brains")
+    assert suited(bundle, (t1, unlike)) == suited(bundle, (unlike, other)) == ("brain_any", "brains")
     left_right = int(np.abs(t1.grid.affine[0, :3]).argmax())
     half = t1.data.narrow(2 + left_right, 0, t1.grid.shape[left_right] // 2)
     left = replace(t1, data=half, grid=Grid(tuple(half.shape[2:]), t1.grid.affine))
-    assert suited(bundle, Scans(left, other)) is None
+    assert suited(bundle, (other, left)) is None
 
 
 def test_register_says_what_it_chose(
@@ -117,3 +145,65 @@ def test_hippocampi_keep_the_first_weights(
     assert run(monkeypatch, "register", *pair, "--bundle", "iirp", "--output", str(tmp_path / "out")) == 0
     assert "note: both" not in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["weights"] == "hippocampus"
+
+
+@pytest.fixture
+def mixed(test_data: Path) -> list[dict[str, str]]:
+    """Rows of a pair of T1 brains and one of hippocampi."""
+    brains = [str(test_data / "scans" / f"t1_brain_{name}.nii.gz") for name in "ab"]
+    crops = [str(path) for path in sorted((test_data / "hippocampus" / "images").glob("*.nii.gz"))[:2]]
+    return [
+        {"name": name, "fixed": fixed, "moving": moving}
+        for name, (fixed, moving) in (("brains", brains), ("crops", crops))
+    ]
+
+
+def test_each_pair_of_a_batch_gets_what_suits_it(
+    mixed: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, output = write_pairs(tmp_path / "pairs.csv", mixed), tmp_path / "output"
+    options = ("--bundle", "iirp", "--refine", "0", "--threads", "2")
+    for _ in range(2):  # the second time, all is done
+        assert batch(table, output, *options) == 0
+        said = capsys.readouterr().out
+        assert "note: 1 pair got the weights brain, 1 pair got the weights hippocampus, by what the scans show" in said
+        found = summary(output)
+        assert {name: line["weights"] for name, line in found.items()} == {"brains": "brain", "crops": "hippocampus"}
+    assert "2 in an earlier run" in said
+    report = json.loads((output / "brains" / "report.json").read_text("utf-8"))
+    assert report["weights_chosen_for"] == "T1 brains"
+    assert "weights_chosen_for" not in json.loads((output / "crops" / "report.json").read_text("utf-8"))
+    # The same for all is another batch, also for pairs that would get the same.
+    assert "brains: was made with weights_named False, not True" in refusal(
+        capsys, table, output, *options, "--weights", "brain"
+    )
+
+
+def test_all_pairs_of_an_evaluation_decide(mixed: list[dict[str, str]]) -> None:
+    cases = [Case(**row) for row in mixed]
+    entries = ["iirp", "iirp@brain_any", "pan"]
+    gone = Case(fixed="gone.nii.gz", moving="gone.nii.gz")
+    found, said = with_suited(entries, [cases[0], gone])
+    assert found == ["iirp@brain", "iirp@brain_any", "pan"]
+    assert said == ["all scans show T1 brains, so the weights of iirp are brain"]
+    assert with_suited(entries, cases) == (entries, [])
+    folder = str(zoo.find("iirp").path)
+    (method,) = load_methods(*with_suited([folder], cases[:1])[:1])
+    assert (method.name, method.weights.name) == ("iirp@brain", "brain")
+
+
+def test_evaluate_and_template_say_what_they_chose(
+    mixed: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs.csv", mixed[:1])
+    common = ["--bundle", "iirp", "--refine", "0"]
+    options = [*common, "--pairs", str(pairs), "--output", str(tmp_path / "evaluated"), "--plots", "false"]
+    assert run(monkeypatch, "evaluate", *options) == 0
+    assert "note: all scans show T1 brains, so the weights of iirp are brain;" in capsys.readouterr().out
+    found = json.loads((tmp_path / "evaluated" / "summary.json").read_text("utf-8"))
+    assert [(each["bundle"], each["weights"]) for each in found["methods"]] == [("iirp@brain", "brain")]
+    scans = write_pairs(tmp_path / "scans.csv", [{"image": mixed[0][column]} for column in ("fixed", "moving")])
+    options = [*common, "--scans", str(scans), "--output", str(tmp_path / "mean"), "--rounds", "0", "--spacing", "4"]
+    assert run(monkeypatch, "template", *options) == 0
+    assert "note: all scans show T1 brains, so the weights are brain;" in capsys.readouterr().out
+    assert json.loads((tmp_path / "mean" / "template.json").read_text("utf-8"))["weights"] == "brain"

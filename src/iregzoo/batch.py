@@ -15,14 +15,16 @@ from filelock import FileLock, Timeout
 from iregzoo.devices import choose_device
 from iregzoo.engines import Engine
 from iregzoo.errors import InputError
-from iregzoo.jobs import COLUMNS, FIGURES, SUMMARY, Job, Report, origin_of
+from iregzoo.jobs import COLUMNS, FIGURES, REFINE, SUMMARY, Job, Report, Settings, origin_of
 from iregzoo.outputs import check_target, remove_leftovers, whole_file, whole_folder
 from iregzoo.register import read_scans, register
 from iregzoo.results import FILES, provenance, write
+from iregzoo.scans import Scans
 from iregzoo.space.transforms import read_linear
 from iregzoo.steering import choose_controller
+from iregzoo.suited import suited
 from iregzoo.tables import cell
-from iregzoo.zoo import Method, load
+from iregzoo.zoo import Method, find, load
 
 LOCK = ".batch.lock"
 Row = dict[str, Any]
@@ -78,24 +80,40 @@ def _register(job: Job) -> Report:
     settings, case = job.settings, job.case
     torch.set_num_threads(settings.threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(settings.threads)
-    expected = settings.origin["weights_sha256"], settings.origin["finder_sha256"]
-    method = _method(settings.bundle, settings.weights, choose_device(settings.device), settings.precision, expected)
-    for name, here in origin_of(method).items():
-        if here != settings.origin[name]:
-            raise InputError(
-                f"a worker has {name} {here}, but the batch uses {settings.origin[name]}; install the same on "
-                "all workers"
-            )
+    scans, device = read_scans(*case.scans), choose_device(settings.device)
+    chosen = _suited(scans, settings, device)
+    method, origin = _prepared(settings, chosen[0] if chosen else settings.weights, device)
     init = read_linear(case.init) if case.init else settings.init
-    scans = read_scans(*case.scans)
     controller = choose_controller(settings.controller, settings.max_iterations, method.network.controller)
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
-        result = register(scans, method, init=init, controller=controller, refine=settings.refine)
-        made_by = {**provenance(method), "batch": job.request}
+        result = register(scans, method, init=init, controller=controller, refine=origin[REFINE])
+        made_by = {**provenance(method), "batch": job.request(method.weights.name)}
+        if chosen:
+            made_by["weights_chosen_for"] = chosen[1]
         return write(result, folder, made_by, inverse=settings.inverse, jacobian=settings.jacobian)
 
 
-@lru_cache(maxsize=1)
+def _suited(scans: Scans, settings: Settings, device: str) -> tuple[str, str] | None:
+    if settings.weights is not None or len(settings.origins) < 2:
+        return None
+    return suited(find(settings.bundle), (scans.filled.fixed, scans.filled.moving), device, settings.precision)
+
+
+def _prepared(settings: Settings, weights: str | None, device: str) -> tuple[Method, Mapping[str, Any]]:
+    """The method with these weights, and its origin, which has to be the batch's."""
+    first = next(iter(settings.origins))
+    origin = settings.origins.get(weights or first, settings.origins[first])
+    expected = origin["weights_sha256"], origin["finder_sha256"]
+    method = _method(settings.bundle, weights, device, settings.precision, expected)
+    for name, here in origin_of(method, settings.refine).items():
+        if here != origin[name]:
+            raise InputError(
+                f"a worker has {name} {here}, but the batch uses {origin[name]}; install the same on all workers"
+            )
+    return method, origin
+
+
+@lru_cache(maxsize=3)  # of the weights that pairs choose from
 def _method(bundle: str, weights: str | None, device: str, precision: str, expected: tuple[str | None, ...]) -> Method:
     """The method, loaded once a process; ``expected``, the hashes, makes a process that lives long look again."""
     return load(bundle, weights, device, precision)
@@ -152,6 +170,7 @@ def _row(job: Job, outcome: Report | str | None) -> Row:
     return {
         **row,
         "status": "done",
+        "weights": outcome["weights"],
         **{name: outcome[name] for name in FIGURES if name in outcome},
         "iterations": " ".join(map(str, outcome["iterations"])),
         "network_left_out": int("network_left_out" in outcome) or "",

@@ -2,18 +2,22 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
+from iregzoo.cases import Case
 from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.peers import Peer, register_with
-from iregzoo.register import Result, Scans, register
+from iregzoo.register import Result, Scans, read_scans, register
+from iregzoo.space.scan import Scan
 from iregzoo.space.transforms import read_linear
 from iregzoo.steering import choose_controller
-from iregzoo.zoo import Method, is_bundle, load
+from iregzoo.suited import suited
+from iregzoo.zoo import Method, find, is_bundle, load
 
 Timed = tuple[Result, float]
 
@@ -65,6 +69,37 @@ def load_methods(
         method = load(name, own or weights, device, precision)
         methods.append(replace(method, alias=f"{method.bundle.name}@{own}") if own else method)
     return methods
+
+
+def with_suited(
+    entries: Sequence[str], cases: Sequence[Case], device: str | torch.device = "cpu", precision: str = "auto"
+) -> tuple[list[str], list[str]]:
+    """The entries, each without weights of its own with those that suit all cases, see ``suited``; and what was chosen.
+
+    Args:
+        entries: as for ``load_methods``.
+        cases: all of them; what cannot be read is left for its case to fail on.
+        device, precision: as in ``zoo.load``.
+
+    Raises:
+        InputError: as ``load_methods`` does.
+    """
+    found, said = [], []
+    for entry in entries:
+        name, own = _parts(entry)
+        suiting = None if own else suited(find(name), _scans(cases), device, precision)
+        if suiting:
+            said.append(f"all scans show {suiting[1]}, so the weights of {name} are {suiting[0]}")
+            entry = f"{name}@{suiting[0]}"
+        found.append(entry)
+    return found, said
+
+
+def _scans(cases: Sequence[Case]) -> Iterator[Scan]:
+    for case in cases:
+        with suppress(InputError):
+            seen = read_scans(case.fixed, case.moving, "", "", case.fixed_mask, case.moving_mask).filled
+            yield from (seen.fixed, seen.moving)
 
 
 def _parts(entry: str) -> tuple[str, str]:

@@ -20,12 +20,14 @@ from iregzoo.outputs import held
 from iregzoo.results import FILES, provenance
 from iregzoo.space.start import STARTS
 from iregzoo.steering import choose_controller, gradient_steps
-from iregzoo.zoo import Method, bundles, load
+from iregzoo.suited import choices
+from iregzoo.zoo import Method, bundles, find, load
 
 INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "init")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256", "finder_sha256")
+REFINE = "refine"
 CARD = "weights_card"  # which the user may have changed beside a file of weights
-OPTIONS = ("precision", "init", "controller", "max_iterations", "refine", "inverse", "jacobian")
+OPTIONS = ("precision", "init", "controller", "max_iterations", "inverse", "jacobian")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
 SUMMARY = "summary.csv"
 FIGURES = (
@@ -38,7 +40,7 @@ FIGURES = (
     "inverse_error_max_mm",
 )
 COLUMNS = (
-    *("name", "status", "reason", "fixed", "moving", *FIGURES),
+    *("name", "status", "reason", "fixed", "moving", "weights", *FIGURES),
     *("iterations", "network_left_out", "warnings", "seconds"),
 )
 Report = dict[str, Any]
@@ -51,8 +53,10 @@ class Settings:
     Attributes:
         threads: of each process. The last digits of a result depend on them, so they do not follow the number of
             processes.
-        refine: gradient steps; None is the card's, which ``checked`` puts here.
-        origin: versions, and the weights' hash and card, from ``checked``.
+        weights: None lets each pair choose, see ``suited``.
+        refine: gradient steps; None is those of the card of a pair's weights.
+        origins: from ``checked``, by the name of each weights that a pair may get, the first first: versions, and the
+            weights' hash and card.
     """
 
     bundle: str
@@ -66,7 +70,7 @@ class Settings:
     inverse: bool = False
     jacobian: bool = False
     threads: int = 1
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,16 @@ class Job:
     settings: Settings
     inputs: Mapping[str, Any]
 
-    @property
-    def request(self) -> dict[str, Any]:
-        """What the pair's report says of it, beside the method's own."""
-        options = {name: getattr(self.settings, name) for name in OPTIONS}
-        return {**options, CARD: self.settings.origin[CARD], "inputs": self.inputs}
+    def request(self, weights: str) -> dict[str, Any]:
+        """What the pair's report says of it, beside the method's own, with weights of that name."""
+        settings, origin = self.settings, self.settings.origins[weights]
+        options = {name: getattr(settings, name) for name in OPTIONS}
+        made = {"weights_named": settings.weights is not None, REFINE: origin[REFINE], CARD: origin[CARD]}
+        return {**options, **made, "inputs": self.inputs}
 
 
 def checked(settings: Settings, *, here: bool = True) -> Settings:
-    """The settings with their origin, once it is sure that they can be used.
+    """The settings with their origins, once it is sure that they can be used.
 
     Args:
         settings: to be checked.
@@ -110,20 +115,29 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
         )
     if here:
         choose_device(settings.device)
-    method = load(settings.bundle, settings.weights, precision=settings.precision)
-    choose_controller(settings.controller, settings.max_iterations, method.network.controller)
-    steps = gradient_steps(settings.refine, method.card)
-    own = settings.weights is None or settings.weights in method.bundle.weights
-    weights = settings.weights if own else str(Path(str(settings.weights)).absolute())
-    known = any(settings.bundle == bundle.name for bundle in bundles())
-    bundle = settings.bundle if known else str(method.bundle.path)
-    return replace(settings, bundle=bundle, weights=weights, refine=steps, origin=origin_of(method))
+    bundle, given = find(settings.bundle), settings.weights
+    names = (choices(bundle) if given is None else ()) or (given,)
+    origins = {}
+    for name in names:
+        method = load(settings.bundle, name, precision=settings.precision)
+        choose_controller(settings.controller, settings.max_iterations, method.network.controller)
+        origins[method.weights.name] = origin_of(method, settings.refine)
+    if given is not None and given not in bundle.weights:
+        given = str(Path(given).absolute())
+    known = any(settings.bundle == each.name for each in bundles())
+    return replace(settings, bundle=settings.bundle if known else str(bundle.path), weights=given, origins=origins)
 
 
-def origin_of(method: Method) -> dict[str, Any]:
-    """What of a method's provenance has to be the same for all pairs: not the device, nor the weights' name."""
+def origin_of(method: Method, refine: int | None) -> dict[str, Any]:
+    """What has to be the same for all pairs of a method with these weights: not the device, nor the weights' name.
+
+    Args:
+        method: with the weights.
+        refine: gradient steps; the card's if None.
+    """
     made_by = provenance(method)
-    return {**{name: made_by.get(name) for name in ORIGIN}, CARD: method.card.use}
+    steps = gradient_steps(refine, method.card)
+    return {**{name: made_by.get(name) for name in ORIGIN}, CARD: method.card.use, REFINE: steps}
 
 
 def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:
@@ -237,8 +251,10 @@ def _difference(job: Job, report: Report | None) -> str:
         return "holds other files" if foreign else ""
     if "batch" not in report:
         return "was not made by a batch"
+    origins = job.settings.origins
+    weights = report["weights"] if report.get("weights") in origins else next(iter(origins))
     made = {**report, **report["batch"]}
-    for name, asked in {**job.settings.origin, **job.request}.items():
+    for name, asked in {**origins[weights], **job.request(weights)}.items():
         if name != "inputs" and made.get(name) != asked:
             return f"was made with {name} {made.get(name)}, not {asked}"
     return ""

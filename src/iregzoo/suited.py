@@ -1,43 +1,56 @@
-"""Which of a bundle's weights suit a pair of scans, where the user names none."""
+"""Which of a bundle's weights suit scans, where the user names none."""
+
+from collections.abc import Iterable
 
 import torch
 
 from iregzoo.cards import BRAINS, T1_BRAINS
-from iregzoo.scans import Scans
 from iregzoo.space.brains import LEAST_MM3
+from iregzoo.space.scan import Scan
 from iregzoo.zoo import Bundle, find_weights, finder_of
 
 LIKE_T1 = 0.6  # of ``Finder.likeness``
 
 
-def suited(
-    bundle: Bundle, scans: Scans, device: torch.device | str = "cpu", precision: str = "auto"
-) -> tuple[str, str] | None:
-    """The name of the weights that suit two scans, and what these show, as a card has it.
+def choices(bundle: Bundle) -> tuple[str, ...]:
+    """The names of the weights that ``suited`` may choose, after that of the first, which all else gets."""
+    return tuple(dict.fromkeys([*list(bundle.weights)[:1], *_suiting(bundle).values()]))
 
-    Where both show a whole brain, those are weights for T1 brains if both look like a T1, and else weights for brains
-    of any contrast. None where the bundle has no weights for what the scans show: its first are as good as any.
+
+def suited(
+    bundle: Bundle, scans: Iterable[Scan], device: torch.device | str = "cpu", precision: str = "auto"
+) -> tuple[str, str] | None:
+    """The name of the weights that suit scans, such as the two of a pair, and what these show, as a card has it.
+
+    Where all show a whole brain, those are weights for T1 brains if all look like a T1, and else weights for brains of
+    any contrast. None where the bundle has no weights for what the scans show: its first are as good as any.
 
     Raises:
         InputError: as ``finder_of`` and ``find_weights`` do.
     """
-    named: dict[str, str] = {}
-    for name, card in bundle.weights.items():
-        if card.suits:
-            named.setdefault(card.suits, name)
-    pair = scans.filled.fixed, scans.filled.moving
-    if not named or min(scan.grid.volume for scan in pair) < LEAST_MM3:
+    named, shown = _suiting(bundle), ""
+    if not named:
         return None
-    finder = finder_of(bundle, find_weights(bundle, next(iter(named.values()))), device, precision)
-    if finder is None:
-        return None
-    shown = T1_BRAINS
-    for scan in pair:
-        likeness = finder.likeness(scan)
+    for scan in scans:
+        if scan.grid.volume < LEAST_MM3:
+            return None
+        if not shown:  # loaded only where something is large enough for a brain
+            finder = finder_of(bundle, find_weights(bundle, next(iter(named.values()))), device, precision)
+            shown = T1_BRAINS
+        likeness = finder.likeness(scan) if finder else None
         if likeness is None:
             return None
         if likeness < LIKE_T1:
             shown = BRAINS
-    if shown not in named:
+    if shown and shown not in named:
         shown = BRAINS
     return (named[shown], shown) if shown in named else None
+
+
+def _suiting(bundle: Bundle) -> dict[str, str]:
+    """The names of a bundle's weights by what they suit."""
+    named: dict[str, str] = {}
+    for name, card in bundle.weights.items():
+        if card.suits:
+            named.setdefault(card.suits, name)
+    return named

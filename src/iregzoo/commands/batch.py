@@ -1,5 +1,6 @@
 """``iregzoo batch``: a cohort."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def batch(
             MOVING_to_FIXED from the file names). Relative paths are resolved from the table's folder.
         output: folder for the pairs' folders and the summary.
         bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
-        weights: a name from iregzoo list, or a weights file; by default the bundle's first.
+        weights: a name from iregzoo list, or a weights file, for all pairs. By default each pair gets what iregzoo
+            register would choose: those for brains where both scans show a whole brain, or else the bundle's first.
         device: auto, cpu, cuda (of several cuda:1, for instance) or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
@@ -77,8 +79,8 @@ def batch(
         jacobian=jacobian,
         threads=threads,
     )
-    target = Path(output)
-    jobs = read_jobs(Path(pairs), checked(settings, here=not scheduler), target)
+    target, settings = Path(output), checked(settings, here=not scheduler)
+    jobs = read_jobs(Path(pairs), settings, target)
     with ExitStack() as stack:
         cluster = stack.enter_context(on_cluster(scheduler)) if scheduler else None
         stack.enter_context(alone(target))
@@ -86,6 +88,8 @@ def batch(
         bar = stack.enter_context(Progress(len(jobs) - len(done)))
         rows = run(jobs, done, target, cluster or partial(on_this_machine, workers=workers), bar)
     print(totals(rows, len(done)))
+    if weights is None and (chosen := choices_made(rows, next(iter(settings.origins)))):
+        print(f"note: {chosen}, by what the scans show; --weights gives all pairs the same")
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:
         raise InputError(
@@ -93,6 +97,14 @@ def batch(
             f"(all are in {target / 'summary.csv'}; run the same command again to retry them)"
         )
     print(f"written to {output}: summary.csv has a row for each pair")
+
+
+def choices_made(rows: Sequence[dict[str, Any]], first: str) -> str:
+    """Which weights the pairs of a batch got, where some got others than the bundle's first."""
+    counts = Counter(row["weights"] for row in rows if row["status"] == "done")
+    if set(counts) <= {first}:
+        return ""
+    return ", ".join(f"{count} pair{'s' * (count > 1)} got the weights {name}" for name, count in counts.most_common())
 
 
 def totals(rows: Sequence[dict[str, Any]], earlier: int) -> str:

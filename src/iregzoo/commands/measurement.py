@@ -49,8 +49,8 @@ def evaluate(
         bundle: one or more methods, separated by commas; NAME@WEIGHTS compares several trainings of one, such as
             ipear@hippocampus,ipear@runs/best.pt. NAME may be the folder of a bundle of your own.
         output: folder for the results, new or empty.
-        weights: a name from iregzoo list, or a weights file, for entries of --bundle without an @; by default the first
-            of each bundle.
+        weights: a name from iregzoo list, or a weights file, for entries of --bundle without an @. By default those for
+            brains where all scans show a whole brain and a bundle has such, and else the bundle's first.
         peers: one or more of ants-syn, greedy, separated by commas, to compare the methods with.
         device: auto, cpu, cuda (of several cuda:1, for instance) or mps; peers run on the CPU.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
@@ -68,7 +68,7 @@ def evaluate(
 
     from iregzoo.cases import read_cases
     from iregzoo.devices import choose_device
-    from iregzoo.entrants import load_methods
+    from iregzoo.entrants import load_methods, with_suited
     from iregzoo.evaluate import FILES
     from iregzoo.evaluate import evaluate as evaluate_cases
     from iregzoo.flags import flag
@@ -77,7 +77,12 @@ def evaluate(
     from iregzoo.tables import comparison_line
 
     cases, target = read_cases(pairs), choose_device(device)
-    methods = load_methods(names(bundle, "bundle"), weights, target, precision)
+    entries = names(bundle, "bundle")
+    if weights is None:
+        entries, said = with_suited(entries, cases, target, precision)
+        for choice in said:
+            print(f"note: {choice}; NAME@WEIGHTS or --weights choose others")
+    methods = load_methods(entries, weights, target, precision)
     controllers, others = names(controller, "controller"), names(peers, "peers") if peers else []
     registrations = len(cases) * (len(methods) * len(controllers) + len(others))
     with ExitStack() as stack:

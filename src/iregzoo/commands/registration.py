@@ -91,7 +91,8 @@ def register(
         bar("weights")
         where = choose_device(device)
         chosen: dict[str, str] = {}
-        if weights is None and (suiting := suited(find(bundle), scans, where, precision)):
+        pair = scans.filled.fixed, scans.filled.moving
+        if weights is None and (suiting := suited(find(bundle), pair, where, precision)):
             weights, shown = suiting
             chosen = {"weights_chosen_for": shown}
             tqdm.write(f"note: both scans show {shown}, so the weights are {weights}; --weights chooses others")

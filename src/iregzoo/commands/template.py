@@ -41,7 +41,8 @@ def template(
             resolved from the table's folder.
         output: folder for the template, new or empty.
         bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
-        weights: a name from iregzoo list, or a weights file; by default the bundle's first.
+        weights: a name from iregzoo list, or a weights file. By default those for brains where all scans show a whole
+            brain and the bundle has such, and else the bundle's first.
         rounds: how often the scans are registered to the mean; 0 only averages them in their mean pose.
         spacing: voxel size of the template in mm, one number or three (right, anterior, superior) separated by commas;
             by default the median of the scans.
@@ -66,8 +67,9 @@ def template(
     from iregzoo.quality import labels_of
     from iregzoo.results import provenance
     from iregzoo.steering import gradient_steps
+    from iregzoo.suited import suited
     from iregzoo.template import TRANSFORMS, files_of, named, names_in, write_report, write_template
-    from iregzoo.zoo import load
+    from iregzoo.zoo import find, load
 
     begin, target = time.perf_counter(), Path(output)
     check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
@@ -77,7 +79,11 @@ def template(
     for path in (scans, *(path for member in members for path in (member.image, member.labels) if path)):
         if any(os.path.realpath(path) == os.path.realpath(target / name) for name in owned):
             raise InputError(f"{path}: would be overwritten by the results; choose another --output")
-    method = load(bundle, weights, choose_device(device), precision)
+    where = choose_device(device)
+    if weights is None and (suiting := suited(find(bundle), (member.scan() for member in members), where, precision)):
+        weights, shown = suiting
+        print(f"note: all scans show {shown}, so the weights are {weights}; --weights chooses others")
+    method = load(bundle, weights, where, precision)
     steps = gradient_steps(refine, method.card)
     total = len(members) * (placings(init, method.card) + rounds)
     with whole_folder(target, overwrite=overwrite, owned=owned) as folder, Progress(total) as bar:
