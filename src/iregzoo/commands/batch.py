@@ -39,8 +39,8 @@ def batch(
             MOVING_to_FIXED from the file names). Relative paths are resolved from the table's folder.
         output: folder for the pairs' folders and the summary.
         bundle: the method; see iregzoo list, or give the folder of a bundle of your own.
-        weights: a name from iregzoo list, or a weights file, for all pairs. By default each pair gets what iregzoo
-            register would choose: those for brains where both scans show a whole brain, or else the bundle's first.
+        weights: a name from iregzoo list, or a weights file, for all pairs. By default each pair gets, as in iregzoo
+            register, those for brains where both scans show a whole brain, and else the bundle's first.
         device: auto, cpu, cuda (of several cuda:1, for instance) or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
