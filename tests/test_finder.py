@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from weakref import ref
 
 import monai.bundle
 import numpy as np
@@ -167,6 +168,29 @@ def test_what_is_seen_is_the_scan_where_it_lies_and_no_more(phantom: Scan) -> No
     np.testing.assert_allclose(seen.grid.centre, phantom.grid.centre, atol=1.0)
     exact = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16)).see(replace(phantom, data=phantom.data.double()))
     torch.testing.assert_close(exact.data, seen.data)
+
+
+def test_a_scan_is_looked_at_once_while_it_is_there(phantom: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, looks = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16)), []
+    monkeypatch.setattr(Itself, "forward", lambda self, images: looks.append(1) or images)
+    assert find.see(phantom) is find.see(phantom)
+    assert len(looks) == 1
+    alike = replace(phantom)
+    assert find.see(alike) is not find.see(phantom)
+    assert len(looks) == 2
+    other = Finder(find.network, (2.0, 2.0, 2.0), (16, 16, 16), window=(-500.0, 3000.0))
+    assert not torch.equal(other.see(phantom).data, find.see(phantom).data)
+    assert len(looks) == 3
+    gone = ref(alike)
+    del alike
+    assert gone() is None  # nothing keeps a patient's scan
+
+
+def test_the_one_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = zoo.find("iirp")
+    first, again = (zoo.finder_of(bundle, zoo.find_weights(bundle, name)) for name in ("brain", "brain_any"))
+    assert first is again is not None
+    assert zoo.finder_of(bundle, zoo.find_weights(bundle, "brain"), precision="float32") is not first
 
 
 def test_a_window_is_the_networks_own(phantom: Scan) -> None:

@@ -14,6 +14,7 @@ from iregzoo import suited as suiting
 from iregzoo import zoo
 from iregzoo.cases import Case
 from iregzoo.entrants import load_methods, with_suited
+from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.phantom import Phantom
 from iregzoo.scans import Scans, read_scans
 from iregzoo.space.brains import LEAST_MM3
@@ -127,7 +128,11 @@ def test_register_says_what_it_chose(
     scans = test_data / "scans"
     pair = ["--fixed", str(scans / "t1_brain_a.nii.gz"), "--moving", str(scans / "t1_brain_b.nii.gz")]
     common = ["register", *pair, "--bundle", "iirp", "--refine", "0"]
-    assert run(monkeypatch, *common, "--output", str(tmp_path / "chosen")) == 0
+    looked, look = [], CanonicalNet.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(CanonicalNet, "forward", lambda self, images: looked.append(1) or look(self, images))
+        assert run(patch, *common, "--output", str(tmp_path / "chosen")) == 0
+    assert len(looked) == 2  # the choice and the start look at each scan once
     said = capsys.readouterr().out
     assert "note: both scans show T1 brains, so the weights are brain; --weights chooses others" in said
     assert run(monkeypatch, *common, "--weights", "brain", "--output", str(tmp_path / "named")) == 0

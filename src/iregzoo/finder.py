@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ STRUCTURE = 0.05  # of one contrast: what is brighter is a structure of the brai
 WHITE, LEAST_WHITE_MM3 = 0.85, 3e4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finder:
     """The affine start of two scans by what the network of one contrast makes of them.
 
@@ -61,9 +62,15 @@ class Finder:
         image = resample_to(normalise(scan, self.window), brain.grid)
         return float(ncc(image[structures][None, None, None], brain.data[structures][None, None, None]))
 
-    @torch.no_grad()
     def see(self, scan: Scan) -> Scan:
-        """The scan in one contrast, on a grid along its own axes that covers it."""
+        """The scan in one contrast, on a grid along its own axes that covers it; made once while there is the scan."""
+        seen = _SEEN.setdefault(self, WeakKeyDictionary())
+        if scan not in seen:
+            seen[scan] = self._look(scan)
+        return seen[scan]
+
+    @torch.no_grad()
+    def _look(self, scan: Scan) -> Scan:
         grid = network_grid(scan.grid, self.spacing, stride=self.network.stride, minimum=self.minimum)
         image = resample_to(normalise(scan, self.window), grid).to(next(self.network.parameters()))
         with autocast(image.device, self.precision):
@@ -71,3 +78,6 @@ class Finder:
         seen = replace(scan, data=made.float().cpu(), grid=grid)
         own = network_grid(scan.grid, self.spacing, stride=1)  # without what pads it: the same voxels, fewer
         return replace(seen, data=resample_to(seen, own), grid=own)
+
+
+_SEEN: WeakKeyDictionary[Finder, WeakKeyDictionary[Scan, Scan]] = WeakKeyDictionary()

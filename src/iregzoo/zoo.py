@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -218,15 +219,26 @@ def finder_of(
         holder = find_weights(bundle, named)
     if not holder.card.canonical:
         return None
+    card = holder.card
+    window = (card.window[0], card.window[1]) if card.window else None
+    sees = tuple(card.spacing), tuple(card.minimum), window, _precision(card, precision)
+    return _finder(holder.path, holder.sha256, str(device), sees)
+
+
+@lru_cache(maxsize=1)  # who looks at a pair to choose its weights, and then to find its start, looks once
+def _finder(
+    path: Path,
+    digest: str,
+    device: str,
+    sees: tuple[tuple[float, ...], tuple[int, ...], tuple[float, float] | None, Precision],
+) -> "Finder":
     from iregzoo.finder import Finder  # which imports what reads scans, and takes its time
 
-    state = read_state(holder.path)
+    state = read_state(path)
     own = {name.removeprefix(CANONICAL): tensor for name, tensor in state.items() if name.startswith(CANONICAL)}
     network = CanonicalNet().requires_grad_(False)
-    load_strictly(network, own, holder.path)
-    card, network = holder.card, _for_inference(network, device)
-    wanted = _precision(card, precision)
-    return Finder(network, card.spacing, card.minimum, card.window, wanted, holder.sha256)
+    load_strictly(network, own, path)
+    return Finder(_for_inference(network, device), *sees, digest)
 
 
 def brain_finder() -> "Finder | None":

@@ -24,11 +24,11 @@ NO_BLUR = 0.25  # voxels: a narrower Gaussian changes nothing
 Window = Sequence[float]  # the intensities that become 0 and 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scan:
     """An image in scanner space: ``data`` (1, 1, X, Y, Z) float32, or integer for a label map or a mask.
 
-    ``doubt`` says in words what makes its place in the scanner doubtful.
+    A scan equals itself alone. ``doubt`` says in words what makes its place in the scanner doubtful.
     """
 
     data: Tensor
