@@ -118,6 +118,7 @@ def test_align_writes_a_linear_transform_that_itk_resamples_with(
     assert report["folding_percent"] == report["displacement_max_mm"] == 0
     assert report["inverse"] == "of the affine"
     assert report["aligned"] == kind
+    assert report["shared_information"] > precise.SHARED
     assert report["warnings"] == []
     assert not {"network_shape", "bundle", "network_left_out", "refinement"} & report.keys()
     assert (out / "report.html").is_file()
@@ -218,6 +219,23 @@ def test_two_people_stay_where_their_brains_are(small_phantom: Phantom, monkeypa
     monkeypatch.setattr(precise, "SAME", 0.0)
     found = align(read_scans(small_phantom.fixed, small_phantom.moving), finder=says(brains))
     np.testing.assert_array_equal(found.frame.start, brains)
+
+
+def test_scans_that_share_too_little_are_said_to(
+    test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two people; one person's are in test_align_writes_a_linear_transform_that_itk_resamples_with."""
+    pair = (
+        part
+        for name, side in zip("ab", ("fixed", "moving"), strict=True)
+        for part in (f"--{side}", str(test_data / "scans" / f"t1_brain_{name}.nii.gz"))
+    )
+    assert run(monkeypatch, "align", *pair, "--output", str(tmp_path / "out")) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert "too little of each other for one person's" in said
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert 0 < report["shared_information"] < precise.SHARED
+    assert report["warnings"] == [said.removeprefix("warning: ")]
 
 
 def test_bad_input_to_align_is_one_line_and_writes_nothing(

@@ -464,6 +464,23 @@ def test_real_scans_make_the_round_trip(tmp_path: Path, test_data: Path, way: in
         assert difference < RANGE_TOLERANCE
 
 
+def test_correlation_alone_says_nothing_across_contrasts(tmp_path: Path) -> None:
+    """Of a head and the same one inverted, but for the air, NCC falls where one comes to lie on the other."""
+    store(tmp_path, "head", around(GRIDS["oblique"]))
+    scans = read_scans(tmp_path / "head.nii.gz", tmp_path / "head.nii.gz")
+    result = register(scans, method())
+    images = compare(result)
+    head = images.fixed
+    inverted, off = torch.where(head > 0.1, 1.1 - head, 0), head.roll(2, 2)
+    torch.manual_seed(0)
+    for after, less in ((inverted, False), (torch.rand_like(head), True)):
+        found = figures(result, replace(images, before=off, start=off, after=after))
+        assert found["ncc_after"] < found["ncc_before"] - 0.1
+        assert found["mutual_information"].keys() == {"before", "start", "after"}
+        assert ("the images are less similar than before" in found["warnings"]) == less
+    assert "mutual_information" not in figures(result, replace(images, before=inverted, start=inverted, after=head))
+
+
 @pytest.mark.parametrize("swapped", ["fixed", "moving"])
 def test_label_map_in_the_place_of_a_scan_is_refused(tmp_path: Path, swapped: str) -> None:
     for name in ("fixed", "moving"):
@@ -480,7 +497,15 @@ def test_doubts_are_said() -> None:
     fine = {"ncc_before": 0.5, "ncc_start": 0.6, "ncc_after": 0.9, "folding_percent": 0.0, "near_singular_percent": 1.0}
     assert doubts(fine) == {}
     assert "less similar" in doubts({**fine, "ncc_after": 0.55})["ncc_after"]
+    less = {**fine, "ncc_after": 0.45, "mutual_information": {"before": 0.2, "start": 0.4, "after": 0.3}}
+    assert doubts(less)["ncc_after"] == "the images are less similar than at the affine start"
+    less["mutual_information"]["before"] = 0.31
+    assert doubts(less)["ncc_after"] == "the images are less similar than before"
+    less["mutual_information"]["after"] = 0.41
+    assert doubts(less) == {}
     assert "still dissimilar" in doubts({**fine, "ncc_before": 0.0, "ncc_start": 0.1, "ncc_after": 0.2})["ncc_after"]
+    assert doubts({**fine, "shared_information": 0.31}) == {}
+    assert "too little of each other for one person's (0.12 of" in str(doubts({**fine, "shared_information": 0.12}))
     bad_start = doubts({**fine, "ncc_before": -0.1, "ncc_start": -0.014})
     assert "were hardly similar before the deformation (NCC -0.01)" in bad_start["ncc_start"]
     assert "folds in 2.0 %" in doubts({**fine, "folding_percent": 2.0})["folding_percent"]

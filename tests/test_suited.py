@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from cohort import batch, refusal, summary, write_pairs
 from iregzoo import suited as suiting
@@ -142,13 +143,30 @@ def test_register_says_what_it_chose(
     assert json.loads((tmp_path / "chosen" / "report.json").read_text("utf-8"))["weights"] == "brain"
 
 
+def test_register_says_where_no_brains_were_found(
+    small_phantom: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = []
+    for side, path in (("fixed", small_phantom.fixed), ("moving", small_phantom.moving)):
+        image = sitk.ReadImage(str(path))
+        image.SetSpacing([2 * step for step in image.GetSpacing()])
+        sitk.WriteImage(image, str(tmp_path / f"{side}.nii.gz"))
+        pair += [f"--{side}", str(tmp_path / f"{side}.nii.gz")]
+    for bundle, said in (("iirp", True), ("pan", False)):
+        options = ["--bundle", bundle, "--init", "none", "--output", str(tmp_path / bundle)]
+        assert run(monkeypatch, "register", *pair, *options) == 0
+        words = "a whole brain was not found in both scans, so the weights are the bundle's first, hippocampus;"
+        assert (words in capsys.readouterr().out) == said
+        assert "weights_chosen_for" not in json.loads((tmp_path / bundle / "report.json").read_text("utf-8"))
+
+
 def test_hippocampi_keep_the_first_weights(
     test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = sorted((test_data / "hippocampus" / "images").glob("*.nii.gz"))[:2]
     pair = ["--fixed", str(images[0]), "--moving", str(images[1])]
     assert run(monkeypatch, "register", *pair, "--bundle", "iirp", "--output", str(tmp_path / "out")) == 0
-    assert "note: both" not in capsys.readouterr().out
+    assert "note: " not in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["weights"] == "hippocampus"
 
 

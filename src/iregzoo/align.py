@@ -1,6 +1,7 @@
 """Two scans brought together by a rigid or affine transform alone: nothing deforms."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from iregzoo.register import Progress, Result, Scans, choose_start, finish, time
 from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Matrix, network_grid
-from iregzoo.space.precise import WINDOW, compared, lattice_spacing, precise_start
+from iregzoo.space.precise import WINDOW, Precise, compared, lattice_spacing, precise_start
 from iregzoo.space.scan import Scan
 from iregzoo.space.start import GIVEN, SEARCHED, Find, affine_start
 
@@ -57,8 +58,9 @@ def align(
     with timed("align", seconds, progress):
         found = _best(scans, chain((first,), starts), rigid=kind == "rigid")
     with timed("warp", seconds, progress):
-        frame = Frame(scans.fixed.grid, scans.moving.grid, scans.fixed.grid, found)
+        frame = Frame(scans.fixed.grid, scans.moving.grid, scans.fixed.grid, found.start)
         result = finish(scans, frame, name, Registration(torch.zeros(1, 3, *frame.fixed.shape)), seconds)
+        result = replace(result, shared=found.shared)
     if (result.warped == scans.moving.outside).all():
         raise InputError(
             f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); try --init center "
@@ -75,7 +77,7 @@ def _starts(fixed: Scan, moving: Scan, begin: str | Matrix, finder: Find | None)
     yield affine_start(fixed, moving, begin)
 
 
-def _best(scans: Scans, starts: Iterable[Matrix], *, rigid: bool) -> Matrix:
+def _best(scans: Scans, starts: Iterable[Matrix], *, rigid: bool) -> Precise:
     """The first start, made precise, by which the scans share as much as one person's do; the first if none is.
 
     Raises:
@@ -86,7 +88,7 @@ def _best(scans: Scans, starts: Iterable[Matrix], *, rigid: bool) -> Matrix:
         if _comparable(scans, start):
             found.append(precise_start(scans.filled.fixed, scans.filled.moving, start, rigid=rigid, masks=scans.masks))
             if found[-1].one_person:
-                return found[-1].start
+                return found[-1]
     if not found:
         paths = " and ".join(str(mask.path) for mask in scans.masks)
         spacing = lattice_spacing(scans.fixed.grid, scans.moving.grid)
@@ -94,7 +96,7 @@ def _best(scans: Scans, starts: Iterable[Matrix], *, rigid: bool) -> Matrix:
             f"{paths}: nowhere do {WINDOW}×{WINDOW}×{WINDOW} voxels of {spacing:.2g} mm count, by which the scans are "
             "compared; enlarge the masks"
         )
-    return found[0].start
+    return found[0]
 
 
 def _comparable(scans: Scans, start: Matrix) -> bool:

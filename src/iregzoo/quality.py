@@ -15,10 +15,13 @@ from iregzoo.metrics import SMALLEST_AXIS, dice, folding_of, mean_of, std_log_of
 from iregzoo.register import Result
 from iregzoo.similarity import mse, ncc
 from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
+from iregzoo.space.precise import SHARED
 from iregzoo.space.scan import scale
+from iregzoo.space.start import mutual_information
 
 NEAR_SINGULAR = 0.1  # det J
 LITTLE_ALIKE = 0.3  # NCC
+EARLIER = {"before": "before", "start": "at the affine start"}  # than the end
 SAME_NCC = 1e-4  # what rounding and interpolation change where nothing moves
 UNLIKE_AT_START = 0.1  # NCC: of the 380 pairs of hippocampus test scans, middle on middle, one has less
 MUCH_FOLDING, MUCH_SQUASHED = 1.0, 5.0  # percent
@@ -76,6 +79,8 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
 
     ``before`` is the moving scan where the headers put it, ``start`` after the affine start, ``after`` in the end, all
     over the voxels that count in the end, of which ``counted_percent`` tells how many there are, where there are masks.
+    ``mutual_information`` (nats) is there where NCC fell, which between two contrasts need not mean anything.
+    ``shared_information`` is what ``Result.shared`` has.
     ``sdlogj`` needs a grid of at least 5 voxels an axis. ``near_singular_percent`` counts voxels, folds included, where
     the deformation shrinks volume to a tenth or less: tissue that is squashed to fit. ``field_size`` is the volume of
     the network's grid as a multiple of the smallest on which the weights are used, where their card tells one.
@@ -96,6 +101,8 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
     network = result.frame.network if result.refinement is None else result.refinement.network
     if (size := field_size(network, result.card)) is not None:
         found["field_size"] = size
+    if result.shared is not None:
+        found["shared_information"] = round(result.shared, 4)
     found |= _overlap(result) | _lost(result)
     if headers := [scan.doubt for scan in (result.scans.fixed, result.scans.moving) if scan.doubt]:
         found["header_doubts"] = headers
@@ -105,15 +112,20 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
 def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     """What should make a person doubt a result with these figures, in words, by the figure that says so."""
     said = {f"header_{n}": doubt for n, doubt in enumerate(found.get("header_doubts", ()))}
-    if found["ncc_after"] < max(found["ncc_before"], found["ncc_start"]) - SAME_NCC:
-        when = "before" if found["ncc_after"] < found["ncc_before"] - SAME_NCC else "at the affine start"
-        said["ncc_after"] = f"the images are less similar than {when}"
+    if less := [when for name, when in EARLIER.items() if _fell(found, name)]:
+        said["ncc_after"] = f"the images are less similar than {less[0]}"
     elif found["ncc_after"] < LITTLE_ALIKE:
         said["ncc_after"] = f"the images are still dissimilar after registration (NCC {found['ncc_after']:.2f})"
     if found["ncc_start"] < UNLIKE_AT_START:
         said["ncc_start"] = (
             f"the images were hardly similar before the deformation (NCC {found['ncc_start']:.2f}): check that they "
             "show the same body part, side, orientation and contrast; if they do, try another init"
+        )
+    if found.get("shared_information", 1) <= SHARED:
+        said["shared_information"] = (
+            f"the scans tell too little of each other for one person's ({found['shared_information']:.2f} of what one "
+            "tells of itself), so they were brought together only roughly: right for two people; for one person, look "
+            "at the result and, if it is wrong, give another --init"
         )
     if found["folding_percent"] > MUCH_FOLDING:
         said["folding_percent"] = f"the deformation folds in {found['folding_percent']:.1f} % of the voxels"
@@ -137,8 +149,15 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     return said
 
 
+def _fell(found: Mapping[str, Any], earlier: str) -> bool:
+    """Whether the images are less alike in the end than earlier: by NCC and, where that is known, by information."""
+    information = found.get("mutual_information", {"after": 0.0, earlier: 1.0})
+    alike = found["ncc_after"] >= found[f"ncc_{earlier}"] - SAME_NCC
+    return not alike and information["after"] < information[earlier]
+
+
 def _similarity(images: Comparison) -> dict[str, Any]:
-    """NCC and MSE over the voxels that count."""
+    """NCC and MSE over the voxels that count, and the mutual information where NCC fell."""
     counted = images.counted
 
     def seen(image: Tensor) -> Tensor:
@@ -146,10 +165,14 @@ def _similarity(images: Comparison) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     fixed = seen(images.fixed)
-    for name in ("before", "start", "after"):
+    for name in (*EARLIER, "after"):
         image = seen(getattr(images, name))
         # In double precision: of millions of voxels, mostly air, float32 is wrong in the third digit.
         found |= {f"ncc_{name}": float(ncc(fixed.double(), image.double())), f"mse_{name}": float(mse(fixed, image))}
+    if any(_fell(found, name) for name in EARLIER):
+        found["mutual_information"] = {
+            name: mutual_information(fixed.numpy(), seen(getattr(images, name)).numpy()) for name in (*EARLIER, "after")
+        }
     return found if counted is None else {**found, "counted_percent": float(counted.double().mean()) * 100}
 
 

@@ -70,6 +70,7 @@ class Result:
         refinement: what gradient steps did after the network, where there were any.
         card: of the weights; None for a peer, which has none.
         needless: what showed that the network's displacement was to be left out, where it was.
+        shared: of an alignment, what the scans tell of each other by it, a part of what the fixed one tells of itself.
     """
 
     scans: Scans
@@ -84,6 +85,7 @@ class Result:
     refinement: Refinement | None = None
     card: WeightsCard | None = None
     needless: Needless | None = None
+    shared: float | None = None
 
 
 def choose_start(init: str | Path) -> str | Matrix:

@@ -29,10 +29,8 @@ def suited(
         InputError: as ``finder_of`` and ``find_weights`` do.
     """
     named, shown = _suiting(bundle), ""
-    if not named:
-        return None
     for scan in scans:
-        if scan.grid.volume < LEAST_MM3:
+        if not may_suit(bundle, scan):
             return None
         if not shown:  # loaded only where something is large enough for a brain
             finder = finder_of(bundle, find_weights(bundle, next(iter(named.values()))), device, precision)
@@ -45,6 +43,11 @@ def suited(
     if shown and shown not in named:
         shown = BRAINS
     return (named[shown], shown) if shown in named else None
+
+
+def may_suit(bundle: Bundle, scan: Scan) -> bool:
+    """Whether a bundle has weights for brains, and a scan is large enough to show one."""
+    return bool(_suiting(bundle)) and scan.grid.volume >= LEAST_MM3
 
 
 def _suiting(bundle: Bundle) -> dict[str, str]:

@@ -71,7 +71,7 @@ def register(
     from iregzoo.results import FILES, provenance, write
     from iregzoo.space.frame import Frame
     from iregzoo.steering import choose_controller
-    from iregzoo.suited import suited
+    from iregzoo.suited import may_suit, suited
     from iregzoo.zoo import find, load
 
     said: list[str] = []
@@ -90,12 +90,20 @@ def register(
         scans = read_scans(fixed, moving, *maps)
         bar("weights")
         where = choose_device(device)
-        chosen: dict[str, str] = {}
         pair = scans.filled.fixed, scans.filled.moving
-        if weights is None and (suiting := suited(find(bundle), pair, where, precision)):
-            weights, shown = suiting
-            chosen = {"weights_chosen_for": shown}
-            tqdm.write(f"note: both scans show {shown}, so the weights are {weights}; --weights chooses others")
+        chosen: dict[str, str] = {}
+        if weights is None:
+            source = find(bundle)
+            if suiting := suited(source, pair, where, precision):
+                weights, shown = suiting
+                chosen = {"weights_chosen_for": shown}
+                tqdm.write(f"note: both scans show {shown}, so the weights are {weights}; --weights chooses others")
+            elif all(may_suit(source, scan) for scan in pair):
+                first = next(iter(source.weights))
+                tqdm.write(
+                    f"note: a whole brain was not found in both scans, so the weights are the bundle's first, {first}; "
+                    "--weights chooses others"
+                )
         method = load(bundle, weights, where, precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)
         result = register_scans(
