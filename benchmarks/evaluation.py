@@ -1,7 +1,7 @@
 """Measure what docs/evaluation.md shows, and write its tables and pictures, and those of README.md and the cards.
 
     python benchmarks/evaluation.py --dataset-dir DIR [--brain-dir DIR] [--scans-dir DIR]
-        [--parts hippocampus,iterations,refinement,brain,stripped,real] [--brain-looks t1,contrast]
+        [--parts hippocampus,iterations,refinement,brain,stripped,turned,real] [--brain-looks t1,contrast]
         [--brain-peers t1,contrast,real]
 
 DIR holds the hippocampus scans (images/, labels/, splits.json); --brain-dir the label maps of whole heads, which are
@@ -21,9 +21,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import fire
+import nibabel as nib
+import numpy as np
 
 from documents import counted, machine_line, replace_part
 from documents import table as markdown
+from iregzoo.space.grid import RAS_FROM_LPS
+from iregzoo.space.upright import ROTATIONS
 from iregzoo.zoo import bundles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +42,7 @@ def main(
     dataset_dir: str,
     brain_dir: str | None = None,
     scans_dir: str | None = None,
-    parts: Any = "hippocampus,iterations,refinement,brain,stripped,real",
+    parts: Any = "hippocampus,iterations,refinement,brain,stripped,turned,real",
     brain_looks: Any = "t1,contrast",
     brain_peers: Any = "t1,contrast,real",
 ) -> None:
@@ -56,6 +60,8 @@ def main(
             brain(Path(brain_dir), Path(scratch), looks, compared)
         if "stripped" in chosen and brain_dir and having("brain"):
             stripped(Path(brain_dir), Path(scratch))
+        if "turned" in chosen and brain_dir and having("brain"):
+            turned(Path(brain_dir), Path(scratch))
         if "real" in chosen and scans_dir and having("brain"):
             real(Path(scans_dir).resolve(), Path(scratch), peers="real" in compared)
 
@@ -153,6 +159,38 @@ def stripped(data: Path, scratch: Path) -> None:
         rows.append((fixed, moving, f"{result['dice_mean']['mean']:.3f} ± {result['dice_mean']['sd']:.3f}", worst))
     text = markdown(("fixed", "moving", "Dice of iirp, mean ± sd", "worst pair"), rows)
     write("brain-stripped", "\n".join([text, "", machine(found)]))
+
+
+def turned(data: Path, scratch: Path) -> None:
+    """The same people, with headers that turn each scan its own way, and weights chosen by what the scans show."""
+    upright = scratch / "upright"
+    run("benchmarks/render_brains.py", "--dataset-dir", data, "--output", upright)
+    folders = {"upright": upright, "turned": turn_headers(upright, scratch / "turned")}
+    rows = []
+    for look, (headers, folder) in product(("t1", "contrast"), folders.items()):
+        compared = ("--pairs", folder / f"{look}.csv", "--bundle", "iirp", "--plots", "false")
+        found = summary(evaluate(scratch / f"{look}-{headers}", *compared))
+        (result,), (method,) = found["results"], found["methods"]
+        dice = f"{result['dice_mean']['mean']:.3f} ± {result['dice_mean']['sd']:.3f}"
+        figures = (dice, f"{result['worst']['dice_mean']:.3f}", f"{result['seconds']['mean']:.1f}")
+        rows.append((look, headers, method["weights"], *figures))
+    heads = ("moving", "headers", "weights chosen", "Dice of iirp, mean ± sd", "worst pair", "s a pair")
+    write("brain-turned", "\n".join([markdown(heads, rows), "", machine(found)]))
+
+
+def turn_headers(source: Path, target: Path) -> Path:
+    """A folder with the same voxels, whose headers turn each person's scans and label map another way."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.suffix != ".gz":
+            shutil.copy(path, target)
+            continue
+        image = nib.load(path)
+        person = path.name.split(".")[0].rsplit("_", 1)[0]
+        rotation = ROTATIONS[1 + sum(person.encode()) % (len(ROTATIONS) - 1)]
+        world = RAS_FROM_LPS @ rotation @ RAS_FROM_LPS
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), world @ image.affine), target / path.name)
+    return target
 
 
 def write_mixed(fixed: Path, moving: Path, name: str, target: Path) -> None:

@@ -1,7 +1,6 @@
 """Scans of one person on two days: aligned without a deformation, or registered without the one they do not need."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from cards import with_card
+from finders import Says
 from geometry import Array, from_image, move_all, world_points
 from iregzoo import align as alignment
 from iregzoo import zoo
@@ -24,7 +24,6 @@ from iregzoo.space import precise
 from iregzoo.space.files import affine_transform
 from iregzoo.space.frame import affine_displacement
 from iregzoo.space.grid import Grid
-from iregzoo.space.scan import Scan
 from iregzoo.space.start import affine_start, matrix_of
 from iregzoo.space.transforms import read_linear
 from iregzoo.zoo import Method, load
@@ -137,14 +136,9 @@ def test_align_is_more_precise_than_the_search_and_begins_where_it_is_told(days:
     torch.testing.assert_close(found.displacement, affine_displacement(found.frame.start, found.frame.fixed).float())
 
 
-def says(start: np.ndarray | None) -> Callable[..., np.ndarray | None]:
-    """A finder that finds the brains there."""
-    return lambda fixed, moving, *, rigid: start
-
-
 def test_align_begins_where_the_brains_are(days: Days, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alignment, "affine_start", lambda *given: pytest.fail("searched"))
-    found = align(days.scans, finder=says(matrix_of(days.moved)))
+    found = align(days.scans, finder=Says(matrix_of(days.moved)))
     assert found.init == "rigid"
     assert days.error_mm(affine_transform(found.frame.start)) < 0.1
 
@@ -152,22 +146,14 @@ def test_align_begins_where_the_brains_are(days: Days, monkeypatch: pytest.Monke
 def test_the_command_begins_there_and_says_what_looks_for_brains(
     days: Days, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Scan] = []
-
-    class Finds:
-        sha256 = "5" * 64
-
-        def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> np.ndarray:
-            asked.append(fixed)
-            return matrix_of(days.moved)
-
-    monkeypatch.setattr(zoo, "brain_finder", Finds)
+    find = Says(matrix_of(days.moved))
+    monkeypatch.setattr(zoo, "brain_finder", lambda: find)
     monkeypatch.setattr(alignment, "affine_start", lambda *given: pytest.fail("searched"))
     out = tmp_path / "out"
     assert run(monkeypatch, "align", *days.paths, "--output", str(out)) == 0
-    assert len(asked) == 1
+    assert find.asked == [True]
     assert days.error_mm(sitk.ReadTransform(str(out / "transform.h5"))) < 0.1
-    assert json.loads((out / "report.json").read_text("utf-8"))["finder_sha256"] == Finds.sha256
+    assert json.loads((out / "report.json").read_text("utf-8"))["finder_sha256"] == find.sha256
     monkeypatch.undo()
     monkeypatch.setattr(zoo, "brain_finder", lambda: pytest.fail("nothing is to be found"))
     assert run(monkeypatch, "align", *days.paths, "--init", "center", "--output", str(tmp_path / "told")) == 0
@@ -187,29 +173,24 @@ def test_masks_that_leave_nothing_where_the_brains_lie_leave_it_to_the_search(da
     away = np.eye(4)  # the one half on the other
     away[:3, 3] = scans.fixed.grid.affine[:3, 2] / scans.fixed.grid.spacing[2] * extent[2] * 0.55
     assert not alignment._comparable(masked, away)
-    found = align(masked, finder=says(away)).frame.start
+    found = align(masked, finder=Says(away)).frame.start
     assert days.error_mm(affine_transform(found)) < 0.5
 
 
 def test_align_asks_for_what_the_kind_needs_and_not_where_it_is_told(days: Days) -> None:
-    asked: list[bool] = []
-
-    def find(fixed: Scan, moving: Scan, *, rigid: bool) -> np.ndarray:
-        asked.append(rigid)
-        return matrix_of(days.moved)
-
+    find = Says(matrix_of(days.moved))
     align(days.scans, "affine", finder=find)
     align(days.scans, "rigid", finder=find)
     align(days.scans, "affine", init="rigid", finder=find)
-    assert asked == [False, True, True]
+    assert find.asked == [False, True, True]
     align(days.scans, init=matrix_of(days.moved), finder=find)
     align(days.scans, init="center", finder=find)
-    assert len(asked) == 3
+    assert len(find.asked) == 3
 
 
 def test_align_searches_where_brains_are_found_in_a_wrong_place_or_none(days: Days) -> None:
     far = matrix_of(sitk.Euler3DTransform((0, 0, 0), 0.3, 0, 0, (30.0, 0, 0)))
-    for finder in (says(far), says(None)):
+    for finder in (Says(far), Says(None)):
         assert days.error_mm(affine_transform(align(days.scans, finder=finder).frame.start)) < 0.1
 
 
@@ -217,7 +198,7 @@ def test_two_people_stay_where_their_brains_are(small_phantom: Phantom, monkeypa
     brains = matrix_of(sitk.Euler3DTransform((0, 0, 0), 0.02, 0, 0, (1.0, 0, 0)))
     monkeypatch.setattr(precise, "SHARED", 1.0)
     monkeypatch.setattr(precise, "SAME", 0.0)
-    found = align(read_scans(small_phantom.fixed, small_phantom.moving), finder=says(brains))
+    found = align(read_scans(small_phantom.fixed, small_phantom.moving), finder=Says(brains))
     np.testing.assert_array_equal(found.frame.start, brains)
 
 

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from finders import Says
 from geometry import apply_world, world_points
 from iregzoo import finder, register, zoo
 from iregzoo.align import align
@@ -21,11 +22,14 @@ from iregzoo.errors import InputError
 from iregzoo.finder import Finder
 from iregzoo.metrics import dice
 from iregzoo.networks.canonical import CanonicalNet
-from iregzoo.results import provenance
+from iregzoo.results import provenance, write
 from iregzoo.scans import Scans, read_scans
+from iregzoo.space.brains import LEAST_MM3
 from iregzoo.space.frame import affine_displacement, warp_scan
-from iregzoo.space.scan import Scan, normalise, read_labels, resample_to
+from iregzoo.space.scan import Scan, normalise, read_labels, read_scan, resample_to
 from iregzoo.space.start import matrix_of
+from iregzoo.space.upright import ROTATIONS
+from iregzoo.suited import suited
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,15 +99,18 @@ def test_a_head_is_aligned_with_the_persons_brain_of_another_contrast(test_data:
 
 
 def test_monai_and_the_bundle_find_the_same_start(test_data: Path, tmp_path: Path) -> None:
-    paths = {"fixed": "t1_brain_a.nii.gz", "moving": "t1_brain_b.nii.gz"}
-    paths = {side: str(test_data / "scans" / file) for side, file in paths.items()}
+    files = {"fixed": "t1_brain_a.nii.gz", "moving": "t1_brain_b.nii.gz"}
+    paths = {side: str(test_data / "scans" / file) for side, file in files.items()}
+    paths["fixed"] = str(turned(Path(paths["fixed"]), ROTATIONS[5], tmp_path))
     method = zoo.load("iirp", "brain")
     _, expected = register.start_of(read_scans(**paths), "auto", method.card, method.finder)
     _, searched = register.start_of(read_scans(**paths), "auto", method.card)
     assert np.abs(expected - searched).max() > 1e-3
     weights = zoo.find_weights(method.bundle, "brain")
     load = LoadPair(method.card, method.network.stride, finder=zoo.finder_of(method.bundle, weights))
-    np.testing.assert_array_equal(load(paths)["start"], expected)
+    loaded = load(paths)
+    np.testing.assert_array_equal(loaded["start"], expected)
+    np.testing.assert_array_equal(loaded["upright"], ROTATIONS[5].T)
     bundle = ROOT / "bundles" / "iirp"
     monai.bundle.run(
         config_file=str(bundle / "configs/inference.json"),
@@ -117,6 +124,8 @@ def test_monai_and_the_bundle_find_the_same_start(test_data: Path, tmp_path: Pat
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
     np.testing.assert_allclose(report["affine_lps_mm"], expected, atol=1e-6)
     assert report["finder_sha256"] == method.bundle.weights["brain_any"].sha256
+    assert report["warnings"] == report["header_doubts"] == [loaded["lying"]] != [""]
+    assert report["ncc_after"] > 0.95
 
 
 def test_a_result_says_what_looks_for_brains() -> None:
@@ -156,6 +165,9 @@ class Itself(CanonicalNet):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.where(images > 0, images, 1.0)
+
+    def certainty(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(images))
 
 
 def test_what_is_seen_is_the_scan_where_it_lies_and_no_more(phantom: Scan) -> None:
@@ -198,22 +210,86 @@ def test_a_window_is_the_networks_own(phantom: Scan) -> None:
     torch.testing.assert_close(seen.data, resample_to(normalise(phantom, (-500.0, 3000.0)), seen.grid))
 
 
-def moves(_fixed: Scan, _moving: Scan, *, rigid: bool) -> np.ndarray:
-    """A finder that says where it was asked from: 3 mm for an affine start, 2 mm for a rigid one."""
-    start = np.eye(4)
-    start[0, 3] = 2.0 if rigid else 3.0
-    return start
+class Moves(Says):
+    """Says where it was asked from: 3 mm for an affine start, 2 mm for a rigid one."""
+
+    def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> np.ndarray:
+        start = np.eye(4)
+        start[0, 3] = 2.0 if rigid else 3.0
+        return start
 
 
 @pytest.mark.parametrize(("init", "shift"), [("affine", 3.0), ("rigid", 2.0), ("auto", 3.0), ("none", 0.0)])
 def test_register_begins_where_the_finder_says(phantom: Scan, init: str, shift: float) -> None:
     method, frames = zoo.load("iirp", "brain"), []
     seen = Scans(phantom, phantom)
-    register.register(seen, replace(method, finder=moves), init=init, refine=0, placed=frames.append)
+    register.register(seen, replace(method, finder=Moves(None)), init=init, refine=0, placed=frames.append)
     np.testing.assert_array_equal(frames[0].start[:3, 3], (shift, 0, 0))
-    named, start = register.start_of(seen, init, method.card, moves)
+    named, start = register.start_of(seen, init, method.card, Moves(None))
     assert named == ("affine" if init == "auto" else init)
     np.testing.assert_array_equal(start[:3, 3], (shift, 0, 0))
+
+
+def turned(path: Path, rotation: np.ndarray, folder: Path) -> Path:
+    """The same voxels with a header that turns the world, LPS."""
+    image = sitk.ReadImage(str(path))
+    image.SetDirection((rotation[:3, :3] @ np.reshape(image.GetDirection(), (3, 3))).ravel().tolist())
+    image.SetOrigin((rotation[:3, :3] @ image.GetOrigin()).tolist())
+    sitk.WriteImage(image, str(folder / f"turned_{path.name}"))
+    return folder / f"turned_{path.name}"
+
+
+def test_it_is_seen_which_way_up_brains_lie(test_data: Path, tmp_path: Path) -> None:
+    find = zoo.brain_finder()
+    assert find is not None
+    path = test_data / "scans" / "t1_brain_a.nii.gz"
+    for number in (0, 5, 18):
+        scan = read_scan(turned(path, ROTATIONS[number], tmp_path))
+        np.testing.assert_array_equal(find.upright(scan) @ ROTATIONS[number], np.eye(4))
+    head, _ = rendered(test_data / "brain_labels", "brain_04", contrast=True, stripped=False, seed=3)
+    assert find.likeness(head) < 0.5  # no T1
+    for number in (0, 11):
+        other = replace(head, grid=replace(head.grid, affine=ROTATIONS[number] @ head.grid.affine))
+        np.testing.assert_array_equal(find.upright(other) @ ROTATIONS[number], np.eye(4))
+
+
+def test_what_is_no_brain_lies_as_its_header_says(phantom: Scan) -> None:
+    find = zoo.brain_finder()
+    assert find is not None
+    large = replace(phantom, grid=replace(phantom.grid, affine=phantom.grid.affine * (2, 2, 2, 1)))
+    assert LEAST_MM3 < large.grid.volume < finder.MOST_MM3
+    for scan in (large, replace(large, data=torch.zeros_like(large.data))):
+        np.testing.assert_array_equal(find.upright(scan), np.eye(4))
+
+
+def test_only_what_may_be_a_head_is_looked_at(phantom: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16))
+    monkeypatch.setattr(Finder, "_look", lambda self, scan: pytest.fail("looked"))
+    for factor in (0.5, 9.0):
+        other = replace(phantom, grid=replace(phantom.grid, affine=phantom.grid.affine * (factor, factor, factor, 1)))
+        assert not LEAST_MM3 <= other.grid.volume <= finder.MOST_MM3
+        np.testing.assert_array_equal(find.upright(other), np.eye(4))
+
+
+def test_headers_that_turn_brains_change_nothing_but_a_warning(test_data: Path, tmp_path: Path) -> None:
+    """Each its own way, and what was chosen, found and deformed is what upright headers give."""
+    paths = [test_data / "scans" / f"t1_brain_{name}.nii.gz" for name in "ab"]
+    fixed, moving = (turned(path, ROTATIONS[n], tmp_path) for path, n in zip(paths, (9, 14), strict=True))
+    method = zoo.load("iirp", "brain")
+    upright, other = (register.register(read_scans(*pair), method, refine=0) for pair in (paths, (fixed, moving)))
+    assert upright.lying == ""
+    start = ROTATIONS[14] @ upright.frame.start @ ROTATIONS[9].T
+    np.testing.assert_allclose(other.frame.start, start, atol=0.05)
+    torch.testing.assert_close(other.frame.network.shape, upright.frame.network.shape)
+    there = torch.from_numpy(ROTATIONS[9][:3, :3]).to(upright.deformation)
+    expected = torch.einsum("ij,bj...->bi...", there, upright.deformation)
+    assert float((other.deformation - expected).norm(dim=1).mean()) < 0.1
+    suiting = suited(zoo.find("iirp"), (other.scans.fixed, other.scans.moving))
+    assert suiting == ("brain", "T1 brains")
+    report = write(other, tmp_path / "out", {})
+    (warning,) = report["warnings"]
+    for path in (fixed, moving):
+        assert f"{path.name}: its axes look like " in warning
 
 
 def test_every_bundles_config_finds_starts_in_one_way() -> None:

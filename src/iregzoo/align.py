@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from iregzoo.errors import InputError
-from iregzoo.register import Progress, Result, Scans, choose_start, finish, timed
+from iregzoo.register import Progress, Result, Scans, choose_start, finish, timed, uprights
 from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Matrix, network_grid
@@ -60,7 +60,8 @@ def align(
     with timed("warp", seconds, progress):
         frame = Frame(scans.fixed.grid, scans.moving.grid, scans.fixed.grid, found.start)
         result = finish(scans, frame, name, Registration(torch.zeros(1, 3, *frame.fixed.shape)), seconds)
-        result = replace(result, shared=found.shared)
+        lying = uprights(scans, name, finder)[1] if name in SEARCHED else ""
+        result = replace(result, shared=found.shared, lying=lying)
     if (result.warped == scans.moving.outside).all():
         raise InputError(
             f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); try --init center "

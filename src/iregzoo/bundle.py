@@ -5,6 +5,7 @@ them on the network's grid, ``PairInferer`` runs the network, ``SaveRegistration
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from iregzoo.cards import WeightsCard
 from iregzoo.flags import flag
 from iregzoo.outputs import check_target, whole_folder
-from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of
+from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of, uprights
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, provenance, write
 from iregzoo.space.start import Find
@@ -50,7 +51,8 @@ class LoadPair(Transform):
     """Two scans, named under ``fixed`` and ``moving``, to the network's input ``image`` (2, D, H, W).
 
     Label maps may stand under ``fixed_labels`` and ``moving_labels``, masks under ``fixed_mask`` and ``moving_mask``.
-    Adds the affine start: ``init``, its name, and ``start``, (4, 4), LPS mm.
+    Adds the affine start: ``init``, its name, and ``start``, (4, 4), LPS mm; and how the fixed scan lies: ``upright``,
+    (4, 4), and ``lying``, see ``uprights``.
 
     Args:
         card: what the weights need.
@@ -65,8 +67,10 @@ class LoadPair(Transform):
     def __call__(self, data: Sample) -> dict[str, Any]:
         scans = _scans(data)
         name, start = start_of(scans, self.init, self.card, self.finder)
-        image = seen(scans, frame_of(scans, start, self.card, self.stride), name, self.card)[0]
-        return {**data, "image": image, "init": name, "start": torch.from_numpy(start)}
+        upright, lying = uprights(scans, name, self.finder)
+        image = seen(scans, frame_of(scans, start, self.card, self.stride, upright), name, self.card)[0]
+        placed = {"start": torch.from_numpy(start), "upright": torch.from_numpy(upright), "lying": lying}
+        return {**data, "image": image, "init": name, **placed}
 
 
 class PairInferer(Inferer):
@@ -119,11 +123,14 @@ class SaveRegistration(Transform):
     def __call__(self, data: Sample) -> dict[str, Any]:
         scans = _scans(data)
         predicted: Tensor = convert_to_tensor(data["pred"], track_meta=False)
-        start: Tensor = convert_to_tensor(data["start"], track_meta=False)
-        frame = frame_of(scans, start.cpu().numpy(), self.load.card, self.load.stride)
+        start, upright = (
+            convert_to_tensor(data[name], track_meta=False).cpu().numpy() for name in ("start", "upright")
+        )
+        frame = frame_of(scans, start, self.load.card, self.load.stride, upright)
         image: Tensor = convert_to_tensor(data["image"], track_meta=False)
         registration = Registration(predicted[None])
         result = conclude(scans, frame, data["init"], image[None], registration, self.steps, self.load.card)
+        result = replace(result, lying=data["lying"])
         with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
             write(result, folder, self.provenance, inverse=self.inverse, jacobian=self.jacobian)
         return dict(data)

@@ -104,8 +104,9 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
     if result.shared is not None:
         found["shared_information"] = round(result.shared, 4)
     found |= _overlap(result) | _lost(result)
-    if headers := [scan.doubt for scan in (result.scans.fixed, result.scans.moving) if scan.doubt]:
-        found["header_doubts"] = headers
+    headers = (result.scans.fixed.doubt, result.scans.moving.doubt, result.lying)
+    if any(headers):
+        found["header_doubts"] = [doubt for doubt in headers if doubt]
     return {**found, "warnings": list(doubts(found).values())}
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from iregzoo.space.precise import precise_start
 from iregzoo.space.scan import Window
 from iregzoo.space.start import GIVEN, SEARCHED, STARTS, Find, affine_start
 from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
+from iregzoo.space.upright import lying
 from iregzoo.steering import gradient_steps
 from iregzoo.zoo import Method
 
@@ -70,6 +72,7 @@ class Result:
         refinement: what gradient steps did after the network, where there were any.
         card: of the weights; None for a peer, which has none.
         needless: what showed that the network's displacement was to be left out, where it was.
+        lying: in words, which scans lie otherwise than their headers say; empty if none was seen to.
         shared: of an alignment, what the scans tell of each other by it, a part of what the fixed one tells of itself.
     """
 
@@ -85,6 +88,7 @@ class Result:
     refinement: Refinement | None = None
     card: WeightsCard | None = None
     needless: Needless | None = None
+    lying: str = ""
     shared: float | None = None
 
 
@@ -120,8 +124,23 @@ def start_of(
     return name, affine_start(scans.filled.fixed, scans.filled.moving, start, finder)
 
 
-def frame_of(scans: Scans, start: Matrix, card: WeightsCard, stride: int) -> Frame:
-    """The geometry of a pair with an affine start (4, 4), LPS mm, as weights and a network's stride need it."""
+def uprights(scans: Scans, init: str, finder: Find | None) -> tuple[Matrix, str]:
+    """A rotation (4, 4) of the world after which the fixed scan lies as its axes say, and what headers say wrong.
+
+    Of the moving scan only where the finder has looked at it for a start of this name.
+    """
+    if finder is None:
+        return np.eye(4), ""
+    looked = (scans.filled.fixed, scans.filled.moving) if init in SEARCHED else (scans.filled.fixed,)
+    said = [lying(scan, finder.upright(scan)) for scan in looked]
+    return finder.upright(scans.filled.fixed), "; ".join(filter(None, said))
+
+
+def frame_of(scans: Scans, start: Matrix, card: WeightsCard, stride: int, upright: Matrix | None = None) -> Frame:
+    """The geometry of a pair with an affine start (4, 4), LPS mm, as weights and a network's stride need it.
+
+    ``upright`` is that of ``uprights``; the fixed scan lies as its header says if None.
+    """
     return make_frame(
         scans.filled.fixed,
         scans.filled.moving,
@@ -130,6 +149,7 @@ def frame_of(scans: Scans, start: Matrix, card: WeightsCard, stride: int) -> Fra
         stride=stride,
         minimum=card.minimum,
         window=card.window,
+        upright=upright,
     )
 
 
@@ -204,12 +224,14 @@ def register(
     seconds: dict[str, float] = {}
     with timed("start", seconds, progress):
         name, start = start_of(scans, init, method.card, method.finder)
-        frame = frame_of(scans, start, method.card, method.network.stride)
+        upright, lying_otherwise = uprights(scans, name, method.finder)
+        frame = frame_of(scans, start, method.card, method.network.stride, upright)
         image = seen(scans, frame, name, method.card)
     placed(frame)
     with timed("network", seconds, progress):
         registration = method.network.register(image.to(method.device), controller)
-    return conclude(scans, frame, name, image, registration, steps, method.card, seconds=seconds, progress=progress)
+    result = conclude(scans, frame, name, image, registration, steps, method.card, seconds=seconds, progress=progress)
+    return replace(result, lying=lying_otherwise)
 
 
 @torch.no_grad()

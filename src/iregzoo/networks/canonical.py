@@ -112,6 +112,21 @@ class CanonicalNet(nn.Module):
         logits: Tensor = self.heads[corner](features)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def certainty(self, images: Tensor) -> Tensor:
+        """How sure it is of the structures that it sees, (B·C,): the mean of their probabilities; 0 where it sees none.
+
+        Raises:
+            ValueError: for a shape that ``stride`` does not divide.
+        """
+        features = self.features(images)
+        total = count = features.new_zeros(len(features), dtype=torch.float32)
+        for corner in range(len(CORNERS)):
+            greatest, classes = self.logits(features, corner).softmax(1).max(1)
+            structure = classes > 0
+            total = total + (greatest * structure).flatten(1).sum(1)
+            count = count + structure.flatten(1).sum(1)
+        return total / count.clamp(min=1)
+
     def forward(self, images: Tensor) -> Tensor:
         """The brightness expected of each voxel, (B, C, *shape).
 

@@ -164,6 +164,7 @@ def make_frame(
     stride: int,
     minimum: Sequence[int],
     window: Window | None = None,
+    upright: Matrix | None = None,
 ) -> Frame:
     """Choose the network's grid for a pair.
 
@@ -177,13 +178,14 @@ def make_frame(
         stride: divides the grid's shape.
         minimum: voxels an axis that the grid has at least.
         window: of the intensities, as for ``network_input``; what lies above its lower end is not empty.
+        upright: how the fixed scan's patient lies, as for ``canonical_axes``.
     """
     shown = bounding_grid(normalise(fixed, window).data[0, 0] > 0, fixed.grid, MARGIN_MM)
-    grid = network_grid(shown, spacing, stride=stride, minimum=minimum)
+    grid = network_grid(shown, spacing, stride=stride, minimum=minimum, upright=upright)
     excess = float(np.prod(np.array(grid.shape, dtype=float))) / MAX_VOXELS
     if excess > 1:
         coarser = np.asarray(spacing) * excess ** (1 / 3)
-        grid = network_grid(shown, coarser.tolist(), stride=stride, minimum=minimum)
+        grid = network_grid(shown, coarser.tolist(), stride=stride, minimum=minimum, upright=upright)
     return Frame(fixed.grid, moving.grid, grid, start)
 
 

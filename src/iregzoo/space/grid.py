@@ -174,9 +174,15 @@ def pull(
     return pulled
 
 
-def canonical_axes(grid: Grid) -> tuple[list[int], list[int]]:
-    """Which axis of the grid runs nearest to right, anterior and superior, and its sign (+1 or −1) along it."""
-    orientation = nib.orientations.io_orientation(RAS_FROM_LPS @ grid.affine)
+def canonical_axes(grid: Grid, upright: Matrix | None = None) -> tuple[list[int], list[int]]:
+    """Which axis of the grid runs nearest to right, anterior and superior, and its sign (+1 or −1) along it.
+
+    Args:
+        grid: whose axes they are.
+        upright: a rotation (4, 4) of the world, after which the patient lies as its axes say; none if None.
+    """
+    world = grid.affine if upright is None else upright @ grid.affine
+    orientation = nib.orientations.io_orientation(RAS_FROM_LPS @ world)
     order = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
     return order, [int(orientation[axis, 1]) for axis in order]
 
@@ -215,14 +221,22 @@ def _part(grid: Grid, low: Sequence[int], high: Sequence[int]) -> Grid:
     return Grid((high[0] - low[0], high[1] - low[1], high[2] - low[2]), affine)
 
 
-def network_grid(grid: Grid, spacing: Sequence[float], *, stride: int, minimum: Sequence[int] = (1, 1, 1)) -> Grid:
+def network_grid(
+    grid: Grid,
+    spacing: Sequence[float],
+    *,
+    stride: int,
+    minimum: Sequence[int] = (1, 1, 1),
+    upright: Matrix | None = None,
+) -> Grid:
     """The grid on which a network sees an image.
 
     Its axes are the image's own, reordered and flipped to run nearest to right, anterior, superior (oblique images are
-    not rotated); it covers the image, has at least ``minimum`` voxels an axis, and a shape that ``stride`` divides.
-    Padding goes evenly to both sides by whole voxels, so an image that already has the spacing is not interpolated.
+    not rotated), where ``upright`` is as for ``canonical_axes``. It covers the image, has at least ``minimum`` voxels
+    an axis, and a shape that ``stride`` divides. Padding goes evenly to both sides by whole voxels, so an image that
+    already has the spacing is not interpolated.
     """
-    order, signs = canonical_axes(grid)
+    order, signs = canonical_axes(grid, upright)
     step = np.asarray(spacing, dtype=float)
     size = np.array([grid.shape[axis] for axis in order])
     unit = np.stack([sign * grid.affine[:3, axis] for axis, sign in zip(order, signs, strict=True)], axis=1)

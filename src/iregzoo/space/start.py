@@ -39,6 +39,9 @@ class Find(Protocol):
 
     def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None: ...
 
+    def upright(self, scan: Scan) -> Matrix:
+        """A rotation (4, 4) of the world after which what a scan shows lies as the axes say."""
+
 
 def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, find: Find | None = None) -> Matrix:
     """Affine (4, 4), LPS mm, from a place in the fixed image to the one in the moving image.
