@@ -1,18 +1,17 @@
 """Finders that find what they are told to."""
 
-import numpy as np
-
 from iregzoo.space.grid import Matrix
 from iregzoo.space.scan import Scan
+from iregzoo.space.upright import ROTATIONS
 
 
 class Says:
-    """Finds the brains there, of scans that all lie upright; ``asked`` has whether each was to be rigid."""
+    """Finds the brains there, of scans that all lie so; ``asked`` has whether each was to be rigid."""
 
     sha256 = "5" * 64
 
-    def __init__(self, start: Matrix | None) -> None:
-        self.start = start
+    def __init__(self, start: Matrix | None, upright: Matrix = ROTATIONS[0]) -> None:
+        self.start, self.lies = start, upright
         self.asked: list[bool] = []
 
     def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None:
@@ -20,4 +19,4 @@ class Says:
         return self.start
 
     def upright(self, scan: Scan) -> Matrix:
-        return np.eye(4)
+        return self.lies

@@ -26,6 +26,7 @@ from iregzoo.space.frame import affine_displacement
 from iregzoo.space.grid import Grid
 from iregzoo.space.start import affine_start, matrix_of
 from iregzoo.space.transforms import read_linear
+from iregzoo.space.upright import ROTATIONS, lying
 from iregzoo.zoo import Method, load
 from shell import run
 
@@ -186,6 +187,13 @@ def test_align_asks_for_what_the_kind_needs_and_not_where_it_is_told(days: Days)
     align(days.scans, init=matrix_of(days.moved), finder=find)
     align(days.scans, init="center", finder=find)
     assert len(find.asked) == 3
+
+
+def test_align_says_which_headers_are_wrong(days: Days, tmp_path: Path) -> None:
+    find = Says(matrix_of(days.moved), ROTATIONS[7])
+    warnings = write(align(days.scans, finder=find), tmp_path / "found", {})["warnings"]
+    assert warnings == ["; ".join(lying(scan, ROTATIONS[7]) for scan in (days.scans.fixed, days.scans.moving))]
+    assert write(align(days.scans, init="center", finder=find), tmp_path / "told", {})["warnings"] == []
 
 
 def test_align_searches_where_brains_are_found_in_a_wrong_place_or_none(days: Days) -> None:

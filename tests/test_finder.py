@@ -20,10 +20,14 @@ from iregzoo.anatomy import read_table
 from iregzoo.bundle import LoadPair
 from iregzoo.errors import InputError
 from iregzoo.finder import Finder
+from iregzoo.group import Member, read_group
+from iregzoo.groupwise import build_template, write_ways
 from iregzoo.metrics import dice
 from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.results import provenance, write
 from iregzoo.scans import Scans, read_scans
+from iregzoo.similarity import ncc
+from iregzoo.space import start
 from iregzoo.space.brains import LEAST_MM3
 from iregzoo.space.frame import affine_displacement, warp_scan
 from iregzoo.space.scan import Scan, normalise, read_labels, read_scan, resample_to
@@ -262,13 +266,69 @@ def test_what_is_no_brain_lies_as_its_header_says(phantom: Scan) -> None:
         np.testing.assert_array_equal(find.upright(scan), np.eye(4))
 
 
+def test_only_what_is_clearly_surer_counts(phantom: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the header's way, the other ways in their order, and the best of them as it is looked at again."""
+    find = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16))
+    monkeypatch.setattr(finder, "LEAST_MM3", 0.0)
+    surer = finder.DOUBTFUL - 0.005 + finder.CLEARER
+    for first, again, counts in (
+        (finder.DOUBTFUL - 0.005, surer + 0.002, True),
+        (finder.DOUBTFUL - 0.005, surer - 0.002, False),
+        (finder.DOUBTFUL, 0.9, False),
+        (0.5, finder.CERTAIN + 0.001, True),
+        (0.5, finder.CERTAIN - 0.001, False),
+    ):
+        said = iter([first, *(0.9 if number == 3 else 0.1 for number in range(23)), again])
+        monkeypatch.setattr(Finder, "_certainty", lambda self, image, said=said: next(said))
+        np.testing.assert_array_equal(find.upright(replace(phantom)), ROTATIONS[4 if counts else 0])
+
+
+def test_a_search_begins_with_scans_that_lie_alike(phantom: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the finder sees how scans lie, but not two whole brains."""
+    turned_scan = phantom.in_world(ROTATIONS[9])
+
+    class Sees(Says):
+        def upright(self, scan: Scan) -> np.ndarray:
+            return ROTATIONS[9].T if scan is turned_scan else np.eye(4)
+
+    found = start.affine_start(phantom, turned_scan, "rigid", Sees(None))
+    np.testing.assert_allclose(found, ROTATIONS[9], atol=0.02)
+    other = start.affine_start(phantom, turned_scan, "rigid")
+    assert np.abs(other - ROTATIONS[9]).max() > 0.5
+
+
+def test_only_where_a_start_is_found_is_the_moving_scan_looked_at(phantom: Scan) -> None:
+    looked: list[Scan] = []
+
+    class Looks(Says):
+        def upright(self, scan: Scan) -> np.ndarray:
+            looked.append(scan)
+            return ROTATIONS[5]
+
+    moving = replace(phantom, path=Path("moving"))
+    pair = Scans(phantom, moving)
+    for init, both in (("center", False), ("none", False), ("given", False), ("rigid", True)):
+        looked.clear()
+        upright, said = register.uprights(pair, init, Looks(None))
+        assert (moving in looked) == both
+        assert said.count("its axes look like") == 1 + both
+        assert ("the start did not" in said) != both
+        np.testing.assert_array_equal(upright, ROTATIONS[5])
+
+
 def test_only_what_may_be_a_head_is_looked_at(phantom: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     find = Finder(Itself(), (2.0, 2.0, 2.0), (16, 16, 16))
+    small, large = (
+        replace(phantom, grid=replace(phantom.grid, affine=phantom.grid.affine * (factor, factor, factor, 1)))
+        for factor in (0.5, 9.0)
+    )
+    assert small.grid.volume < LEAST_MM3 < finder.MOST_MM3 < large.grid.volume
+    looked: list[torch.Tensor] = []
+    monkeypatch.setattr(Finder, "_certainty", lambda self, image: looked.append(image) or 0.0)
+    np.testing.assert_array_equal(find.upright(small), np.eye(4))
+    assert len(looked) == 1  # and in no other way
     monkeypatch.setattr(Finder, "_look", lambda self, scan: pytest.fail("looked"))
-    for factor in (0.5, 9.0):
-        other = replace(phantom, grid=replace(phantom.grid, affine=phantom.grid.affine * (factor, factor, factor, 1)))
-        assert not LEAST_MM3 <= other.grid.volume <= finder.MOST_MM3
-        np.testing.assert_array_equal(find.upright(other), np.eye(4))
+    np.testing.assert_array_equal(find.upright(large), np.eye(4))
 
 
 def test_headers_that_turn_brains_change_nothing_but_a_warning(test_data: Path, tmp_path: Path) -> None:
@@ -276,20 +336,45 @@ def test_headers_that_turn_brains_change_nothing_but_a_warning(test_data: Path, 
     paths = [test_data / "scans" / f"t1_brain_{name}.nii.gz" for name in "ab"]
     fixed, moving = (turned(path, ROTATIONS[n], tmp_path) for path, n in zip(paths, (9, 14), strict=True))
     method = zoo.load("iirp", "brain")
-    upright, other = (register.register(read_scans(*pair), method, refine=0) for pair in (paths, (fixed, moving)))
+    upright, other = (register.register(read_scans(*pair), method, refine=2) for pair in (paths, (fixed, moving)))
     assert upright.lying == ""
     start = ROTATIONS[14] @ upright.frame.start @ ROTATIONS[9].T
     np.testing.assert_allclose(other.frame.start, start, atol=0.05)
-    torch.testing.assert_close(other.frame.network.shape, upright.frame.network.shape)
+    assert other.refinement.network.shape == upright.refinement.network.shape
     there = torch.from_numpy(ROTATIONS[9][:3, :3]).to(upright.deformation)
     expected = torch.einsum("ij,bj...->bi...", there, upright.deformation)
-    assert float((other.deformation - expected).norm(dim=1).mean()) < 0.1
+    assert float((other.deformation - expected).norm(dim=1).mean()) < 0.25 < 2 < float(expected.norm(dim=1).mean())
     suiting = suited(zoo.find("iirp"), (other.scans.fixed, other.scans.moving))
     assert suiting == ("brain", "T1 brains")
     report = write(other, tmp_path / "out", {})
     (warning,) = report["warnings"]
     for path in (fixed, moving):
         assert f"{path.name}: its axes look like " in warning
+
+
+def test_a_template_lies_upright_whatever_the_headers_say(test_data: Path, tmp_path: Path) -> None:
+    """Its scans' transforms lead from it to where the headers say that they lie."""
+    method = zoo.load("iirp", "brain")
+    paths = [test_data / "scans" / f"t1_brain_{name}.nii.gz" for name in "ab"]
+    groups, means = [], []
+    for name, files in (("upright", paths), ("turned", [paths[0], turned(paths[1], ROTATIONS[4], tmp_path)])):
+        members = [Member(path.stem, str(path)) for path in files]
+        group = read_group(members, method.card, spacing=(4.0,) * 3, finder=method.finder)
+        (built,) = build_template(group, method, tmp_path / name, rounds=0)
+        groups.append(group)
+        means.append(built.image)
+        write_ways(group, built, tmp_path / f"{name} ways")
+    assert groups[0].grid.shape == groups[1].grid.shape
+    assert float(ncc(*means)) > 0.999
+    assert list(groups[1].doubts) == [f"turned_{paths[1].stem}"]
+    assert groups[0].doubts == {}
+    upright, other = (
+        sitk.ReadTransform(str(tmp_path / f"{name} ways" / f"{file}.h5"))
+        for name, file in (("upright", paths[1].stem), ("turned", f"turned_{paths[1].stem}"))
+    )
+    for place in ((0.0, 0.0, 0.0), (30.0, -20.0, 10.0)):
+        there = ROTATIONS[4][:3, :3] @ upright.TransformPoint(place)
+        np.testing.assert_allclose(other.TransformPoint(place), there, atol=0.5)
 
 
 def test_every_bundles_config_finds_starts_in_one_way() -> None:

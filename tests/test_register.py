@@ -269,7 +269,7 @@ def test_folder_holds_every_file_and_the_report_every_figure(tmp_path: Path) -> 
 
     report = json.loads((done.folder / "report.json").read_text("utf-8"), parse_constant=refuse)
     assert report == json.loads(json.dumps(done.report))
-    assert set(report) == REPORTED
+    assert set(report) - {"mutual_information"} == REPORTED  # which is there where NCC fell
     assert set(report["seconds"]) == {"start", "network", "check", "warp", "write", "inverse", "report"}
     assert set(report["dice"]) == {"1", "2"}
     assert report["iterations"] == [2, 2, 2]
@@ -478,6 +478,7 @@ def test_correlation_alone_says_nothing_across_contrasts(tmp_path: Path) -> None
         assert found["ncc_after"] < found["ncc_before"] - 0.1
         assert found["mutual_information"].keys() == {"before", "start", "after"}
         assert ("the images are less similar than before" in found["warnings"]) == less
+        assert less or "ncc_after" not in doubts(found)
     assert "mutual_information" not in figures(result, replace(images, before=inverted, start=inverted, after=head))
 
 
@@ -502,7 +503,7 @@ def test_doubts_are_said() -> None:
     less["mutual_information"]["before"] = 0.31
     assert doubts(less)["ncc_after"] == "the images are less similar than before"
     less["mutual_information"]["after"] = 0.41
-    assert doubts(less) == {}
+    assert doubts(less) == doubts({**less, "ncc_after": -0.4}) == {}
     assert "still dissimilar" in doubts({**fine, "ncc_before": 0.0, "ncc_start": 0.1, "ncc_after": 0.2})["ncc_after"]
     assert doubts({**fine, "shared_information": 0.31}) == {}
     assert "too little of each other for one person's (0.12 of" in str(doubts({**fine, "shared_information": 0.12}))

@@ -14,7 +14,7 @@ from cohort import batch, refusal, summary, write_pairs
 from iregzoo import suited as suiting
 from iregzoo import zoo
 from iregzoo.cases import Case
-from iregzoo.entrants import load_methods, with_suited
+from iregzoo.entrants import load_methods, suited_weights
 from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.phantom import Phantom
 from iregzoo.scans import Scans, read_scans
@@ -155,7 +155,7 @@ def test_register_says_where_no_brains_were_found(
     for bundle, said in (("iirp", True), ("pan", False)):
         options = ["--bundle", bundle, "--init", "none", "--output", str(tmp_path / bundle)]
         assert run(monkeypatch, "register", *pair, *options) == 0
-        words = "a whole brain was not found in both scans, so the weights are the bundle's first, hippocampus;"
+        words = "the scans do not both show a whole brain, as the bundle's other weights need, so the weights are its"
         assert (words in capsys.readouterr().out) == said
         assert "weights_chosen_for" not in json.loads((tmp_path / bundle / "report.json").read_text("utf-8"))
 
@@ -197,22 +197,27 @@ def test_each_pair_of_a_batch_gets_what_suits_it(
     assert report["weights_chosen_for"] == "T1 brains"
     assert "weights_chosen_for" not in json.loads((output / "crops" / "report.json").read_text("utf-8"))
     # The same for all is another batch, also for pairs that would get the same.
-    assert "brains: was made with weights_named False, not True" in refusal(
+    assert "brains: was made with weights_chosen_by scans, not user" in refusal(
         capsys, table, output, *options, "--weights", "brain"
     )
 
 
 def test_all_pairs_of_an_evaluation_decide(mixed: list[dict[str, str]]) -> None:
     cases = [Case(**row) for row in mixed]
-    entries = ["iirp", "iirp@brain_any", "pan"]
-    gone = Case(fixed="gone.nii.gz", moving="gone.nii.gz")
-    found, said = with_suited(entries, [cases[0], gone])
-    assert found == ["iirp@brain", "iirp@brain_any", "pan"]
-    assert said == ["all scans show T1 brains, so the weights of iirp are brain"]
-    assert with_suited(entries, cases) == (entries, [])
     folder = str(zoo.find("iirp").path)
-    (method,) = load_methods(*with_suited([folder], cases[:1])[:1])
-    assert (method.name, method.weights.name) == ("iirp@brain", "brain")
+    entries = ["iirp", "iirp@brain_any", "pan", folder]
+    gone = Case(fixed="gone.nii.gz", moving="gone.nii.gz")
+    looked: list[str] = []
+    found = suited_weights(entries, [cases[0], gone, cases[0]], progress=looked.append)
+    assert found == {"iirp": ("brain", "T1 brains"), folder: ("brain", "T1 brains")}
+    assert looked == [cases[0].fixed, cases[0].moving, gone.fixed]  # each once
+    assert suited_weights(entries, cases) == suited_weights(entries, [gone]) == suited_weights(["pan"], cases) == {}
+    methods = load_methods(["iirp", "iirp@brain", "pan"], chosen={"iirp": "brain"})
+    assert [(each.name, each.weights.name) for each in methods] == [
+        ("iirp", "brain"),
+        ("iirp@brain", "brain"),
+        ("pan", "hippocampus"),
+    ]
 
 
 def test_evaluate_and_template_say_what_they_chose(
@@ -224,7 +229,7 @@ def test_evaluate_and_template_say_what_they_chose(
     assert run(monkeypatch, "evaluate", *options) == 0
     assert "note: all scans show T1 brains, so the weights of iirp are brain;" in capsys.readouterr().out
     found = json.loads((tmp_path / "evaluated" / "summary.json").read_text("utf-8"))
-    assert [(each["bundle"], each["weights"]) for each in found["methods"]] == [("iirp@brain", "brain")]
+    assert [(each["bundle"], each["weights"]) for each in found["methods"]] == [("iirp", "brain")]
     scans = write_pairs(tmp_path / "scans.csv", [{"image": mixed[0][column]} for column in ("fixed", "moving")])
     options = [*common, "--scans", str(scans), "--output", str(tmp_path / "mean"), "--rounds", "0", "--spacing", "4"]
     assert run(monkeypatch, "template", *options) == 0

@@ -41,6 +41,11 @@ class Case:
         """What ``read_scans`` reads."""
         return self.fixed, self.moving, self.fixed_labels, self.moving_labels, self.fixed_mask, self.moving_mask
 
+    @property
+    def masked(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Each scan with its mask."""
+        return (self.fixed, self.fixed_mask), (self.moving, self.moving_mask)
+
 
 COLUMNS = tuple(column.name for column in fields(Case))
 

@@ -2,9 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 
@@ -12,11 +12,12 @@ from iregzoo.cases import Case
 from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
 from iregzoo.peers import Peer, register_with
-from iregzoo.register import Result, Scans, read_scans, register
-from iregzoo.space.scan import Scan
+from iregzoo.register import Result, Scans, register
+from iregzoo.space.masks import fill_holes
+from iregzoo.space.scan import read_mask, read_scan
 from iregzoo.space.transforms import read_linear
 from iregzoo.steering import choose_controller
-from iregzoo.suited import suited
+from iregzoo.suited import choice, shown
 from iregzoo.zoo import Method, find, is_bundle, load
 
 Timed = tuple[Result, float]
@@ -45,6 +46,8 @@ def load_methods(
     weights: str | None = None,
     device: str | torch.device = "cpu",
     precision: str = "auto",
+    *,
+    chosen: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Method]:
     """The methods of entries ``NAME`` or ``NAME@WEIGHTS``, each of which is called as its entry is written.
 
@@ -54,6 +57,7 @@ def load_methods(
         entries: one or more.
         weights: of entries that have none, as in ``zoo.load``.
         device, precision: as in ``zoo.load``.
+        chosen: the names of weights by the entry, in place of its bundle's first.
 
     Raises:
         InputError: for an entry that lacks its name or its weights, ``weights`` that no entry takes, and what
@@ -65,41 +69,47 @@ def load_methods(
             f"--weights {weights}: every entry of --bundle has its own weights after the @; leave --weights out"
         )
     methods = []
-    for name, own in parts:
-        method = load(name, own or weights, device, precision)
+    for entry, (name, own) in zip(entries, parts, strict=True):
+        method = load(name, own or weights or chosen.get(entry), device, precision)
         methods.append(replace(method, alias=f"{method.bundle.name}@{own}") if own else method)
     return methods
 
 
-def with_suited(
-    entries: Sequence[str], cases: Sequence[Case], device: str | torch.device = "cpu", precision: str = "auto"
-) -> tuple[list[str], list[str]]:
-    """The entries, each without weights of its own with those that suit all cases, see ``suited``; and what was chosen.
+def suited_weights(
+    entries: Sequence[str],
+    cases: Sequence[Case],
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    progress: Callable[[str], None] = lambda path: None,
+) -> dict[str, tuple[str, str]]:
+    """The weights that suit all cases, and what these show, see ``suited``, by each entry that names none and has such.
 
     Args:
         entries: as for ``load_methods``.
-        cases: all of them; what cannot be read is left for its case to fail on.
+        cases: all of them; a scan that cannot be read is left for its case to fail on.
         device, precision: as in ``zoo.load``.
+        progress: told the path of each scan that is looked at.
 
     Raises:
         InputError: as ``load_methods`` does.
     """
-    found, said = [], []
-    for entry in entries:
-        name, own = _parts(entry)
-        suiting = None if own else suited(find(name), _scans(cases), device, precision)
-        if suiting:
-            said.append(f"all scans show {suiting[1]}, so the weights of {name} are {suiting[0]}")
-            entry = f"{name}@{suiting[0]}"
-        found.append(entry)
-    return found, said
-
-
-def _scans(cases: Sequence[Case]) -> Iterator[Scan]:
-    for case in cases:
-        with suppress(InputError):
-            seen = read_scans(case.fixed, case.moving, "", "", case.fixed_mask, case.moving_mask).filled
-            yield from (seen.fixed, seen.moving)
+    bundles = {entry: find(name) for entry in entries for name, own in [_parts(entry)] if not own}
+    seen: dict[str, list[str]] = {entry: [] for entry in bundles}
+    scans = dict.fromkeys(each for case in cases for each in case.masked)  # each once
+    for path, mask in scans:
+        left = [entry for entry in bundles if all(seen[entry])]
+        if not left:
+            break
+        progress(path)
+        try:
+            scan = read_scan(path)
+            scan = fill_holes(scan, read_mask(mask, scan) if mask else None)
+        except InputError:
+            continue
+        for entry in left:
+            seen[entry].append(shown(bundles[entry], scan, device, precision))
+    found = {entry: choice(bundle, seen[entry]) for entry, bundle in bundles.items()}
+    return {entry: each for entry, each in found.items() if each}
 
 
 def _parts(entry: str) -> tuple[str, str]:

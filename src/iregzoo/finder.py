@@ -58,10 +58,7 @@ class Finder:
             return None
         # The moving one as it would be if both lay alike, and not as their headers say.
         alike = self.upright(fixed).T @ self.upright(moving)
-        there = self.see(moving)
-        found = brain_start(
-            self.see(fixed), replace(there, grid=replace(there.grid, affine=alike @ there.grid.affine)), rigid=rigid
-        )
+        found = brain_start(self.see(fixed), self.see(moving).in_world(alike), rigid=rigid)
         return None if found is None else alike.T @ found
 
     def likeness(self, scan: Scan) -> float | None:
@@ -88,7 +85,7 @@ class Finder:
 
         It turns by quarters. Left and right cannot be told apart.
         """
-        return self._seen(scan)[1] if LEAST_MM3 <= scan.grid.volume <= MOST_MM3 else np.eye(4)
+        return self._seen(scan)[1] if scan.grid.volume <= MOST_MM3 else np.eye(4)
 
     def _seen(self, scan: Scan) -> tuple[Scan, Matrix]:
         seen = _SEEN.setdefault(self, WeakKeyDictionary())
@@ -102,7 +99,7 @@ class Finder:
         image, made = self._made(scan, np.eye(4))
         cube, upright = self._cube(image, made), np.eye(4)
         certain = self._certainty(cube)
-        if certain < DOUBTFUL and (made.data > STRUCTURE).any():
+        if certain < DOUBTFUL and scan.grid.volume >= LEAST_MM3 and (made.data > STRUCTURE).any():
             best = max(ROTATIONS[1:], key=lambda rotation: self._certainty(rotated(cube, rotation)))
             image, other = self._made(scan, best)
             if self._certainty(self._cube(image, other)) > max(CERTAIN, certain + CLEARER):

@@ -21,6 +21,7 @@ from iregzoo.space.grid import CORNERS, Grid, Matrix, bounding_grid, canonical_a
 from iregzoo.space.points import map_points
 from iregzoo.space.scan import Scan, Window, looks_like_labels, normalise, read_labels, read_scan
 from iregzoo.space.start import STARTS, Find, affine_start
+from iregzoo.space.upright import lying
 
 SEARCHED = STARTS[2:]  # the starts that look at the images
 Progress = Callable[[str], None]
@@ -28,18 +29,27 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Member:
-    """One scan of a group: its name and files; ``labels`` is empty where it has no label map."""
+    """One scan of a group: its name and files; ``labels`` is empty where it has no label map.
+
+    Attributes:
+        upright: a rotation (4, 4) of its world after which it lies as its axes say; None where its header says so. The
+            scan and its label map are read in the world after it.
+    """
 
     name: str
     image: str
     labels: str = ""
+    upright: Matrix | None = None
 
     def scan(self) -> Scan:
-        return read_scan(self.image)
+        return self._lying(read_scan(self.image))
 
     def label_map(self) -> Scan:
         """Its label map, which ``labels_in`` has compared with the image."""
-        return read_labels(self.labels)
+        return self._lying(read_labels(self.labels))
+
+    def _lying(self, scan: Scan) -> Scan:
+        return scan if self.upright is None else scan.in_world(self.upright)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Group:
 
     Attributes:
         members: the scans, two or more.
-        starts: affine (4, 4) of each, LPS mm, from the template's world to the scan's.
+        starts: affine (4, 4) of each, LPS mm, from the template's world to the scan's, in which that lies upright.
         grid: of the template; its axes run right, anterior, superior.
         init: the name of the starts.
         window: of the intensities, as for ``normalise``.
@@ -70,7 +80,7 @@ def read_members(table: str | Path) -> list[Member]:
         InputError: as ``read_rows`` and ``distinct_names`` do.
     """
     rows = read_rows(table, ("image", "labels", "name"), ("image",), of="scans")
-    members = [Member(**{"name": "", **row}) for row in rows]
+    members = [Member(row.get("name", ""), row["image"], row.get("labels", "")) for row in rows]
     made, paths = [stem(member.image) for member in members], [[member.image] for member in members]
     names = distinct_names([member.name for member in members], made, paths, of="scan")
     return [replace(member, name=name) for member, name in zip(members, names, strict=True)]
@@ -104,13 +114,13 @@ def read_group(
             none or gives a grid that is too fine or too coarse, a scan that the others' field of view does not meet or
             that is turned too far from them; and as ``read_scan`` and ``affine_start`` do.
     """
-    _check_members(members)
+    check_members(members)
     name = card.init if init == "auto" else init
     if name not in STARTS:
         raise InputError(f"init {init!r} is unknown; choose auto, {', '.join(STARTS)}")
     if spacing is not None and not all(0 < step < np.inf for step in spacing):
         raise InputError(f"spacing {', '.join(map(str, spacing))}: give millimetres above 0")
-    views, spacings, doubts = _look(members, card.window, progress)
+    members, views, spacings, doubts = _look(members, card.window, finder if name in SEARCHED else None, progress)
     step = np.median(spacings, axis=0) if spacing is None else np.array(spacing, dtype=float)
     first, starts = members[0].scan(), [np.eye(4)]
     for member in members[1:]:
@@ -127,14 +137,17 @@ def read_group(
 
 
 def _look(
-    members: Sequence[Member], window: Window | None, progress: Progress
-) -> tuple[list[Grid], list[Matrix], dict[str, str]]:
-    """What each scan shows, its spacing along right, anterior, superior, and doubts: all are read before any work.
+    members: Sequence[Member], window: Window | None, finder: Find | None, progress: Progress
+) -> tuple[list[Member], list[Grid], list[Matrix], dict[str, str]]:
+    """All scans as they lie, what each shows, its spacing along right, anterior, superior, and doubts.
+
+    They are read before any work.
 
     Raises:
         InputError: as ``read_scan`` and ``normalise`` do, and where some are label maps and others images.
     """
-    views, spacings, doubts, labels, images = [], [], dict[str, str](), list[Member](), list[Member]()
+    seen, views, spacings, doubts = list[Member](), [], [], dict[str, str]()
+    labels, images = list[Member](), list[Member]()
     for member in members:
         progress(member.name)
         scan = member.scan()
@@ -144,11 +157,14 @@ def _look(
                 f"{labels[0].image}: looks like a label map, but {images[0].name} is an image; give the image here and "
                 "the label map in the column labels"
             )
+        upright = finder.upright(scan) if finder else np.eye(4)
+        if doubt := "; ".join(filter(None, (scan.doubt, lying(scan, upright)))):
+            doubts[member.name] = doubt
+        seen.append(replace(member, upright=upright))
+        scan = scan.in_world(upright)
         views.append(bounding_grid(normalise(scan, window).data[0, 0] > 0, scan.grid, MARGIN_MM))
         spacings.append(scan.grid.spacing[canonical_axes(scan.grid)[0]])
-        if scan.doubt:
-            doubts[member.name] = scan.doubt
-    return views, spacings, doubts
+    return seen, views, spacings, doubts
 
 
 def placings(init: str, card: WeightsCard) -> int:
@@ -156,7 +172,12 @@ def placings(init: str, card: WeightsCard) -> int:
     return 3 if (card.init if init == "auto" else init) in SEARCHED else 2
 
 
-def _check_members(members: Sequence[Member]) -> None:
+def check_members(members: Sequence[Member]) -> None:
+    """Check that there are two scans or more, each once.
+
+    Raises:
+        InputError: where there are not.
+    """
     if len(members) < 2:
         raise InputError(f"scans: {len(members)} are too few for a mean; give two or more")
     seen = dict[Path, Member]()

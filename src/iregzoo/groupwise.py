@@ -219,4 +219,5 @@ def write_ways(group: Group, template: Template, folder: str | Path) -> None:
     still = torch.zeros(1, 3, *group.grid.shape)
     for number, (member, start) in enumerate(zip(group.members, group.starts, strict=True)):
         field = _read(template.fields[number]) if template.fields else still
-        write_transform(folder / f"{member.name}.h5", field, group.grid, start)
+        own = start if member.upright is None else member.upright.T @ start  # to where its header says that it lies
+        write_transform(folder / f"{member.name}.h5", field, group.grid, own)

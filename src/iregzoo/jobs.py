@@ -92,7 +92,11 @@ class Job:
         """What the pair's report says of it, beside the method's own, with weights of that name."""
         settings, origin = self.settings, self.settings.origins[weights]
         options = {name: getattr(settings, name) for name in OPTIONS}
-        made = {"weights_named": settings.weights is not None, REFINE: origin[REFINE], CARD: origin[CARD]}
+        made = {
+            "weights_chosen_by": "scans" if settings.weights is None else "user",
+            REFINE: origin[REFINE],
+            CARD: origin[CARD],
+        }
         return {**options, **made, "inputs": self.inputs}
 
 
@@ -218,7 +222,10 @@ def _check_summary(summary: Path, names: Collection[str]) -> None:
         return
     rows = _read_summary(summary)
     if rows is None:
-        raise InputError(f"{summary}: is not the summary of a batch; choose another --output or add --overwrite")
+        raise InputError(
+            f"{summary}: is not the summary of a batch as this version writes it; choose another --output or add "
+            "--overwrite"
+        )
     lost = [row["name"] for row in rows if row["status"] == "done" and row["name"] not in names]
     if lost:
         others = f" and {len(lost) - 1} more" if lost[1:] else ""

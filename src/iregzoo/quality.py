@@ -115,7 +115,7 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     said = {f"header_{n}": doubt for n, doubt in enumerate(found.get("header_doubts", ()))}
     if less := [when for name, when in EARLIER.items() if _fell(found, name)]:
         said["ncc_after"] = f"the images are less similar than {less[0]}"
-    elif found["ncc_after"] < LITTLE_ALIKE:
+    elif found["ncc_after"] < LITTLE_ALIKE and "mutual_information" not in found:  # which rose
         said["ncc_after"] = f"the images are still dissimilar after registration (NCC {found['ncc_after']:.2f})"
     if found["ncc_start"] < UNLIKE_AT_START:
         said["ncc_start"] = (

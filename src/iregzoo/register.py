@@ -131,8 +131,9 @@ def uprights(scans: Scans, init: str, finder: Find | None) -> tuple[Matrix, str]
     """
     if finder is None:
         return np.eye(4), ""
-    looked = (scans.filled.fixed, scans.filled.moving) if init in SEARCHED else (scans.filled.fixed,)
-    said = [lying(scan, finder.upright(scan)) for scan in looked]
+    searched = init in SEARCHED
+    looked = (scans.filled.fixed, scans.filled.moving) if searched else (scans.filled.fixed,)
+    said = [lying(scan, finder.upright(scan), start=searched) for scan in looked]
     return finder.upright(scans.filled.fixed), "; ".join(filter(None, said))
 
 

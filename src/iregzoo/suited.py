@@ -1,6 +1,6 @@
 """Which of a bundle's weights suit scans, where the user names none."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -28,21 +28,37 @@ def suited(
     Raises:
         InputError: as ``finder_of`` and ``find_weights`` do.
     """
-    named, shown = _suiting(bundle), ""
+    seen = []
     for scan in scans:
-        if not may_suit(bundle, scan):
-            return None
-        if not shown:  # loaded only where something is large enough for a brain
-            finder = finder_of(bundle, find_weights(bundle, next(iter(named.values()))), device, precision)
-            shown = T1_BRAINS
-        likeness = finder.likeness(scan) if finder else None
-        if likeness is None:
-            return None
-        if likeness < LIKE_T1:
-            shown = BRAINS
-    if shown and shown not in named:
-        shown = BRAINS
-    return (named[shown], shown) if shown in named else None
+        seen.append(shown(bundle, scan, device, precision))
+        if not seen[-1]:
+            break
+    return choice(bundle, seen)
+
+
+def choice(bundle: Bundle, seen: Collection[str]) -> tuple[str, str] | None:
+    """The name of a bundle's weights for scans that show so much, each as ``shown`` has it, and what they suit.
+
+    None where it has none, where one shows no brain, and where there is no scan.
+    """
+    named = _suiting(bundle)
+    suiting = T1_BRAINS if set(seen) == {T1_BRAINS} and T1_BRAINS in named else BRAINS
+    return (named[suiting], suiting) if seen and all(seen) and suiting in named else None
+
+
+def shown(bundle: Bundle, scan: Scan, device: torch.device | str = "cpu", precision: str = "auto") -> str:
+    """What a scan shows, by what finds brains for a bundle's weights: ``T1_BRAINS``, ``BRAINS`` or nothing.
+
+    Raises:
+        InputError: as ``finder_of`` and ``find_weights`` do.
+    """
+    if not may_suit(bundle, scan):
+        return ""
+    finder = finder_of(bundle, find_weights(bundle, next(iter(_suiting(bundle).values()))), device, precision)
+    likeness = finder.likeness(scan) if finder else None
+    if likeness is None:
+        return ""
+    return T1_BRAINS if likeness >= LIKE_T1 else BRAINS
 
 
 def may_suit(bundle: Bundle, scan: Scan) -> bool:

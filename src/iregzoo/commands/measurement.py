@@ -68,21 +68,25 @@ def evaluate(
 
     from iregzoo.cases import read_cases
     from iregzoo.devices import choose_device
-    from iregzoo.entrants import load_methods, with_suited
+    from iregzoo.entrants import load_methods, suited_weights
     from iregzoo.evaluate import FILES
     from iregzoo.evaluate import evaluate as evaluate_cases
     from iregzoo.flags import flag
     from iregzoo.learn2reg import field_files
-    from iregzoo.outputs import whole_folder
+    from iregzoo.outputs import check_target, whole_folder
     from iregzoo.tables import comparison_line
 
     cases, target = read_cases(pairs), choose_device(device)
     entries = names(bundle, "bundle")
+    check_target(output, overwrite=overwrite, owned=FILES)
+    chosen: dict[str, str] = {}
     if weights is None:
-        entries, said = with_suited(entries, cases, target, precision)
-        for choice in said:
-            print(f"note: {choice}; NAME@WEIGHTS or --weights choose others")
-    methods = load_methods(entries, weights, target, precision)
+        with Progress(len({each for case in cases for each in case.masked})) as bar:
+            suiting = suited_weights(entries, cases, target, precision, bar)
+        for entry, (name, seen) in suiting.items():
+            print(f"note: all scans show {seen}, so the weights of {entry} are {name}; {entry}@WEIGHTS chooses others")
+            chosen[entry] = name
+    methods = load_methods(entries, weights, target, precision, chosen=chosen)
     controllers, others = names(controller, "controller"), names(peers, "peers") if peers else []
     registrations = len(cases) * (len(methods) * len(controllers) + len(others))
     with ExitStack() as stack:

@@ -101,8 +101,8 @@ def register(
             elif all(may_suit(source, scan) for scan in pair):
                 first = next(iter(source.weights))
                 tqdm.write(
-                    f"note: a whole brain was not found in both scans, so the weights are the bundle's first, {first}; "
-                    "--weights chooses others"
+                    "note: the scans do not both show a whole brain, as the bundle's other weights need, so the "
+                    f"weights are its first, {first}; --weights chooses others"
                 )
         method = load(bundle, weights, where, precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)

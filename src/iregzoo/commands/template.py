@@ -2,13 +2,17 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iregzoo.commands.shared import Progress, listed
 from iregzoo.errors import InputError
+
+if TYPE_CHECKING:
+    from iregzoo.group import Member
+    from iregzoo.space.scan import Scan
 
 
 def template(
@@ -60,10 +64,10 @@ def template(
 
     from iregzoo.devices import choose_device
     from iregzoo.flags import check_count, flag
-    from iregzoo.group import labels_in, placings, read_group, read_members
+    from iregzoo.group import check_members, labels_in, placings, read_group, read_members
     from iregzoo.groupwise import MOST_ROUNDS, agreement, build_template, template_labels, write_ways
     from iregzoo.label_names import read_names
-    from iregzoo.outputs import whole_folder
+    from iregzoo.outputs import check_target, whole_folder
     from iregzoo.quality import labels_of
     from iregzoo.results import provenance
     from iregzoo.steering import gradient_steps
@@ -79,10 +83,15 @@ def template(
     for path in (scans, *(path for member in members for path in (member.image, member.labels) if path)):
         if any(os.path.realpath(path) == os.path.realpath(target / name) for name in owned):
             raise InputError(f"{path}: would be overwritten by the results; choose another --output")
+    check_members(members)
+    check_target(target, overwrite=overwrite, owned=owned)
     where = choose_device(device)
-    if weights is None and (suiting := suited(find(bundle), (member.scan() for member in members), where, precision)):
-        weights, shown = suiting
-        print(f"note: all scans show {shown}, so the weights are {weights}; --weights chooses others")
+    if weights is None:
+        with Progress(len(members)) as bar:
+            suiting = suited(find(bundle), _seen_by(bar, members), where, precision)
+        if suiting:
+            weights, shown = suiting
+            print(f"note: all scans show {shown}, so the weights are {weights}; --weights chooses others")
     method = load(bundle, weights, where, precision)
     steps = gradient_steps(refine, method.card)
     total = len(members) * (placings(init, method.card) + rounds)
@@ -114,6 +123,12 @@ def template(
     if left := sorted(set(labels) - set(kept)):
         print(f"warning: labels that too few scans have in one place were left out: {', '.join(map(str, left))}")
     print(f"written to {output}: agreement.csv has a row for each scan")
+
+
+def _seen_by(progress: Callable[[str], None], members: Sequence["Member"]) -> Iterator["Scan"]:
+    for member in members:
+        progress(member.name)
+        yield member.scan()
 
 
 def _doubts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

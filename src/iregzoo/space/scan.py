@@ -36,6 +36,12 @@ class Scan:
     path: Path
     doubt: str = ""
 
+    def in_world(self, world: Matrix) -> "Scan":
+        """The same voxels in a world that an affine (4, 4) gives; the scan itself where that moves nothing."""
+        if np.array_equal(world, np.eye(4)):
+            return self
+        return replace(self, grid=replace(self.grid, affine=world @ self.grid.affine))
+
     @cached_property
     def outside(self) -> float:
         """What lies beyond the field of view: 0, or the lowest value where that is below 0 (air in CT)."""

@@ -73,8 +73,15 @@ def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, find: Find | No
         return np.eye(4)
     if start == "center":
         return _shift(moving.grid.centre - fixed.grid.centre)
-    found = find(fixed, moving, rigid=start == "rigid") if find else None
-    return _search(fixed, moving, affine=start == "affine") if found is None else found
+    if find is None:
+        return _search(fixed, moving, affine=start == "affine")
+    found = find(fixed, moving, rigid=start == "rigid")
+    if found is not None:
+        return found
+    # The moving scan as it would be if both lay alike, and not as their headers say.
+    alike = find.upright(fixed).T @ find.upright(moving)
+    matrix = alike.T @ _search(fixed, moving.in_world(alike), affine=start == "affine")
+    return np.asarray(matrix, dtype=np.float64)
 
 
 def check_affine(matrix: Matrix, source: str) -> None:

@@ -36,14 +36,19 @@ def rotated(image: Tensor, rotation: Matrix) -> Tensor:
     return image.permute(0, 1, *(2 + int(axis) for axis in order)).flip(flipped)
 
 
-def lying(scan: Scan, upright: Matrix) -> str:
-    """In words, that a scan lies otherwise than its header says, after the rotation ``upright``; empty if not."""
+def lying(scan: Scan, upright: Matrix, *, start: bool = True) -> str:
+    """In words, that a scan lies otherwise than its header says, after the rotation ``upright``; empty if not.
+
+    Args:
+        scan: of which it is said.
+        upright: rotation (4, 4) of the world.
+        start: whether the affine start follows what is seen, too.
+    """
     if np.array_equal(upright, np.eye(4)):
         return ""
-    said, seen = (
-        "".join(nib.orientations.aff2axcodes(RAS_FROM_LPS @ world @ scan.grid.affine)) for world in (np.eye(4), upright)
-    )
+    seen = "".join(nib.orientations.aff2axcodes(RAS_FROM_LPS @ upright @ scan.grid.affine))
+    followed = "the brain was registered as it looks" if start else "the network saw it so, but the start did not"
     return (
-        f"{scan.path.name}: its axes look like {seen} or, mirrored, {seen.translate(MIRRORED)}, not {said} as its "
-        "header says; the brain was registered as it looks, and the results keep the header: correct it"
+        f"{scan.path.name}: its axes look like {seen} or, mirrored, {seen.translate(MIRRORED)}, which its header does "
+        f"not say; {followed}, and the results keep the header: correct it"
     )
