@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
+from finders import Says
 from geometry import ELLIPSOIDS, apply_world, draw_head, make_grid, noise_image, world_points
 from iregzoo.errors import InputError
 from iregzoo.space import start
@@ -131,7 +132,7 @@ def test_what_finds_starts_is_asked_in_place_of_the_search(start: str, asked: li
 
 
 def test_where_nothing_is_found_the_scans_are_searched() -> None:
-    found = affine_start(fixed_scan(), moving_scan(AWAY), "rigid", lambda fixed, moving, *, rigid: None)
+    found = affine_start(fixed_scan(), moving_scan(AWAY), "rigid", Says(None))
     assert np.array_equal(found, affine_start(fixed_scan(), moving_scan(AWAY), "rigid"))
 
 
