@@ -20,3 +20,14 @@ class Says:
 
     def upright(self, scan: Scan) -> Matrix:
         return self.lies
+
+
+class Sees(Says):
+    """Finds no brains, but sees that one scan lies otherwise than its header says."""
+
+    def __init__(self, lying: Scan, upright: Matrix) -> None:
+        super().__init__(None, upright)
+        self.lying = lying
+
+    def upright(self, scan: Scan) -> Matrix:
+        return self.lies if scan is self.lying else ROTATIONS[0]

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from cards import with_card
-from finders import Says
+from finders import Says, Sees
 from geometry import Array, from_image, move_all, world_points
 from iregzoo import align as alignment
 from iregzoo import zoo
@@ -200,6 +200,13 @@ def test_align_searches_where_brains_are_found_in_a_wrong_place_or_none(days: Da
     far = matrix_of(sitk.Euler3DTransform((0, 0, 0), 0.3, 0, 0, (30.0, 0, 0)))
     for finder in (Says(far), Says(None)):
         assert days.error_mm(affine_transform(align(days.scans, finder=finder).frame.start)) < 0.1
+
+
+def test_align_searches_scans_as_they_lie(days: Days) -> None:
+    scans = replace(days.scans, moving=days.scans.moving.in_world(ROTATIONS[9]), moving_labels=None)
+    found = align(scans, finder=Sees(scans.moving, ROTATIONS[9].T))
+    assert days.error_mm(affine_transform(ROTATIONS[9].T @ found.frame.start)) < 0.1
+    assert "its axes look like" in found.lying
 
 
 def test_two_people_stay_where_their_brains_are(small_phantom: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from finders import Says
+from finders import Says, Sees
 from geometry import apply_world, world_points
 from iregzoo import finder, register, zoo
 from iregzoo.align import align
@@ -283,15 +283,10 @@ def test_only_what_is_clearly_surer_counts(phantom: Scan, monkeypatch: pytest.Mo
         np.testing.assert_array_equal(find.upright(replace(phantom)), ROTATIONS[4 if counts else 0])
 
 
-def test_a_search_begins_with_scans_that_lie_alike(phantom: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_begins_with_scans_that_lie_alike(phantom: Scan) -> None:
     """Where the finder sees how scans lie, but not two whole brains."""
     turned_scan = phantom.in_world(ROTATIONS[9])
-
-    class Sees(Says):
-        def upright(self, scan: Scan) -> np.ndarray:
-            return ROTATIONS[9].T if scan is turned_scan else np.eye(4)
-
-    found = start.affine_start(phantom, turned_scan, "rigid", Sees(None))
+    found = start.affine_start(phantom, turned_scan, "rigid", Sees(turned_scan, ROTATIONS[9].T))
     np.testing.assert_allclose(found, ROTATIONS[9], atol=0.02)
     other = start.affine_start(phantom, turned_scan, "rigid")
     assert np.abs(other - ROTATIONS[9]).max() > 0.5

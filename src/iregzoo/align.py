@@ -14,7 +14,7 @@ from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.precise import WINDOW, Precise, compared, lattice_spacing, precise_start
 from iregzoo.space.scan import Scan
-from iregzoo.space.start import GIVEN, SEARCHED, Find, affine_start
+from iregzoo.space.start import GIVEN, SEARCHED, Find, Nowhere, affine_start
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def _starts(fixed: Scan, moving: Scan, begin: str | Matrix, finder: Find | None)
     brains = finder(fixed, moving, rigid=begin == "rigid") if finder else None
     if brains is not None:
         yield brains
-    yield affine_start(fixed, moving, begin)
+    yield affine_start(fixed, moving, begin, Nowhere(finder) if finder else None)
 
 
 def _best(scans: Scans, starts: Iterable[Matrix], *, rigid: bool) -> Precise:

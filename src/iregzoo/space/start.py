@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Protocol
 
@@ -41,6 +41,19 @@ class Find(Protocol):
 
     def upright(self, scan: Scan) -> Matrix:
         """A rotation (4, 4) of the world after which what a scan shows lies as the axes say."""
+
+
+@dataclass(frozen=True)
+class Nowhere:
+    """Finds no start, so that scans are searched, but sees how they lie as another does."""
+
+    find: Find
+
+    def __call__(self, fixed: Scan, moving: Scan, *, rigid: bool) -> Matrix | None:
+        return None
+
+    def upright(self, scan: Scan) -> Matrix:
+        return self.find.upright(scan)
 
 
 def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, find: Find | None = None) -> Matrix:
