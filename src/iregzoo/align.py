@@ -60,8 +60,7 @@ def align(
     with timed("warp", seconds, progress):
         frame = Frame(scans.fixed.grid, scans.moving.grid, scans.fixed.grid, found.start)
         result = finish(scans, frame, name, Registration(torch.zeros(1, 3, *frame.fixed.shape)), seconds)
-        lying = uprights(scans, name, finder)[1] if name in SEARCHED else ""
-        result = replace(result, shared=found.shared, lying=lying)
+        result = replace(result, shared=found.shared, lying=uprights(scans, name, finder)[1])
     if (result.warped == scans.moving.outside).all():
         raise InputError(
             f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); try --init center "

@@ -52,7 +52,7 @@ class LoadPair(Transform):
 
     Label maps may stand under ``fixed_labels`` and ``moving_labels``, masks under ``fixed_mask`` and ``moving_mask``.
     Adds the affine start: ``init``, its name, and ``start``, (4, 4), LPS mm; and how the fixed scan lies: ``upright``,
-    (4, 4), and ``lying``, see ``uprights``.
+    (4, 4), and ``lying``, in lines, see ``uprights``.
 
     Args:
         card: what the weights need.
@@ -69,7 +69,7 @@ class LoadPair(Transform):
         name, start = start_of(scans, self.init, self.card, self.finder)
         upright, lying = uprights(scans, name, self.finder)
         image = seen(scans, frame_of(scans, start, self.card, self.stride, upright), name, self.card)[0]
-        placed = {"start": torch.from_numpy(start), "upright": torch.from_numpy(upright), "lying": lying}
+        placed = {"start": torch.from_numpy(start), "upright": torch.from_numpy(upright), "lying": "\n".join(lying)}
         return {**data, "image": image, "init": name, **placed}
 
 
@@ -130,7 +130,7 @@ class SaveRegistration(Transform):
         image: Tensor = convert_to_tensor(data["image"], track_meta=False)
         registration = Registration(predicted[None])
         result = conclude(scans, frame, data["init"], image[None], registration, self.steps, self.load.card)
-        result = replace(result, lying=data["lying"])
+        result = replace(result, lying=tuple(data["lying"].splitlines()))
         with whole_folder(self.output_dir, overwrite=self.overwrite, owned=FILES) as folder:
             write(result, folder, self.provenance, inverse=self.inverse, jacobian=self.jacobian)
         return dict(data)

@@ -42,13 +42,14 @@ class Member:
     upright: Matrix | None = None
 
     def scan(self) -> Scan:
-        return self._lying(read_scan(self.image))
+        return self.lying(read_scan(self.image))
 
     def label_map(self) -> Scan:
         """Its label map, which ``labels_in`` has compared with the image."""
-        return self._lying(read_labels(self.labels))
+        return self.lying(read_labels(self.labels))
 
-    def _lying(self, scan: Scan) -> Scan:
+    def lying(self, scan: Scan) -> Scan:
+        """What was read of it, as it lies."""
         return scan if self.upright is None else scan.in_world(self.upright)
 
 
@@ -120,7 +121,7 @@ def read_group(
         raise InputError(f"init {init!r} is unknown; choose auto, {', '.join(STARTS)}")
     if spacing is not None and not all(0 < step < np.inf for step in spacing):
         raise InputError(f"spacing {', '.join(map(str, spacing))}: give millimetres above 0")
-    members, views, spacings, doubts = _look(members, card.window, finder if name in SEARCHED else None, progress)
+    members, views, spacings, doubts = _look(members, card.window, name, finder, progress)
     step = np.median(spacings, axis=0) if spacing is None else np.array(spacing, dtype=float)
     first, starts = members[0].scan(), [np.eye(4)]
     for member in members[1:]:
@@ -137,7 +138,7 @@ def read_group(
 
 
 def _look(
-    members: Sequence[Member], window: Window | None, finder: Find | None, progress: Progress
+    members: Sequence[Member], window: Window | None, init: str, finder: Find | None, progress: Progress
 ) -> tuple[list[Member], list[Grid], list[Matrix], dict[str, str]]:
     """All scans as they lie, what each shows, its spacing along right, anterior, superior, and doubts.
 
@@ -158,10 +159,10 @@ def _look(
                 "the label map in the column labels"
             )
         upright = finder.upright(scan) if finder else np.eye(4)
-        if doubt := "; ".join(filter(None, (scan.doubt, lying(scan, upright)))):
+        if doubt := "; ".join(filter(None, (scan.doubt, lying(scan, upright, init)))):
             doubts[member.name] = doubt
-        seen.append(replace(member, upright=upright))
-        scan = scan.in_world(upright)
+        seen.append(replace(member, upright=upright if init in SEARCHED else None))
+        scan = seen[-1].lying(scan)
         views.append(bounding_grid(normalise(scan, window).data[0, 0] > 0, scan.grid, MARGIN_MM))
         spacings.append(scan.grid.spacing[canonical_axes(scan.grid)[0]])
     return seen, views, spacings, doubts

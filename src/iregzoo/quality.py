@@ -104,7 +104,7 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
     if result.shared is not None:
         found["shared_information"] = round(result.shared, 4)
     found |= _overlap(result) | _lost(result)
-    headers = (result.scans.fixed.doubt, result.scans.moving.doubt, result.lying)
+    headers = (result.scans.fixed.doubt, result.scans.moving.doubt, *result.lying)
     if any(headers):
         found["header_doubts"] = [doubt for doubt in headers if doubt]
     return {**found, "warnings": list(doubts(found).values())}

@@ -72,7 +72,7 @@ class Result:
         refinement: what gradient steps did after the network, where there were any.
         card: of the weights; None for a peer, which has none.
         needless: what showed that the network's displacement was to be left out, where it was.
-        lying: in words, which scans lie otherwise than their headers say; empty if none was seen to.
+        lying: in words, each scan that was seen to lie otherwise than its header says.
         shared: of an alignment, what the scans tell of each other by it, a part of what the fixed one tells of itself.
     """
 
@@ -88,7 +88,7 @@ class Result:
     refinement: Refinement | None = None
     card: WeightsCard | None = None
     needless: Needless | None = None
-    lying: str = ""
+    lying: tuple[str, ...] = ()
     shared: float | None = None
 
 
@@ -124,17 +124,16 @@ def start_of(
     return name, affine_start(scans.filled.fixed, scans.filled.moving, start, finder)
 
 
-def uprights(scans: Scans, init: str, finder: Find | None) -> tuple[Matrix, str]:
-    """A rotation (4, 4) of the world after which the fixed scan lies as its axes say, and what headers say wrong.
+def uprights(scans: Scans, init: str, finder: Find | None) -> tuple[Matrix, tuple[str, ...]]:
+    """A rotation (4, 4) of the world after which the fixed scan lies as its axes say, and which headers are wrong.
 
-    Of the moving scan only where the finder has looked at it for a start of this name.
+    The moving scan is not looked at where a start of this name was given.
     """
     if finder is None:
-        return np.eye(4), ""
-    searched = init in SEARCHED
-    looked = (scans.filled.fixed, scans.filled.moving) if searched else (scans.filled.fixed,)
-    said = [lying(scan, finder.upright(scan), start=searched) for scan in looked]
-    return finder.upright(scans.filled.fixed), "; ".join(filter(None, said))
+        return np.eye(4), ()
+    looked = (scans.filled.fixed, scans.filled.moving)[: 1 if init == GIVEN else 2]
+    said = (lying(scan, finder.upright(scan), init) for scan in looked)
+    return finder.upright(scans.filled.fixed), tuple(filter(None, said))
 
 
 def frame_of(scans: Scans, start: Matrix, card: WeightsCard, stride: int, upright: Matrix | None = None) -> Frame:

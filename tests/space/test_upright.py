@@ -37,14 +37,15 @@ def test_an_image_is_turned_as_a_grid_of_the_turned_world_sees_it(name: str) -> 
 def test_what_a_header_says_wrong_is_said_in_its_axes() -> None:
     ras = Grid((4, 4, 4), RAS_FROM_LPS)
     scan = Scan(torch.zeros(1, 1, 4, 4, 4), ras, Path("a") / "scan.nii.gz")
-    assert lying(scan, ROTATIONS[0]) == ""
+    assert lying(scan, ROTATIONS[0], "affine") == ""
     # What the header calls left, posterior, superior (LPS) is patient's superior, left, posterior.
     turn = np.eye(4)
     turn[:3, :3] = [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
-    assert lying(scan, turn) == (
+    assert lying(scan, turn, "rigid") == (
         "scan.nii.gz: its axes look like IRP or, mirrored, ILP, which its header does not say; the brain was "
         "registered as it looks, and the results keep the header: correct it"
     )
-    assert "; the network saw it so, but the start did not, and" in lying(scan, turn, start=False)
-    said = {lying(scan, rotation) for rotation in ROTATIONS[1:]}
+    assert "; this was seen, but the start (center) did not, and" in lying(scan, turn, "center")
+    assert "; this was seen, but the start was used as it is, and" in lying(scan, turn, "given")
+    said = {lying(scan, rotation, "affine") for rotation in ROTATIONS[1:]}
     assert len(said) == 23

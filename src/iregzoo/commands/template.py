@@ -115,6 +115,8 @@ def template(
         write_template(folder, built.image, group.grid, labels=voted, names={value: names[value] for value in kept})
         made = {"scans": len(members), "rounds": rounds, "init": group.init, "refine": steps}
         made |= {"shape": list(group.grid.shape), "spacing_mm": group.grid.spacing.tolist()}
+        if group.doubts:
+            made["header_doubts"] = dict(group.doubts)
         made["seconds"] = round(time.perf_counter() - begin, 1)
         write_report(folder, rows, {**provenance(method), **made})
     print(f"{len(members)} scans, {', '.join(_means(rows))}, {made['seconds']} s")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from iregzoo.space.grid import RAS_FROM_LPS, Matrix
 from iregzoo.space.scan import Scan
+from iregzoo.space.start import GIVEN, SEARCHED
 
 MIRRORED = str.maketrans("LR", "RL")
 
@@ -36,18 +37,19 @@ def rotated(image: Tensor, rotation: Matrix) -> Tensor:
     return image.permute(0, 1, *(2 + int(axis) for axis in order)).flip(flipped)
 
 
-def lying(scan: Scan, upright: Matrix, *, start: bool = True) -> str:
+def lying(scan: Scan, upright: Matrix, init: str) -> str:
     """In words, that a scan lies otherwise than its header says, after the rotation ``upright``; empty if not.
 
     Args:
         scan: of which it is said.
         upright: rotation (4, 4) of the world.
-        start: whether the affine start follows what is seen, too.
+        init: the name of the affine start; those that are searched for follow what is seen.
     """
     if np.array_equal(upright, np.eye(4)):
         return ""
     seen = "".join(nib.orientations.aff2axcodes(RAS_FROM_LPS @ upright @ scan.grid.affine))
-    followed = "the brain was registered as it looks" if start else "the network saw it so, but the start did not"
+    used = "was used as it is" if init == GIVEN else f"({init}) did not"
+    followed = "the brain was registered as it looks" if init in SEARCHED else f"this was seen, but the start {used}"
     return (
         f"{scan.path.name}: its axes look like {seen} or, mirrored, {seen.translate(MIRRORED)}, which its header does "
         f"not say; {followed}, and the results keep the header: correct it"
