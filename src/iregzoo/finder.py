@@ -28,7 +28,7 @@ WHITE, LEAST_WHITE_MM3 = 0.85, 3e4
 CUBE_MM = 160.0
 # Of ``CanonicalNet.certainty`` in such a cube around a brain. By hand, 66 scans that lay upright, rendered heads and
 # brains of T1 and random contrasts and two real brains, had 0.656 to 0.751; in the 23 other ways in which they could
-# lie, they had 0.687 at most (in 56 of them less than ``DOUBTFUL``), and at least 0.035 less than upright.
+# lie, they had 0.687 at most (54 of them less than ``DOUBTFUL``), and at least 0.035 less than upright.
 CERTAIN, DOUBTFUL, CLEARER = 0.65, 0.67, 0.015
 
 
