@@ -202,7 +202,7 @@ def test_a_scan_is_looked_at_once_while_it_is_there(phantom: Scan, monkeypatch: 
     assert gone() is None  # nothing keeps a patient's scan
 
 
-def test_the_one_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_one_file_is_read_once() -> None:
     bundle = zoo.find("iirp")
     first, again = (zoo.finder_of(bundle, zoo.find_weights(bundle, name)) for name in ("brain", "brain_any"))
     assert first is again is not None

@@ -18,6 +18,7 @@ from iregzoo.similarity import ncc
 from iregzoo.space.brains import LEAST_MM3, brain_of, brain_start
 from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.scan import Scan, Window, normalise, resample_to
+from iregzoo.space.start import alike
 from iregzoo.space.upright import ROTATIONS, rotated
 
 MOST_MM3 = 380.0**3  # of the field of view of a head; more takes memory and time for what is no brain
@@ -56,10 +57,9 @@ class Finder:
         """As ``brain_start``: None where no two brains are found, and for a larger field of view than a head's."""
         if max(fixed.grid.volume, moving.grid.volume) > MOST_MM3:
             return None
-        # The moving one as it would be if both lay alike, and not as their headers say.
-        alike = self.upright(fixed).T @ self.upright(moving)
-        found = brain_start(self.see(fixed), self.see(moving).in_world(alike), rigid=rigid)
-        return None if found is None else alike.T @ found
+        turn = alike(self, fixed, moving)
+        found = brain_start(self.see(fixed), self.see(moving).in_world(turn), rigid=rigid)
+        return None if found is None else turn.T @ found
 
     def likeness(self, scan: Scan) -> float | None:
         """How like a T1 a scan's brain is: its correlation with itself in one contrast, whose order is nearly a T1's.

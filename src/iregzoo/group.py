@@ -20,10 +20,9 @@ from iregzoo.space.frame import MARGIN_MM, MAX_VOXELS, affine_displacement, warp
 from iregzoo.space.grid import CORNERS, Grid, Matrix, bounding_grid, canonical_axes, inverse
 from iregzoo.space.points import map_points
 from iregzoo.space.scan import Scan, Window, looks_like_labels, normalise, read_labels, read_scan
-from iregzoo.space.start import STARTS, Find, affine_start
+from iregzoo.space.start import SEARCHED, STARTS, Find, affine_start
 from iregzoo.space.upright import lying
 
-SEARCHED = STARTS[2:]  # the starts that look at the images
 Progress = Callable[[str], None]
 
 

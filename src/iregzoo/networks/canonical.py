@@ -113,7 +113,9 @@ class CanonicalNet(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def certainty(self, images: Tensor) -> Tensor:
-        """How sure it is of the structures that it sees, (B·C,): the mean of their probabilities; 0 where it sees none.
+        """How sure it is of the structures in images (B, C, *shape): (B·C,), in [0, 1].
+
+        The mean probability of the classes, over the voxels whose likeliest is a structure; 0 where there is none.
 
         Raises:
             ValueError: for a shape that ``stride`` does not divide.

@@ -91,10 +91,15 @@ def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, find: Find | No
     found = find(fixed, moving, rigid=start == "rigid")
     if found is not None:
         return found
-    # The moving scan as it would be if both lay alike, and not as their headers say.
-    alike = find.upright(fixed).T @ find.upright(moving)
-    matrix = alike.T @ _search(fixed, moving.in_world(alike), affine=start == "affine")
-    return np.asarray(matrix, dtype=np.float64)
+    turn = alike(find, fixed, moving)
+    there: Matrix = turn.T @ _search(fixed, moving.in_world(turn), affine=start == "affine")
+    return there
+
+
+def alike(find: Find, fixed: Scan, moving: Scan) -> Matrix:
+    """A rotation (4, 4) of the moving scan's world after which both lie alike, as they look and not as headers say."""
+    turn: Matrix = find.upright(fixed).T @ find.upright(moving)
+    return turn
 
 
 def check_affine(matrix: Matrix, source: str) -> None:
