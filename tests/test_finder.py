@@ -119,13 +119,13 @@ def test_monai_and_the_bundle_find_the_same_start(test_data: Path, tmp_path: Pat
     monai.bundle.run(
         config_file=str(bundle / "configs/inference.json"),
         bundle_root=str(bundle),
-        weights="brain",
         output_dir=str(tmp_path / "out"),
         device="cpu",
         refine=0,
         **paths,
     )
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert (report["weights"], report["weights_chosen_for"]) == ("brain", "T1 brains")
     np.testing.assert_allclose(report["affine_lps_mm"], expected, atol=1e-6)
     assert report["finder_sha256"] == method.bundle.weights["brain_any"].sha256
     assert report["warnings"] == report["header_doubts"] == [loaded["lying"]] != [""]

@@ -11,10 +11,13 @@ import pytest
 import SimpleITK as sitk
 
 from cohort import batch, refusal, summary, write_pairs
+from iregzoo import bundle as monai_bundle
 from iregzoo import suited as suiting
 from iregzoo import zoo
+from iregzoo.bundle import choose_weights
 from iregzoo.cases import Case
 from iregzoo.entrants import load_methods, suited_weights
+from iregzoo.errors import InputError
 from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.phantom import Phantom
 from iregzoo.scans import Scans, read_scans
@@ -200,6 +203,30 @@ def test_each_pair_of_a_batch_gets_what_suits_it(
     assert "brains: was made with weights_chosen_by scans, not user" in refusal(
         capsys, table, output, *options, "--weights", "brain"
     )
+
+
+def test_monai_chooses_as_register_does(
+    mixed: list[dict[str, str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brains, crops = mixed
+    iirp, pan = zoo.find("iirp"), zoo.find("pan")
+    found, shown = choose_weights(iirp, None, brains)
+    assert (found.name, shown) == ("brain", "T1 brains")
+    assert "note: both scans show T1 brains, so the weights are brain" in capsys.readouterr().out
+    found, shown = choose_weights(iirp, None, crops)
+    assert (found.name, shown) == ("hippocampus", "")
+    with monkeypatch.context() as context:  # nothing is read where there is no choice
+        context.setattr(monai_bundle, "read_scans", None)
+        for method, weights, pair in (
+            (iirp, "brain_any", brains),
+            (pan, None, brains),
+            (iirp, None, {**brains, "moving": "gone.nii.gz"}),
+        ):
+            found, shown = choose_weights(method, weights, pair)
+            assert (found.name, shown) == (weights or "hippocampus", "")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="weights 'none' are neither"):
+        choose_weights(iirp, "none", brains)
 
 
 def test_all_pairs_of_an_evaluation_decide(mixed: list[dict[str, str]]) -> None:

@@ -87,9 +87,7 @@ def _register(job: Job) -> Report:
     controller = choose_controller(settings.controller, settings.max_iterations, method.network.controller)
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
         result = register(scans, method, init=init, controller=controller, refine=origin[REFINE])
-        made_by = {**provenance(method), "batch": job.request(method.weights.name)}
-        if chosen:
-            made_by["weights_chosen_for"] = chosen[1]
+        made_by = {**provenance(method, chosen[1] if chosen else ""), "batch": job.request(method.weights.name)}
         return write(result, folder, made_by, inverse=settings.inverse, jacobian=settings.jacobian)
 
 

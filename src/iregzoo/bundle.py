@@ -23,7 +23,8 @@ from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, provenance, write
 from iregzoo.space.start import Find
 from iregzoo.steering import choose_controller, gradient_steps
-from iregzoo.zoo import Method, complete, find_weights, finder_of, read_bundle
+from iregzoo.suited import choices, for_pair
+from iregzoo.zoo import Bundle, Method, Weights, complete, find_weights, finder_of, read_bundle
 
 __all__ = [
     "LoadPair",
@@ -32,6 +33,7 @@ __all__ = [
     "PairNetwork",
     "SaveRegistration",
     "check_target",
+    "choose_weights",
     "complete",
     "find_weights",
     "finder_of",
@@ -45,6 +47,26 @@ Sample = Mapping[str, Any]
 def _scans(data: Sample) -> Scans:
     optional = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask")
     return read_scans(data["fixed"], data["moving"], *(data.get(name) for name in optional))
+
+
+def choose_weights(
+    bundle: Bundle, weights: str | None, pair: Sample, device: torch.device | str = "cpu", precision: str = "auto"
+) -> tuple[Weights, str]:
+    """The weights of a name, or without one those that suit a pair's scans, and what these then show, else nothing.
+
+    The pair's entries are those that ``LoadPair`` reads; where no scans are there, the weights are the bundle's first.
+
+    Raises:
+        InputError: as ``find_weights``, ``for_pair`` and, where there is a choice, ``read_scans`` do.
+    """
+    shown = ""
+    there = all(Path(pair[name]).exists() for name in ("fixed", "moving"))
+    if weights is None and there and len(choices(bundle)) > 1:
+        filled = _scans(pair).filled
+        weights, shown, note = for_pair(bundle, (filled.fixed, filled.moving), device, precision)
+        if note:
+            print(f"note: {note}")
+    return find_weights(bundle, weights), shown
 
 
 class LoadPair(Transform):

@@ -97,15 +97,20 @@ def write(
     return report
 
 
-def provenance(method: Method) -> dict[str, Any]:
-    """What made a result: versions, bundle, weights, what looks for brains where something does, device, precision."""
+def provenance(method: Method, shown: str = "") -> dict[str, Any]:
+    """What made a result: versions, bundle, weights, what looks for brains where something does, device, precision.
+
+    Also what the scans show, where the weights were chosen for that.
+    """
     finder = {"finder_sha256": method.finder.sha256} if method.finder else {}
+    chosen = {"weights_chosen_for": shown} if shown else {}
     return {
         "iregzoo": __version__,
         "bundle": method.bundle.name,
         "bundle_version": method.bundle.version,
         "weights": method.weights.name,
         "weights_sha256": method.weights.sha256,
+        **chosen,
         **finder,
         "device": str(method.device),
         "precision": resolve(method.network.precision, method.device),

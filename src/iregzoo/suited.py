@@ -36,6 +36,28 @@ def suited(
     return choice(bundle, seen)
 
 
+def for_pair(
+    bundle: Bundle, pair: tuple[Scan, Scan], device: torch.device | str = "cpu", precision: str = "auto"
+) -> tuple[str | None, str, str]:
+    """The name of the weights for two scans, None for the bundle's first; what they show for it; a note on the choice.
+
+    The last two are empty where there was nothing to choose by.
+
+    Raises:
+        InputError: as ``suited`` does.
+    """
+    if suiting := suited(bundle, pair, device, precision):
+        weights, seen = suiting
+        return weights, seen, f"both scans show {seen}, so the weights are {weights}; --weights chooses others"
+    note = ""
+    if all(may_suit(bundle, scan) for scan in pair):
+        note = (
+            "the scans do not both show a whole brain, as the bundle's other weights need, so the weights are its "
+            f"first, {next(iter(bundle.weights))}; --weights chooses others"
+        )
+    return None, "", note
+
+
 def choice(bundle: Bundle, seen: Collection[str]) -> tuple[str, str] | None:
     """The name of a bundle's weights for scans that show so much, each as ``shown`` has it, and what they suit.
 

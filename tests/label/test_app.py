@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from iregzoo import zoo
-from iregzoo.label.app import having, start_command, write_face
+from iregzoo.label.app import having, start_command, suiting, write_face
 from iregzoo.label.atlas import LabelledImage, packaged
+from iregzoo.space.formats import read_image
 from shell import run
 
 from .scans import write_atlas
@@ -133,6 +134,20 @@ def test_panel_offers_iterations_to_methods_that_iterate(tmp_path: Path, hippoca
     assert panels["iirp"]["max_iterations"] == 0
     assert panels["sm_gicnet"].keys() == panels["iirp"].keys() - {"controller", "max_iterations"}
     assert panels["sm_gicnet"]["init"] == ["auto", "none", "center", "rigid", "affine"]
+
+
+# --- which weights
+
+
+def test_weights_suit_the_atlases(test_data: Path, hippocampus: LabelledImage) -> None:
+    """Those for any contrast, for the patients' scans are not known."""
+    brain = replace(hippocampus, image=read_image(test_data / "scans" / "t1_brain_a.nii.gz"))
+    assert suiting([], [brain]) == {"iirp": "brain_any", "ipear": "brain_any"}
+    assert suiting(["pan", "ipear"], [brain]) == {"pan": None, "ipear": "brain_any"}
+    for atlases in ([hippocampus], [brain, hippocampus]):
+        assert suiting([], atlases) == dict.fromkeys(having(None))
+    folder = str(zoo.find("iirp").path)
+    assert suiting([folder], [brain]) == {folder: "brain_any"}
 
 
 # --- the command
@@ -259,7 +274,9 @@ def test_numbers_given_anew_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(monkeypatch, str(tmp_path / "app"), "--bundles", "pan", *write_atlas(tmp_path, (17, 2053))) == 0
-    assert "labels: 1 part 17 (was 17), 2 part 2053 (was 2053)\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ": pan (hippocampus) with the atlas mine\n" in said
+    assert "labels: 1 part 17 (was 17), 2 part 2053 (was 2053)\n" in said
 
 
 def test_two_atlases_of_one_name_are_refused(

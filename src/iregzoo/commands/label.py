@@ -26,7 +26,8 @@ def label_app(
         atlas_labels: the label map of each atlas, separated by commas.
         label_names: the labels' names, as JSON such as {"1": "thalamus"} or CSV with the columns label and name.
         bundles: one or more methods, separated by commas; by default all that have weights.
-        weights: a name from iregzoo list, or a weights file; by default the first of each bundle.
+        weights: a name from iregzoo list, or a weights file. By default those for brains of any contrast where the
+            atlases show whole brains, and else the first of each bundle.
         overwrite: replace an app that is in the folder.
     """
     from iregzoo.flags import flag
@@ -51,8 +52,9 @@ def label_app(
     )
     labels = {value: name for one in atlases for value, name in one.names.items()}
     former = {now: f" (was {was})" for one in atlases for now, was in one.former.items()}
-    print(f"written to {folder}: {', '.join(methods)} with the atlas {', '.join(one.name for one in atlases)}")
+    said = [f"{name} ({its})" for name, its in methods.items()]
+    print(f"written to {folder}: {', '.join(said)} with the atlas {', '.join(one.name for one in atlases)}")
     said = [f"{value} {labels[value]}{former.get(value, '')}" for value in sorted(labels)]
     print(f"labels: {', '.join(said)}")
     print("start the server with this command, replacing scans with the folder of your scans (or an empty one):")
-    print(start_command(Path(folder), methods, "scans"))
+    print(start_command(Path(folder), list(methods), "scans"))

@@ -71,7 +71,7 @@ def register(
     from iregzoo.results import FILES, provenance, write
     from iregzoo.space.frame import Frame
     from iregzoo.steering import choose_controller
-    from iregzoo.suited import may_suit, suited
+    from iregzoo.suited import for_pair
     from iregzoo.zoo import find, load
 
     said: list[str] = []
@@ -91,26 +91,17 @@ def register(
         bar("weights")
         where = choose_device(device)
         pair = scans.filled.fixed, scans.filled.moving
-        chosen: dict[str, str] = {}
+        shown = ""
         if weights is None:
-            source = find(bundle)
-            if suiting := suited(source, pair, where, precision):
-                weights, shown = suiting
-                chosen = {"weights_chosen_for": shown}
-                tqdm.write(f"note: both scans show {shown}, so the weights are {weights}; --weights chooses others")
-            elif all(may_suit(source, scan) for scan in pair):
-                first = next(iter(source.weights))
-                tqdm.write(
-                    "note: the scans do not both show a whole brain, as the bundle's other weights need, so the "
-                    f"weights are its first, {first}; --weights chooses others"
-                )
+            weights, shown, note = for_pair(find(bundle), pair, where, precision)
+            if note:
+                tqdm.write(f"note: {note}")
         method = load(bundle, weights, where, precision)
         steering = choose_controller(controller, max_iterations, method.network.controller)
         result = register_scans(
             scans, method, init=start, controller=steering, refine=refine, progress=bar, placed=warn
         )
-        made_by = {**provenance(method), **chosen}
-        report = write(result, folder, made_by, inverse=inverse, jacobian=jacobian, progress=bar)
+        report = write(result, folder, provenance(method, shown), inverse=inverse, jacobian=jacobian, progress=bar)
     _say(report, said)
     _say_unused(fixed_labels, moving_labels, inverse)
     print(f"written to {output}: open report.html first")

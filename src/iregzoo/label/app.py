@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
+from iregzoo.cards import BRAINS
 from iregzoo.errors import InputError
 from iregzoo.label.atlas import LabelledImage, write
 from iregzoo.outputs import held, whole_folder
 from iregzoo.registration import CANONICAL
 from iregzoo.states import read_state, sha256
 from iregzoo.steering import CONTROLLERS
-from iregzoo.zoo import Method, Weights, bundles, find_weights, load
+from iregzoo.suited import choice, shown
+from iregzoo.zoo import Method, Weights, bundles, find, find_weights, load
 
 STOCK = "sample-apps/monaibundle/"  # in the package monailabel
 MODELS = "model"  # the folder in which the app looks for bundles
@@ -36,33 +38,53 @@ def prepare(
     atlases: Sequence[LabelledImage],
     *,
     overwrite: bool = False,
-) -> list[str]:
+) -> dict[str, str]:
     """Fill a folder with the app.
 
     Args:
         folder: new or empty.
         names: of bundles; every bundle that has the weights if there are none.
-        weights: a name in the bundles' metadata (default: the first of each), or a file.
+        weights: a name in the bundles' metadata (default: what suits the atlases, see ``suiting``), or a file.
         atlases: from ``label.atlas``; the first is the default.
         overwrite: replace an app that is there.
 
     Returns:
-        The names of the methods in it.
+        The names of the methods in it, each with that of its weights.
 
     Raises:
         InputError: for an unknown bundle, one without such weights, MONAI Label that is not installed, and a folder
             that cannot be used.
     """
-    methods = [load(name, weights) for name in names or having(weights)]
+    chosen = dict.fromkeys(names or having(weights), weights) if weights else suiting(names, atlases)
+    methods = [(load(name, its), its) for name, its in chosen.items()]
     stock = dict(stock_files())
     check_is_app(folder)
     with whole_folder(folder, overwrite=overwrite, owned=_of_earlier_run(folder), option="folder") as staging:
         for place, source in stock.items():
             (staging / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, staging / place)
-        for method in methods:
-            write_face(staging / MODELS / method.bundle.name, method, weights, atlases)
-    return [method.bundle.name for method in methods]
+        for method, its in methods:
+            write_face(staging / MODELS / method.bundle.name, method, its, atlases)
+    return {method.bundle.name: method.weights.name for method, _ in methods}
+
+
+def suiting(names: Sequence[str], atlases: Sequence[LabelledImage]) -> dict[str, str | None]:
+    """The weights of bundles that suit atlases, None for a bundle's first: where all show brains, of any contrast.
+
+    For a patient's scan may be of another than an atlas's. Where no bundles are named, only those with such weights
+    where there are some, and else all that have weights.
+
+    Raises:
+        InputError: for an unknown bundle, where none has weights, and as ``shown`` does.
+    """
+    found: dict[str, str | None] = {}
+    for name in names or having(None):
+        bundle = find(name)
+        brains = all(shown(bundle, atlas.image) for atlas in atlases)
+        its = choice(bundle, [BRAINS] if brains else [])
+        found[name] = its[0] if its else None
+    able = {name: its for name, its in found.items() if its is not None}
+    return {**able} if able and not names else found
 
 
 def having(weights: str | None) -> list[str]:
