@@ -76,6 +76,32 @@ def test_each_pair_gets_the_files_of_register(
     assert found == expected
 
 
+def test_aligned_pairs_are_what_align_makes_of_them(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, own = tmp_path / "output", ("--bundle", "ipear")
+    for said in ("4 of 4 pairs aligned, NCC", "4 of 4 pairs aligned, 4 in an earlier run"):
+        assert batch(cohort / "pairs.csv", output, *own, "--align", "rigid", "--inverse") == 0
+        assert said in capsys.readouterr().out
+    pair = [f"--{column.replace('_', '-')}={cohort / file}" for column, file in row("head0", "head1").items()]
+    assert run(monkeypatch, "align", *pair, "--output", str(tmp_path / "one"), "--inverse") == 0
+    expected, found = tree(tmp_path / "one"), tree(output / "first")
+    assert found["report.json"].pop("batch")["init"] == "auto"
+    assert '"batch":' in found.pop("report.html")
+    assert '"batch":' not in expected.pop("report.html")
+    assert found == expected
+    assert found["report.json"]["aligned"] == "rigid"
+    for name, line in summary(output).items():
+        report = json.loads((output / name / "report.json").read_text("utf-8"))
+        assert (line["weights"], float(line["shared_information"])) == ("", report["shared_information"])
+    for options, words in (
+        ((*own, "--align", "affine", "--inverse"), "aligned rigid, not affine"),
+        ((*own, "--align", "rigid"), "inverse True, not False"),
+        (("--inverse",), "bundle None, not tiny"),
+    ):
+        assert f"first: was made with {words}" in refusal(capsys, cohort / "pairs.csv", output, *options)
+
+
 def test_a_pair_that_gets_a_start_of_its_own_is_done_anew(cohort: Path, undisturbed: Path, tmp_path: Path) -> None:
     output = shutil.copytree(undisturbed, tmp_path / "output")
     sitk.WriteTransform(sitk.TranslationTransform(3, (2.0, -1.0, 0.0)), str(cohort / "start.tfm"))

@@ -221,6 +221,12 @@ def test_worker_with_another_method_is_refused(cohort: Path, tmp_path: Path) -> 
     other = replace(job.settings, origins={name: {**origin, "bundle_version": "9"}})
     reason = register_job(replace(job, settings=other))
     assert reason == "a worker has bundle_version 0.0.1, but the batch uses 9; install the same on all workers"
+    aligned = checked(Settings(align="rigid"))
+    for changes, words in (({"finder_sha256": "9"}, "but the batch uses 9"), ({"iregzoo": None}, "batch uses None")):
+        other = replace(aligned, origins={"": {**aligned.origins[""], **changes}})
+        reason = register_job(replace(job, settings=other))
+        assert isinstance(reason, str)
+        assert words in reason
 
 
 def test_pairs_made_with_another_card_of_the_weights_are_not_mixed(cohort: Path, tmp_path: Path) -> None:
@@ -266,6 +272,11 @@ def test_leftovers_of_a_kill_are_removed(cohort: Path, copied: Path) -> None:
         (["--bundle", "nonesuch"], "bundle 'nonesuch'"),
         (["--pairs", "nonesuch.csv"], "nonesuch.csv: no such file"),
         (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "leave out --workers or --scheduler"),
+        (["--bundle", "ipear", "--align", "sideways"], "kind 'sideways' is unknown; choose rigid or affine"),
+        (["--bundle", "ipear", "--align"], "--align needs a value"),
+        (["--align", "rigid"], "bundle tiny: means nothing where no network runs; leave out --align, or --bundle"),
+        (["--bundle", "ipear", "--align", "affine", "--max-iterations", "3"], "leave out --align, or --max-iterations"),
+        (["--bundle", "ipear", "--align", "rigid", "--jacobian"], "jacobian True: means nothing"),
     ],
 )
 def test_bad_choices_are_refused(

@@ -106,6 +106,11 @@ def _comparable(scans: Scans, start: Matrix) -> bool:
     return windows is None or bool(windows.any())
 
 
+def searches(init: str | Matrix) -> bool:
+    """Whether a start of an alignment is searched for, so that a finder helps."""
+    return isinstance(init, str) and init in ("auto", *SEARCHED)
+
+
 def check_kind(kind: str) -> None:
     """Check that a kind of transform is known.
 

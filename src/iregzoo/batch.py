@@ -12,19 +12,21 @@ import SimpleITK as sitk
 import torch
 from filelock import FileLock, Timeout
 
+from iregzoo.align import align, searches
 from iregzoo.devices import choose_device
 from iregzoo.engines import Engine
 from iregzoo.errors import InputError
-from iregzoo.jobs import COLUMNS, FIGURES, REFINE, SUMMARY, Job, Report, Settings, origin_of
+from iregzoo.jobs import COLUMNS, FIGURES, REFINE, SUMMARY, Job, Report, Settings, origin_of, origin_of_alignment
 from iregzoo.outputs import check_target, remove_leftovers, whole_file, whole_folder
 from iregzoo.register import read_scans, register
 from iregzoo.results import FILES, provenance, write
 from iregzoo.scans import Scans
+from iregzoo.space.grid import Matrix
 from iregzoo.space.transforms import read_linear
 from iregzoo.steering import choose_controller
 from iregzoo.suited import suited
 from iregzoo.tables import cell
-from iregzoo.zoo import Method, find, load
+from iregzoo.zoo import Method, brain_finder, find, load
 
 LOCK = ".batch.lock"
 Row = dict[str, Any]
@@ -81,14 +83,26 @@ def _register(job: Job) -> Report:
     torch.set_num_threads(settings.threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(settings.threads)
     scans, device = read_scans(*case.scans), choose_device(settings.device)
+    init = read_linear(case.init) if case.init else settings.init
+    if settings.align is not None:
+        return _align(job, scans, settings.align, init)
     chosen = _suited(scans, settings, device)
     method, origin = _prepared(settings, chosen[0] if chosen else settings.weights, device)
-    init = read_linear(case.init) if case.init else settings.init
     controller = choose_controller(settings.controller, settings.max_iterations, method.network.controller)
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
         result = register(scans, method, init=init, controller=controller, refine=origin[REFINE])
         made_by = {**provenance(method, chosen[1] if chosen else ""), "batch": job.request(method.weights.name)}
         return write(result, folder, made_by, inverse=settings.inverse, jacobian=settings.jacobian)
+
+
+def _align(job: Job, scans: Scans, kind: str, init: str | Matrix) -> Report:
+    settings = job.settings
+    _check_same(origin_of_alignment(kind, settings.init), settings.origins[""])
+    finder = brain_finder() if searches(init) else None
+    with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
+        result = align(scans, kind, init=init, finder=finder)
+        made_by = {**settings.origins[""], "batch": job.request("")}
+        return write(result, folder, made_by, inverse=settings.inverse)
 
 
 def _suited(scans: Scans, settings: Settings, device: str) -> tuple[str, str] | None:
@@ -103,12 +117,18 @@ def _prepared(settings: Settings, weights: str | None, device: str) -> tuple[Met
     origin = settings.origins.get(weights or first, settings.origins[first])
     expected = origin["weights_sha256"], origin["finder_sha256"]
     method = _method(settings.bundle, weights, device, settings.precision, expected)
-    for name, here in origin_of(method, settings.refine).items():
-        if here != origin[name]:
-            raise InputError(
-                f"a worker has {name} {here}, but the batch uses {origin[name]}; install the same on all workers"
-            )
+    _check_same(origin_of(method, settings.refine), origin)
     return method, origin
+
+
+def _check_same(here: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """Refuse a worker that would do otherwise than the batch says."""
+    for name in {**origin, **here}:
+        if here.get(name) != origin.get(name):
+            raise InputError(
+                f"a worker has {name} {here.get(name)}, but the batch uses {origin.get(name)}; install the same on all "
+                "workers"
+            )
 
 
 @lru_cache(maxsize=3)  # of the weights that pairs choose from
@@ -168,7 +188,7 @@ def _row(job: Job, outcome: Report | str | None) -> Row:
     return {
         **row,
         "status": "done",
-        "weights": outcome["weights"],
+        "weights": outcome.get("weights", ""),
         **{name: outcome[name] for name in FIGURES if name in outcome},
         "iterations": " ".join(map(str, outcome["iterations"])),
         "network_left_out": int("network_left_out" in outcome) or "",

@@ -8,25 +8,28 @@ import csv
 import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from iregzoo.align import check_kind, searches
 from iregzoo.cases import Case, folder_names, read_cases
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.flags import check_count
 from iregzoo.outputs import held
-from iregzoo.results import FILES, provenance
+from iregzoo.results import FILES, provenance, provenance_of_alignment
 from iregzoo.space.start import STARTS
 from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.suited import choices
-from iregzoo.zoo import Method, bundles, find, load
+from iregzoo.zoo import Method, brain_finder, bundles, find, load
 
 INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "init")
 ORIGIN = ("iregzoo", "bundle", "bundle_version", "weights_sha256", "finder_sha256")
 REFINE = "refine"
 CARD = "weights_card"  # which the user may have changed beside a file of weights
+# What means something to networks alone.
+OF_NETWORKS = ("bundle", "weights", "device", "precision", "controller", "max_iterations", "refine", "jacobian")
 OPTIONS = ("precision", "init", "controller", "max_iterations", "inverse", "jacobian")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
 SUMMARY = "summary.csv"
@@ -38,6 +41,7 @@ FIGURES = (
     "folding_percent",
     "inverse_error_mean_mm",
     "inverse_error_max_mm",
+    "shared_information",
 )
 COLUMNS = (
     *("name", "status", "reason", "fixed", "moving", "weights", *FIGURES),
@@ -55,11 +59,12 @@ class Settings:
             processes.
         weights: None lets each pair choose, see ``suited``.
         refine: gradient steps; None is those of the card of a pair's weights.
+        align: ``rigid`` or ``affine`` where the pairs are aligned so, as ``iregzoo align`` does, and no network runs.
         origins: from ``checked``, by the name of each weights that a pair may get, the first first: versions, and the
-            weights' hash and card.
+            weights' hash and card. Of an alignment there is one, of no name.
     """
 
-    bundle: str
+    bundle: str = "ipear"
     weights: str | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -70,6 +75,7 @@ class Settings:
     inverse: bool = False
     jacobian: bool = False
     threads: int = 1
+    align: str | None = None
     origins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -91,6 +97,8 @@ class Job:
     def request(self, weights: str) -> dict[str, Any]:
         """What the pair's report says of it, beside the method's own, with weights of that name."""
         settings, origin = self.settings, self.settings.origins[weights]
+        if settings.align is not None:
+            return {"init": settings.init, "inverse": settings.inverse, "inputs": self.inputs}
         options = {name: getattr(settings, name) for name in OPTIONS}
         made = {
             "weights_chosen_by": "scans" if settings.weights is None else "user",
@@ -108,8 +116,9 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
         here: whether the pairs are registered on this machine, so that it has to have the device.
 
     Raises:
-        InputError: as ``load``, ``choose_controller``, ``gradient_steps`` and ``choose_device`` do, and for an unknown
-            start or threads that are no whole number of at least 1.
+        InputError: as ``load``, ``choose_controller``, ``gradient_steps`` and ``choose_device`` do, for an unknown
+            start, threads that are no whole number of at least 1, an unknown kind of alignment, and what only a network
+            needs beside one.
     """
     check_count(settings.threads, "threads")
     if settings.init not in ("auto", *STARTS):
@@ -117,6 +126,9 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
             f"init {settings.init!r} is unknown; choose auto, {', '.join(STARTS)}, or name a file for each pair in the "
             "table's column init"
         )
+    if settings.align is not None:
+        _check_alignment(settings)
+        return replace(settings, origins={"": origin_of_alignment(settings.align, settings.init)})
     if here:
         choose_device(settings.device)
     bundle, given = find(settings.bundle), settings.weights
@@ -130,6 +142,23 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
         given = str(Path(given).absolute())
     known = any(settings.bundle == each.name for each in bundles())
     return replace(settings, bundle=settings.bundle if known else str(bundle.path), weights=given, origins=origins)
+
+
+def _check_alignment(settings: Settings) -> None:
+    """Refuse a kind that is none, and what would change nothing."""
+    check_kind(settings.align or "")
+    for option in fields(settings):
+        value = getattr(settings, option.name)
+        if option.name in OF_NETWORKS and value != option.default:
+            raise InputError(
+                f"{option.name} {value}: means nothing where no network runs; leave out --align, or "
+                f"--{option.name.replace('_', '-')}"
+            )
+
+
+def origin_of_alignment(kind: str, init: str) -> dict[str, Any]:
+    """What has to be the same for all pairs that are aligned."""
+    return provenance_of_alignment(kind, brain_finder() if searches(init) else None)
 
 
 def origin_of(method: Method, refine: int | None) -> dict[str, Any]:

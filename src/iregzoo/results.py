@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from iregzoo.space.grid import inverse as inverse_matrix
 from iregzoo.space.points import map_points, move_points, reached
 from iregzoo.views import views
 from iregzoo.zoo import Method
+
+if TYPE_CHECKING:
+    from iregzoo.finder import Finder
 
 FILES = (
     "warped.nii.gz",
@@ -115,6 +118,11 @@ def provenance(method: Method, shown: str = "") -> dict[str, Any]:
         "device": str(method.device),
         "precision": resolve(method.network.precision, method.device),
     }
+
+
+def provenance_of_alignment(kind: str, finder: "Finder | None") -> dict[str, Any]:
+    """What made a rigid or affine alignment: version, kind, and what looks for brains where something does."""
+    return {"iregzoo": __version__, "aligned": kind, **({"finder_sha256": finder.sha256} if finder else {})}
 
 
 def describe(result: Result) -> dict[str, Any]:

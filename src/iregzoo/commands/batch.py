@@ -24,10 +24,11 @@ def batch(
     jacobian: bool = False,
     workers: int = 1,
     threads: int = 1,
+    align: str | None = None,
     scheduler: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Register every pair of a table, each into its own folder with the files of iregzoo register.
+    """Register (or align) every pair of a table, each into its own folder with the files of iregzoo register.
 
     Running the same command again resumes the batch and retries failed pairs. A pair counts as done if its folder is
     complete and was made by the same method with the same options from the same files. The output folder also gets
@@ -51,6 +52,8 @@ def batch(
         jacobian: also write jacobian.nii.gz, as iregzoo register does.
         workers: number of processes that register pairs in parallel; each needs the memory of iregzoo register.
         threads: threads per process. The last digits of a result depend on it, but not on the number of workers.
+        align: rigid or affine, to align every pair so, as iregzoo align does, instead of deforming it: for scans of one
+            person, on several days or of several contrasts.
         scheduler: address of a Dask cluster that does the work instead, such as tcp://host:8786; its workers must have
             iregzoo, and see the files and the output folder under the same paths.
         overwrite: replace results in the folder that were made with other settings.
@@ -78,6 +81,7 @@ def batch(
         inverse=inverse,
         jacobian=jacobian,
         threads=threads,
+        align=align,
     )
     target, settings = Path(output), checked(settings, here=not scheduler)
     jobs = read_jobs(Path(pairs), settings, target)
@@ -87,7 +91,7 @@ def batch(
         done = find_done(jobs, target, overwrite=overwrite)
         bar = stack.enter_context(Progress(len(jobs) - len(done)))
         rows = run(jobs, done, target, cluster or partial(on_this_machine, workers=workers), bar)
-    print(totals(rows, len(done)))
+    print(totals(rows, len(done), "aligned" if align else "registered"))
     if weights is None and (chosen := choices_made(rows, next(iter(settings.origins)))):
         print(f"note: {chosen}, by what the scans show; --weights gives all pairs the same")
     failed = [row for row in rows if row["status"] == "failed"]
@@ -107,10 +111,10 @@ def choices_made(rows: Sequence[dict[str, Any]], first: str) -> str:
     return ", ".join(f"{count} pair{'s' * (count > 1)} got the weights {name}" for name, count in counts.most_common())
 
 
-def totals(rows: Sequence[dict[str, Any]], earlier: int) -> str:
+def totals(rows: Sequence[dict[str, Any]], earlier: int, what: str = "registered") -> str:
     """What a batch has done, in a line: how many pairs, and their mean figures."""
     done = [row for row in rows if row["status"] == "done"]
-    parts = [f"{len(done)} of {len(rows)} pairs registered" + (f", {earlier} in an earlier run" if earlier else "")]
+    parts = [f"{len(done)} of {len(rows)} pairs {what}" + (f", {earlier} in an earlier run" if earlier else "")]
     for title, before, after in (("NCC", "ncc_before", "ncc_after"), ("Dice", "dice_before_mean", "dice_mean")):
         both = [(row[before], row[after]) for row in done if before in row and after in row]
         if both:

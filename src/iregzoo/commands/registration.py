@@ -139,13 +139,11 @@ def align(
         inverse: also write the inverse transform, from fixed to moving, and the fixed scan warped by it.
         overwrite: replace the results of an earlier run in the folder.
     """
-    from iregzoo import __version__
     from iregzoo.align import align as align_scans
-    from iregzoo.align import check_kind
+    from iregzoo.align import check_kind, searches
     from iregzoo.outputs import whole_folder
     from iregzoo.register import choose_start, read_scans
-    from iregzoo.results import FILES, write
-    from iregzoo.space.start import SEARCHED
+    from iregzoo.results import FILES, provenance_of_alignment, write
     from iregzoo.zoo import brain_finder
 
     maps = (fixed_labels, moving_labels, fixed_mask, moving_mask)
@@ -155,10 +153,9 @@ def align(
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(6 + bool(inverse)) as bar:
         bar("read")
         scans = read_scans(fixed, moving, *maps)
-        finder = brain_finder() if init in ("auto", *SEARCHED) else None
+        finder = brain_finder() if searches(start) else None
         result = align_scans(scans, kind, init=start, finder=finder, progress=bar)
-        made_by = {"iregzoo": __version__, "aligned": kind, **({"finder_sha256": finder.sha256} if finder else {})}
-        report = write(result, folder, made_by, inverse=inverse, progress=bar)
+        report = write(result, folder, provenance_of_alignment(kind, finder), inverse=inverse, progress=bar)
     _say(report)
     _say_unused(fixed_labels, moving_labels, inverse)
     print(f"written to {output}: open report.html first")
