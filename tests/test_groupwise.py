@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,7 @@ from geometry import make_grid, noise_image
 from iregzoo import groupwise
 from iregzoo.errors import InputError
 from iregzoo.fields import invert, warp
-from iregzoo.group import Group, Member, labels_in, read_group
+from iregzoo.group import Group, Member, labels_in, read_group, read_members
 from iregzoo.groupwise import Template, agreement, build_template, template_labels, usual_ncc, write_ways
 from iregzoo.similarity import ncc
 from iregzoo.space.files import write_image
@@ -194,12 +195,11 @@ def test_mean_of_deformations_is_undone_exactly(tmp_path: Path) -> None:
     frame = Frame(grid, grid, grid, np.eye(4))
     common = random_fields(2, grid.shape, seed=3)[:1]
     parts = random_fields(2, grid.shape, seed=4) * 0.4
-    paths = [tmp_path / "0.npy", tmp_path / "1.npy"]
     given = [frame.deform(common + part).float() for part in parts.split(1)]
-    for path, field in zip(paths, given, strict=True):
-        np.save(path, field.numpy())
-    groupwise._centre(paths, grid)
-    left = [torch.from_numpy(np.load(path)) for path in paths]
+    for number, field in enumerate(given):
+        np.save(tmp_path / f"{number}.raw.npy", field.numpy())
+    groupwise._centre(tmp_path, 2, grid)
+    left = [torch.from_numpy(np.load(tmp_path / f"{number}.npy")) for number in range(2)]
     mean = sum(frame.in_voxels(field) for field in given) / 2
     inside = (..., slice(6, -6), slice(6, -6), slice(6, -6))
     for before, after in zip(given, left, strict=True):
@@ -428,18 +428,100 @@ def test_header_in_doubt_is_told_of(
     assert "warning: head1: " in capsys.readouterr().out
 
 
-def test_interrupt_leaves_nothing(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+class Counted:
+    """A function of ``groupwise`` that counts its calls, and is interrupted at one of them."""
 
-    monkeypatch.setattr("iregzoo.groupwise._centre", stop)
-    codes: list[int] = []
-    monkeypatch.setattr("iregzoo.cli.os._exit", codes.append)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, stop: int = 0) -> None:
+        self.function, self.calls, self.stop = getattr(groupwise, name), 0, stop
+        monkeypatch.setattr(groupwise, name, self)
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        return self.function(*given, **options)
+
+
+def content(folder: Path) -> dict[str, object]:
+    """All below a folder, without the seconds of a template."""
+    found: dict[str, object] = {name: (folder / name).read_bytes() for name in files(folder)}
+    return {**found, "template.json": {**json.loads((folder / "template.json").read_text("utf-8")), "seconds": 0}}
+
+
+@pytest.fixture
+def codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """With which an interrupted command ends."""
+    found: list[int] = []
+    monkeypatch.setattr("iregzoo.cli.os._exit", found.append)
+    return found
+
+
+def test_an_interrupted_template_goes_on_and_ends_as_if_undisturbed(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], codes: list[int]
+) -> None:
+    options = ("--rounds", "2", "--transforms")
+    with monkeypatch.context() as patch:
+        undisturbed = Counted(patch, "register")
+        assert template(monkeypatch, table, *options, "--output", str(table.parent / "undisturbed")) == 0
+    expected = content(table.parent / "undisturbed")
+    assert undisturbed.calls == 6
+    for name, stop, registered in (
+        ("register", 3, 2),
+        ("register", 5, 4),
+        ("compose", 2, 3),  # between the two fields of a round
+        ("mean_image", 2, 3),  # of the first round
+        ("agreement", 1, 6),
+    ):
+        out = table.parent / f"{name}{stop}"
+        with monkeypatch.context() as patch:
+            Counted(patch, name, stop)
+            template(monkeypatch, table, *options, "--output", str(out))
+        assert codes.pop() == 2
+        error = capsys.readouterr().err
+        (kept,) = out.iterdir()
+        assert f"interrupted: what is done stays in {kept}; run the command again" in error
+        with monkeypatch.context() as patch:
+            rest = Counted(patch, "register")
+            assert template(monkeypatch, table, *options, "--output", str(out)) == 0
+        assert rest.calls == 6 - registered
+        assert content(out) == expected
+
+
+def test_interrupt_before_anything_is_done_leaves_nothing(
+    table: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
+) -> None:
     before = files(table.parent)
-    template(monkeypatch, table, "--rounds", "1")
+    with monkeypatch.context() as patch:
+        Counted(patch, "register", 1)
+        template(monkeypatch, table, "--output", str(table.parent / "new" / "out"))
     assert codes == [2]
     assert files(table.parent) == before
-    assert not (table.parent / "out").exists()
+    assert not (table.parent / "new").exists()
+
+
+def test_only_the_same_template_goes_on(table: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]) -> None:
+    """Another begins anew, and takes what was left with it."""
+    with monkeypatch.context() as patch:
+        Counted(patch, "register", 5)
+        template(monkeypatch, table, "--rounds", "2")
+    for place, out in enumerate(("out", "other")):
+        with monkeypatch.context() as patch:
+            calls = Counted(patch, "register")
+            options = ("--rounds", "1", "--refine", "2", "--output", str(table.parent / out))
+            assert template(monkeypatch, table, *options) == 0
+            assert calls.calls == 3, place
+    assert content(table.parent / "out") == content(table.parent / "other")
+
+
+def test_a_build_that_does_not_resume_begins_anew(table: Path, method: Method, tmp_path: Path) -> None:
+    members = read_members(table)
+    folder = tmp_path / "fields"
+    for some, resume in ((members, False), (members[:2], False), (members[:2], True)):
+        group = read_group(some, method.card)
+        *_, last = build_template(group, method, folder, rounds=1, resume=resume)
+        *_, expected = build_template(group, method, tmp_path / "expected", rounds=1)
+        assert torch.equal(last.image, expected.image)
+        assert torch.equal(fields_of(last), fields_of(expected))
 
 
 @pytest.mark.parametrize(

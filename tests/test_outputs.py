@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from iregzoo.errors import InputError
-from iregzoo.outputs import remove_leftovers, whole_file, whole_folder
+from iregzoo.outputs import kept_work, remove_leftovers, whole_file, whole_folder
 
 OWNED = ("warped.txt", "labels.txt", "report.txt")
 
@@ -422,3 +422,60 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     ]
     assert all("File too large" in line and "disk space" in line for line in lines), run.stdout
     assert contents(tmp_path) == {}
+
+
+# --- work that an early end leaves for the next run
+
+
+def work_on(target: Path, request: str, stop: type[BaseException]) -> None:
+    """Do some work, and end early."""
+    with kept_work(target, request) as place:
+        assert not (place / "part").exists()
+        (place / "part").mkdir()
+        (place / "part" / "done").write_text("half")
+        raise stop("reason")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError, RuntimeError])
+def test_work_stays_for_the_same_request_alone_and_goes_in_the_end(tmp_path: Path, stop: type[BaseException]) -> None:
+    target = tmp_path / "new" / "out"
+    for request in ("one", "other"):
+        with pytest.raises(stop):
+            work_on(target, request, stop)
+    with kept_work(target, "one") as place:
+        assert (place / "part" / "done").read_text("utf-8") == "half"
+        (target / "result").write_text("whole")
+    assert [path.name for path in target.iterdir()] == ["result"]
+
+
+def test_an_interrupt_says_where_the_work_is(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match=r"what is done stays in .*\.unfinished\."):
+        work_on(tmp_path, "one", KeyboardInterrupt)
+
+
+def test_without_work_nothing_stays(tmp_path: Path) -> None:
+    def do_nothing() -> None:
+        with kept_work(tmp_path / "new" / "out", "one") as place:
+            (place / "empty").mkdir()
+            raise KeyboardInterrupt("nothing was written")
+
+    with pytest.raises(KeyboardInterrupt, match="nothing was written"):
+        do_nothing()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_of_one_request_are_not_at_work_at_once(tmp_path: Path) -> None:
+    with kept_work(tmp_path, "one") as place:
+        (place / "done").touch()
+        with pytest.raises(InputError, match="another run is at work on the same there"):
+            work_on(tmp_path, "one", RuntimeError)
+        with pytest.raises(RuntimeError):
+            work_on(tmp_path, "other", RuntimeError)
+        assert (place / "done").exists()
+
+
+def test_work_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        work_on(tmp_path / "file" / "out", "one", RuntimeError)
+    assert (tmp_path / "file").is_file()

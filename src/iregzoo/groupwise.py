@@ -7,8 +7,10 @@ are averaged where the mean of their displacements is zero, so that no scan and 
 """
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +24,7 @@ from iregzoo.fields import compose, length
 from iregzoo.flags import check_count
 from iregzoo.group import Group, Progress, mean_image, poses, warped
 from iregzoo.metrics import dice, folding_percent, mean_of
+from iregzoo.outputs import whole_file
 from iregzoo.quality import labels_of
 from iregzoo.register import Scans, register
 from iregzoo.similarity import ncc
@@ -37,6 +40,7 @@ MOST_ROUNDS = 100
 FAR = 5.0  # standard deviations below the median
 LEAST_SPREAD = 0.02  # of NCC: scans of one kind differ by that much
 HALF = 0.5  # of a voxel that a field of view has to have for it to count
+MEAN, BACK = "mean.npy", "back.npy"  # of a round's folder: its template, and the way to where the mean is zero
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def build_template(
     *,
     rounds: int,
     refine: int | None = None,
+    resume: bool = False,
     progress: Progress = lambda name: None,
 ) -> Iterator[Template]:
     """Build the template of a group, round by round.
@@ -69,51 +74,92 @@ def build_template(
     Args:
         group: from ``read_group``.
         method: that registers the scans to the template, from ``zoo.load``.
-        folder: for the scans' deformations, 12 bytes a voxel and scan, of the last round; made if need be.
+        folder: for the scans' deformations, 12 bytes a voxel and scan, in a folder of the last round; made if need be.
         rounds: how many, at most ``MOST_ROUNDS``.
         refine: gradient steps of each registration; the card's if None.
+        resume: go on with what an earlier build left in the folder, which has to be of the same group and method.
         progress: told the name of each scan that is registered.
 
     Yields:
-        The mean of the scans in their mean pose, and what it becomes in each round.
+        The mean of the scans in their mean pose, and what it becomes in each round, but for those done earlier.
 
     Raises:
-        InputError: for rounds that are no such number, a mean that shows nothing, and as ``register`` does.
+        InputError: for rounds that are no such number, a mean that shows nothing, files that cannot be written, and as
+            ``register`` does.
     """
     check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
-    template = Template(*mean_image(group, poses(group)))
+    places = [Path(folder) / f"round{number}" for number in range(rounds + 1)]
+    done = max((number for number, place in enumerate(places) if resume and (place / MEAN).is_file()), default=0)
+    template = _mean_of_round(group, places[done]) if done else Template(*mean_image(group, poses(group)))
     if template.image.min() == template.image.max():
         shape = "×".join(map(str, group.grid.shape))
         raise InputError(f"scans: their mean on {shape} voxels shows nothing; align them by --init, or lower --spacing")
     yield template
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    fields = [folder / f"{number}.npy" for number in range(len(group.members))]
-    for _ in range(rounds):
-        fixed = Scan(template.image, group.grid, Path("template"))
-        for member, start, field in zip(group.members, group.starts, fields, strict=True):
-            progress(member.name)
-            result = register(Scans(fixed, member.scan()), method, init=start, refine=refine)
-            np.save(field, result.deformation.float().numpy())
-        _centre(fields, group.grid)
-        template = Template(*mean_image(group, ways(group, fields)), fields)
+    for earlier, place in pairwise(places[done:]):
+        if not resume:
+            shutil.rmtree(place, ignore_errors=True)
+        _register(template, group, method, place, refine, progress)
+        _centre(place, len(group.members), group.grid)
+        _save(place / MEAN, torch.stack(mean_image(group, ways(group, _fields(group, place)))))
+        shutil.rmtree(earlier, ignore_errors=True)
+        template = _mean_of_round(group, place)
         yield template
 
 
-def _centre(fields: Sequence[Path], grid: Grid) -> None:
-    """Replace deformations, LPS mm, by those seen from where their mean is zero.
+def _register(
+    template: Template, group: Group, method: Method, place: Path, refine: int | None, progress: Progress
+) -> None:
+    """Write a round's deformations, as registered, but for those that are there."""
+    fixed = Scan(template.image, group.grid, Path("template"))
+    for number, (member, start) in enumerate(zip(group.members, group.starts, strict=True)):
+        if not (_raw(place, number).is_file() or _field(place, number).is_file()):
+            progress(member.name)
+            result = register(Scans(fixed, member.scan()), method, init=start, refine=refine)
+            _save(_raw(place, number), result.deformation)
+
+
+def _centre(place: Path, count: int, grid: Grid) -> None:
+    """Replace a round's deformations, LPS mm, by those seen from where their mean is zero.
 
     With the mean ū, the template's point x lies at y = x + ū(x) in the mean shape. Read at x = (id + ū)⁻¹(y), the
     fields lead from y to the scans, and their mean is zero. What a network pulls in any pair alike goes out with ū.
+    Whatever ends this early, it can be called again.
     """
     frame = Frame(grid, grid, grid, np.eye(4))
-    mean = torch.zeros(1, 3, *grid.shape)
-    for field in fields:
-        mean += _read(field) / len(fields)
-    back = frame.in_voxels(frame.undo(mean, grid)).float()
-    for field in fields:
-        moved = compose(frame.in_voxels(_read(field)), back)
-        np.save(field, frame.deform(moved).numpy())
+    if not (place / BACK).is_file():
+        mean = torch.zeros(1, 3, *grid.shape)
+        for number in range(count):
+            mean += _read(_raw(place, number)) / count
+        _save(place / BACK, frame.in_voxels(frame.undo(mean, grid)))
+    back = _read(place / BACK)
+    for number in range(count):
+        if not _field(place, number).is_file():
+            moved = compose(frame.in_voxels(_read(_raw(place, number))), back)
+            _save(_field(place, number), frame.deform(moved))
+        _raw(place, number).unlink(missing_ok=True)
+
+
+def _mean_of_round(group: Group, place: Path) -> Template:
+    image, seen = _read(place / MEAN)
+    return Template(image, seen, _fields(group, place))
+
+
+def _fields(group: Group, place: Path) -> list[Path]:
+    return [_field(place, number) for number in range(len(group.members))]
+
+
+def _field(place: Path, number: int) -> Path:
+    return place / f"{number}.npy"
+
+
+def _raw(place: Path, number: int) -> Path:
+    """A deformation before the mean is taken out."""
+    return place / f"{number}.raw.npy"
+
+
+def _save(path: Path, tensor: Tensor) -> None:
+    with whole_file(path, overwrite=True) as partial:
+        np.save(partial, tensor.float().numpy())
 
 
 def _read(field: Path) -> Tensor:

@@ -186,13 +186,13 @@ def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:
     jobs = []
     for case, name in zip(cases, names, strict=True):
         paths = {column: str(Path(path).absolute()) for column in INPUTS if (path := getattr(case, column))}
-        stamps = {column: _stamp(Path(path)) for column, path in paths.items()}
+        stamps = {column: stamp(Path(path)) for column, path in paths.items()}
         jobs.append(Job(replace(case, **paths), output / name, settings, stamps))
     _check_places(jobs, output)
     return jobs
 
 
-def _stamp(path: Path) -> dict[str, Any]:
+def stamp(path: Path) -> dict[str, Any]:
     """What tells a file, or a folder with a DICOM series, from what was there when a pair was registered."""
     found: dict[str, Any] = {"path": str(path)}
     with suppress(OSError):

@@ -1,5 +1,6 @@
 """Folders of results, and files, that appear whole or not at all."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -9,9 +10,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from iregzoo.errors import InputError, check_name
 from iregzoo.flags import flag
 
+UNFINISHED = ".unfinished."
 STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as mkdtemp names them below
 
 
@@ -42,6 +46,55 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
         place.mkdir()
         yield place
         _publish(place, target, owned, overwrite=overwrite, option=option)
+
+
+@contextmanager
+def kept_work(target: Path, request: str, option: str = "--output") -> Iterator[Path]:
+    """A hidden folder in ``target`` for work that takes long. What an early end leaves in it is there for the next run.
+
+    It goes with all that others left once the block ends well, and also where it is empty in the end.
+
+    Args:
+        target: the folder that the work is for; made if need be.
+        request: what has to be the same for another run to go on.
+        option: what to choose another of, for the messages.
+
+    Raises:
+        InputError: where ``target`` cannot be written, or another run of the same request is at work.
+        KeyboardInterrupt: where there is one, which says where the work is.
+    """
+    target = _resolved(target, option)
+    missing = [target, *_missing_parents(target)] if not target.exists() else []
+    place = target / f"{UNFINISHED}{hashlib.sha256(request.encode()).hexdigest()[:8]}"
+    lock = FileLock(place / ".lock")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{target}: another run is at work on the same there; wait until it ends or choose another {option}"
+        ) from None
+    except OSError as error:
+        _remove(missing)
+        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
+    try:
+        yield place
+    except KeyboardInterrupt:
+        if _work_in(place):
+            raise KeyboardInterrupt(f"what is done stays in {place}") from None
+        raise
+    else:
+        for path in target.glob(f"{UNFINISHED}????????"):
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        lock.release()
+        if not _work_in(place):
+            shutil.rmtree(place, ignore_errors=True)
+            _remove(missing)
+
+
+def _work_in(place: Path) -> bool:
+    return any(path.is_file() and path.name != ".lock" for path in place.rglob("*"))
 
 
 @contextmanager

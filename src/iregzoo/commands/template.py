@@ -38,7 +38,8 @@ def template(
     label maps, labels.nii.gz and labels.json. These are an atlas for iregzoo register, batch and label-app.
 
     A template of N scans takes as long as N × rounds registrations. While it is built, the output's disk must have room
-    for the deformations: 12 bytes per voxel of the template and scan, and with --transforms 24 more.
+    for the deformations: 12 bytes per voxel of the template and scan, and with --transforms 24 more. After an
+    interruption, the same command goes on from there.
 
     Args:
         scans: CSV file with columns image and, optionally, labels (for all scans or none) and name. Relative paths are
@@ -59,15 +60,16 @@ def template(
         transforms: also write transforms/NAME.h5 (ITK), which warps a scan to the template with iregzoo apply.
         overwrite: replace an earlier template in the folder.
     """
+    import json
     from collections import deque
-    from tempfile import TemporaryDirectory
 
     from iregzoo.devices import choose_device
     from iregzoo.flags import check_count, flag
     from iregzoo.group import check_members, labels_in, placings, read_group, read_members
     from iregzoo.groupwise import MOST_ROUNDS, agreement, build_template, template_labels, write_ways
+    from iregzoo.jobs import stamp
     from iregzoo.label_names import read_names
-    from iregzoo.outputs import check_target, whole_folder
+    from iregzoo.outputs import check_target, kept_work, whole_folder
     from iregzoo.quality import labels_of
     from iregzoo.results import provenance
     from iregzoo.steering import gradient_steps
@@ -95,22 +97,26 @@ def template(
     method = load(bundle, weights, where, precision)
     steps = gradient_steps(refine, method.card)
     total = len(members) * (placings(init, method.card) + rounds)
-    with whole_folder(target, overwrite=overwrite, owned=owned) as folder, Progress(total) as bar:
+    request = {**provenance(method), "card": method.card.use, "init": init, "spacing": step, "refine": steps}
+    request |= {"rounds": rounds, "scans": [stamp(Path(member.image).absolute()) for member in members]}
+    with (
+        kept_work(target, json.dumps(request)) as work,
+        whole_folder(target, overwrite=overwrite, owned=owned) as folder,
+        Progress(total) as bar,
+    ):
         bar("read")
         labels = labels_in(members)
         names = named(labels, read_names(Path(label_names)) if label_names else None)
         group = read_group(members, method.card, init=init, spacing=step, finder=method.finder, progress=bar)
-        with TemporaryDirectory(dir=folder) as place:
-            built = deque(
-                build_template(group, method, Path(place), rounds=rounds, refine=steps, progress=bar), maxlen=1
-            ).pop()
-            bar("write")
-            voted = template_labels(group, built, labels) if labels else None
-            if voted is not None and not voted.any():
-                voted = None
-            rows = agreement(group, built, voted)
-            if flag(transforms, "transforms"):
-                write_ways(group, built, folder / TRANSFORMS)
+        rounds_built = build_template(group, method, work, rounds=rounds, refine=steps, resume=True, progress=bar)
+        built = deque(rounds_built, maxlen=1).pop()
+        bar("write")
+        voted = template_labels(group, built, labels) if labels else None
+        if voted is not None and not voted.any():
+            voted = None
+        rows = agreement(group, built, voted)
+        if flag(transforms, "transforms"):
+            write_ways(group, built, folder / TRANSFORMS)
         kept = [] if voted is None else labels_of(voted)
         write_template(folder, built.image, group.grid, labels=voted, names={value: names[value] for value in kept})
         made = {"scans": len(members), "rounds": rounds, "init": group.init, "refine": steps}
