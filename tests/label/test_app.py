@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from iregzoo import zoo
-from iregzoo.label.app import having, start_command, suiting, write_face
+from iregzoo.label.app import _further, having, start_command, suiting, write_face
 from iregzoo.label.atlas import LabelledImage, packaged
+from iregzoo.label.face import AtlasInferer, ReadRequest
+from iregzoo.space.files import write_image
 from iregzoo.space.formats import read_image
+from iregzoo.space.start import on_lattice
 from shell import run
 
 from .scans import write_atlas
@@ -139,15 +142,55 @@ def test_panel_offers_iterations_to_methods_that_iterate(tmp_path: Path, hippoca
 # --- which weights
 
 
-def test_weights_suit_the_atlases(test_data: Path, hippocampus: LabelledImage) -> None:
+def test_weights_suit_the_atlases(brain: LabelledImage, hippocampus: LabelledImage) -> None:
     """Those for any contrast, for the patients' scans are not known."""
-    brain = replace(hippocampus, image=read_image(test_data / "scans" / "t1_brain_a.nii.gz"))
     assert suiting([], [brain]) == {"iirp": "brain_any", "ipear": "brain_any"}
     assert suiting(["pan", "ipear"], [brain]) == {"pan": None, "ipear": "brain_any"}
     for atlases in ([hippocampus], [brain, hippocampus]):
         assert suiting([], atlases) == dict.fromkeys(having(None))
     folder = str(zoo.find("iirp").path)
     assert suiting([folder], [brain]) == {folder: "brain_any"}
+
+
+@pytest.fixture
+def brain(test_data: Path, hippocampus: LabelledImage) -> LabelledImage:
+    image = on_lattice(read_image(test_data / "scans" / "t1_brain_a.nii.gz"), 2.0)  # as the network sees it, and fast
+    labels = replace(image, data=(image.data > image.data.mean() * 2).int())
+    return replace(hippocampus, name="brain", image=image, labels=labels, names={1: "bright"})
+
+
+def test_a_request_gets_the_weights_that_suit_its_scans(test_data: Path, tmp_path: Path, brain: LabelledImage) -> None:
+    method = zoo.load("iirp", "brain_any")
+    face = tmp_path / "iirp"
+    write_face(face, method, "brain_any", [brain], _further(method))
+    assert sorted(path.relative_to(face).as_posix() for path in face.rglob("*.pt")) == [
+        "further/model.pt",
+        "models/model.pt",
+    ]
+    network = zoo.build(config(face, "inference.json")["network_def"])
+    network.load_state_dict(torch.load(face / "models" / "model.pt", weights_only=True))
+    patient = on_lattice(read_image(test_data / "scans" / "t1_brain_b.nii.gz"), 2.0)
+    plain, inverted = tmp_path / "plain.nii.gz", tmp_path / "inverted.nii.gz"
+    write_image(plain, patient.data, patient.grid)
+    shown = patient.data > 0.02 * patient.data.max()
+    write_image(inverted, torch.where(shown, 1.1 * patient.data.max() - patient.data, 0), patient.grid)
+    for image, weights, suits in ((plain, "brain", "T1 brains"), (inverted, "brain_any", "brains")):
+        request = ReadRequest(str(face))({"image": str(image), "refine": 0})
+        report = AtlasInferer()(request["image"][None], network.eval()).meta["report"]
+        assert (report["weights"], report["weights_chosen_for"]) == (weights, suits)
+        assert report["weights_sha256"] == method.bundle.weights[weights].sha256
+        assert report["finder_sha256"] == method.weights.sha256
+
+
+def test_a_face_has_one_file_of_weights_where_no_other_suits_or_could_be_built(brain: LabelledImage) -> None:
+    method = zoo.load("iirp", "brain_any")
+    assert _further(method) == "brain"
+    assert _further(zoo.load("iirp", "brain")) is None
+    for name, change in (("brain", {"suits": ""}), ("brain", {"controller": {}})):
+        cards = {**method.bundle.metadata["weights"]}
+        cards[name] = {**cards[name], **change}
+        other = replace(method.bundle, metadata={**method.bundle.metadata, "weights": cards})
+        assert _further(replace(method, bundle=other)) is None
 
 
 # --- the command

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from iregzoo.cards import BRAINS
+from iregzoo.cards import BRAINS, T1_BRAINS
 from iregzoo.errors import InputError
 from iregzoo.label.atlas import LabelledImage, write
 from iregzoo.outputs import held, whole_folder
@@ -27,7 +27,9 @@ from iregzoo.zoo import Method, Weights, bundles, find, find_weights, load
 STOCK = "sample-apps/monaibundle/"  # in the package monailabel
 MODELS = "model"  # the folder in which the app looks for bundles
 MODEL = "models/model.pt"
-FINDER = "finder/finder.pt"  # what finds starts for it, where other weights hold that; not among what the panel offers
+# Not among what the panel offers: what finds starts, where other weights hold that, and weights for some scans alone.
+FINDER, FURTHER = "finder/finder.pt", "further/model.pt"
+PLACES = ("configs/metadata.json", MODEL, "docs/README.md")
 INITS = ("auto", "none", "center", "rigid", "affine")
 
 
@@ -64,15 +66,17 @@ def prepare(
             (staging / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, staging / place)
         for method, its in methods:
-            write_face(staging / MODELS / method.bundle.name, method, its, atlases)
+            further = None if weights or its is None else _further(method)
+            write_face(staging / MODELS / method.bundle.name, method, its, atlases, further)
     return {method.bundle.name: method.weights.name for method, _ in methods}
 
 
 def suiting(names: Sequence[str], atlases: Sequence[LabelledImage]) -> dict[str, str | None]:
     """The weights of bundles that suit atlases, None for a bundle's first: where all show brains, of any contrast.
 
-    For a patient's scan may be of another than an atlas's. Where no bundles are named, only those with such weights
-    where there are some, and else all that have weights.
+    For a patient's scan may be of another than an atlas's; a face then also has those for T1 brains, which a request
+    gets whose scans are such. Where no bundles are named, only those with such weights where there are some, and else
+    all that have weights.
 
     Raises:
         InputError: for an unknown bundle, where none has weights, and as ``shown`` does.
@@ -85,6 +89,15 @@ def suiting(names: Sequence[str], atlases: Sequence[LabelledImage]) -> dict[str,
         found[name] = its[0] if its else None
     able = {name: its for name, its in found.items() if its is not None}
     return {**able} if able and not names else found
+
+
+def _further(method: Method) -> str | None:
+    """The weights of a bundle for T1 brains, beside those for brains of any contrast, where a face can have both."""
+    named = choice(method.bundle, [T1_BRAINS])
+    card = method.bundle.weights[named[0]] if named else method.card
+    # A face builds its network once, with the controller of its first weights.
+    replaceable = bool(card.controller) or not method.card.controller
+    return named[0] if named and named[0] != method.weights.name and replaceable else None
 
 
 def having(weights: str | None) -> list[str]:
@@ -134,7 +147,13 @@ def _of_earlier_run(folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for face in faces for file in face.rglob("*") if file.is_file()]
 
 
-def write_face(folder: Path, method: Method, weights: str | None, atlases: Sequence[LabelledImage]) -> None:
+def write_face(
+    folder: Path,
+    method: Method,
+    weights: str | None,
+    atlases: Sequence[LabelledImage],
+    further: str | None = None,
+) -> None:
     """Write a method's Label face into a new folder.
 
     Args:
@@ -142,10 +161,11 @@ def write_face(folder: Path, method: Method, weights: str | None, atlases: Seque
         method: with weights.
         weights: which; as for ``zoo.load``.
         atlases: the first is the default.
+        further: the name of weights that a request gets whose scans they suit better.
     """
     bundle, found = method.bundle, find_weights(method.bundle, weights)
-    for place in ("configs", "models", "docs", *(["finder"] if found.card.finder else [])):
-        (folder / place).mkdir(parents=True)
+    for file in (*PLACES, *([FURTHER] if further else []), *([FINDER] if found.card.finder else [])):
+        (folder / file).parent.mkdir(parents=True)
     for file in ("LICENSE", "docs/data_license.txt", "configs/logging.conf"):
         if (bundle.path / file).is_file():
             shutil.copyfile(bundle.path / file, folder / file)
@@ -157,6 +177,10 @@ def write_face(folder: Path, method: Method, weights: str | None, atlases: Seque
         torch.save({name: state[name] for name in state if name.startswith(CANONICAL)}, folder / FINDER)
         only = replace(finder, card=replace(finder.card, suits=""))  # no scans to register
         cards[finder.name] = _card_of(folder, FINDER, only)
+    if further:
+        other = find_weights(bundle, further)
+        _write_weights(folder / FURTHER, other)
+        cards[further] = _card_of(folder, FURTHER, other)
     metadata = _metadata(method, cards, atlases)
     _write_json(folder / "configs" / "metadata.json", metadata)
     _write_json(folder / "configs" / "inference.json", _inference(method, atlases))

@@ -7,6 +7,7 @@ image, as metadata of its tensor, so that requests at the same time have nothing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from iregzoo.results import provenance
 from iregzoo.space.grid import RAS_FROM_LPS
 from iregzoo.space.scan import Scan
 from iregzoo.steering import MOST_ITERATIONS, choose_controller
+from iregzoo.suited import choices, suited
 from iregzoo.template import Atlas, read_atlas
-from iregzoo.zoo import Bundle, Method, Weights, find_weights, finder_of, read_bundle
+from iregzoo.zoo import Bundle, Method, Weights, find_weights, finder_of, load, read_bundle
 
 DOUBTS = ("warn", "refuse")
 BAD_REQUEST, SERVER_ERROR = 400, 500
@@ -195,22 +197,41 @@ class AtlasInferer(Inferer):
         pair.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         with answering(SERVER_ERROR):
             finder = finder_of(asked.bundle, asked.weights, next(pair.parameters()).device, pair.precision)
-        method = Method(asked.bundle, asked.weights, pair, finder=finder)
+            method, shown = _suiting(Method(asked.bundle, asked.weights, pair, finder=finder), asked.scans)
         with answering(BAD_REQUEST):
             result = register(
                 asked.scans,
                 method,
                 init=options.init,
-                controller=choose_controller(options.controller, options.max_iterations, pair.controller),
+                controller=choose_controller(options.controller, options.max_iterations, method.network.controller),
                 refine=options.refine,
             )
             found = trust(result, asked.atlas.names)
             if found["warnings"] and options.when_in_doubt == "refuse":
                 raise InputError(f"the result is doubtful: {'; '.join(found['warnings'])}")
         used = {"atlas": asked.atlas.name, "mirror": options.mirror}
-        report = {**found, **used, "seconds": result.seconds, **provenance(method)}
+        report = {**found, **used, "seconds": result.seconds, **provenance(method, shown)}
         assert result.warped_labels is not None
         return MetaTensor(result.warped_labels.to(torch.uint8), meta={"report": report})
+
+
+def _suiting(method: Method, scans: Scans) -> tuple[Method, str]:
+    """A face's method, with its other weights where they suit both scans, and what these then show, else nothing."""
+    bundle, network = method.bundle, method.network
+    if len(choices(bundle)) < 2:
+        return method, ""
+    found = suited(bundle, (scans.fixed, scans.moving), method.device, network.precision)
+    if found is None:
+        return method, ""
+    name, shown = found
+    if name == method.weights.name:
+        return method, shown
+    return _loaded(bundle.path, name, bundle.weights[name].sha256, method.device, network.precision), shown
+
+
+@lru_cache(maxsize=4)  # of what a server has in use
+def _loaded(face: Path, weights: str, digest: str, device: torch.device, precision: str) -> Method:
+    return load(str(face), weights, device, precision)
 
 
 class Answer(Transform):
