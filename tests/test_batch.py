@@ -94,6 +94,16 @@ def test_aligned_pairs_are_what_align_makes_of_them(
     for name, line in summary(output).items():
         report = json.loads((output / name / "report.json").read_text("utf-8"))
         assert (line["weights"], float(line["shared_information"])) == ("", report["shared_information"])
+    sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 0.0, 0.0)), str(cohort / "given.tfm"))
+    with (cohort / "pairs.csv").open(encoding="utf-8") as stream:
+        rows = [{**line, "init": "given.tfm" * (line["name"] == "second")} for line in csv.DictReader(stream)]
+    for said in ("4 of 4 pairs aligned, 3 in an earlier run", "4 of 4 pairs aligned, 4 in an earlier run"):
+        table = write_pairs(cohort / "given.csv", rows)
+        assert batch(table, output, *own, "--align", "rigid", "--inverse") == 0
+        assert said in capsys.readouterr().out
+    report = json.loads((output / "second" / "report.json").read_text("utf-8"))
+    assert report["init"] == "given"
+    assert "finder_sha256" not in report  # nothing was looked for
     for options, words in (
         ((*own, "--align", "affine", "--inverse"), "aligned rigid, not affine"),
         ((*own, "--align", "rigid"), "inverse True, not False"),

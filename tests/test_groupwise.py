@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -479,7 +480,8 @@ def test_an_interrupted_template_goes_on_and_ends_as_if_undisturbed(
         assert codes.pop() == 2
         error = capsys.readouterr().err
         (kept,) = out.iterdir()
-        assert f"interrupted: what is done stays in {kept}; run the command again" in error
+        assert f"interrupted: what is done stays in {kept}" in error
+        assert len([name for name in files(kept) if re.search(r"\d(\.raw)?\.npy", name)]) <= 3  # of one round at a time
         with monkeypatch.context() as patch:
             rest = Counted(patch, "register")
             assert template(monkeypatch, table, *options, "--output", str(out)) == 0
@@ -499,29 +501,65 @@ def test_interrupt_before_anything_is_done_leaves_nothing(
     assert not (table.parent / "new").exists()
 
 
-def test_only_the_same_template_goes_on(table: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--rounds", "1"),
+        ("--rounds", "2", "--refine", "2"),
+        ("--rounds", "2", "--init", "none"),
+        ("--rounds", "2", "--spacing", "1.6"),
+        ("--rounds", "2", "--precision", "bfloat16"),
+        ("--rounds", "2", "order"),
+        ("--rounds", "2", "scan"),
+    ],
+)
+def test_only_the_same_template_goes_on(
+    table: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int], options: tuple[str, ...]
+) -> None:
     """Another begins anew, and takes what was left with it."""
     with monkeypatch.context() as patch:
         Counted(patch, "register", 5)
         template(monkeypatch, table, "--rounds", "2")
-    for place, out in enumerate(("out", "other")):
+    if "order" in options:
+        head, *lines = table.read_text("utf-8").splitlines()
+        table.write_text("\n".join([head, *reversed(lines)]), encoding="utf-8")
+    if "scan" in options:
+        path = table.parent / "head1.nii.gz"
+        image = read_scan(path)
+        write_image(path, image.data.flip(-1), image.grid)
+    options = tuple(option for option in options if option not in ("order", "scan"))
+    for out in ("out", "other"):
         with monkeypatch.context() as patch:
             calls = Counted(patch, "register")
-            options = ("--rounds", "1", "--refine", "2", "--output", str(table.parent / out))
-            assert template(monkeypatch, table, *options) == 0
-            assert calls.calls == 3, place
+            assert template(monkeypatch, table, *options, "--output", str(table.parent / out)) == 0
+            assert calls.calls == 3 * int(options[1])
     assert content(table.parent / "out") == content(table.parent / "other")
 
 
 def test_a_build_that_does_not_resume_begins_anew(table: Path, method: Method, tmp_path: Path) -> None:
     members = read_members(table)
     folder = tmp_path / "fields"
-    for some, resume in ((members, False), (members[:2], False), (members[:2], True)):
-        group = read_group(some, method.card)
-        *_, last = build_template(group, method, folder, rounds=1, resume=resume)
-        *_, expected = build_template(group, method, tmp_path / "expected", rounds=1)
-        assert torch.equal(last.image, expected.image)
-        assert torch.equal(fields_of(last), fields_of(expected))
+    list(build_template(read_group(members, method.card), method, folder, rounds=2))
+    group = read_group(members[:2], method.card)
+    next(build_template(group, method, folder, rounds=2))  # and no further
+    *_, last = build_template(group, method, folder, rounds=2, resume=True)
+    *_, expected = build_template(group, method, tmp_path / "expected", rounds=2)
+    assert torch.equal(last.image, expected.image)
+    assert torch.equal(fields_of(last), fields_of(expected))
+
+
+def test_work_that_is_damaged_is_refused_in_one_line(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], codes: list[int]
+) -> None:
+    with monkeypatch.context() as patch:
+        Counted(patch, "compose", 1)
+        template(monkeypatch, table, "--rounds", "1")
+    for damage in (b"", b"\x93NUMPY", (path := next((table.parent / "out").rglob("0.raw.npy"))).read_bytes()[:-9]):
+        path.write_bytes(damage)
+        capsys.readouterr()
+        assert template(monkeypatch, table, "--rounds", "1") == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert re.search(r"^iregzoo: .*0\.raw\.npy: cannot be read .*; remove the folder that it is in", line)
 
 
 @pytest.mark.parametrize(

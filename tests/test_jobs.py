@@ -272,7 +272,7 @@ def test_leftovers_of_a_kill_are_removed(cohort: Path, copied: Path) -> None:
         (["--bundle", "nonesuch"], "bundle 'nonesuch'"),
         (["--pairs", "nonesuch.csv"], "nonesuch.csv: no such file"),
         (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "leave out --workers or --scheduler"),
-        (["--bundle", "ipear", "--align", "sideways"], "kind 'sideways' is unknown; choose rigid or affine"),
+        (["--bundle", "ipear", "--align", "sideways"], "align 'sideways' is unknown; choose rigid or affine"),
         (["--bundle", "ipear", "--align"], "--align needs a value"),
         (["--align", "rigid"], "bundle tiny: means nothing where no network runs; leave out --align, or --bundle"),
         (["--bundle", "ipear", "--align", "affine", "--max-iterations", "3"], "leave out --align, or --max-iterations"),

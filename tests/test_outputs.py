@@ -448,9 +448,10 @@ def test_work_stays_for_the_same_request_alone_and_goes_in_the_end(tmp_path: Pat
     assert [path.name for path in target.iterdir()] == ["result"]
 
 
-def test_an_interrupt_says_where_the_work_is(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt, match=r"what is done stays in .*\.unfinished\."):
-        work_on(tmp_path, "one", KeyboardInterrupt)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
+def test_what_is_said_of_an_early_end_tells_where_the_work_is(tmp_path: Path, stop: type[BaseException]) -> None:
+    with pytest.raises(stop, match=r"^reason; what is done stays in .*\.unfinished\.template/"):
+        work_on(tmp_path, "one", stop)
 
 
 def test_without_work_nothing_stays(tmp_path: Path) -> None:
@@ -464,14 +465,22 @@ def test_without_work_nothing_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_runs_of_one_request_are_not_at_work_at_once(tmp_path: Path) -> None:
+def test_two_runs_are_not_at_work_at_once(tmp_path: Path) -> None:
     with kept_work(tmp_path, "one") as place:
         (place / "done").touch()
-        with pytest.raises(InputError, match="another run is at work on the same there"):
-            work_on(tmp_path, "one", RuntimeError)
-        with pytest.raises(RuntimeError):
-            work_on(tmp_path, "other", RuntimeError)
+        for request in ("one", "other"):
+            with pytest.raises(InputError, match="another run is at work there"):
+                work_on(tmp_path, request, RuntimeError)
         assert (place / "done").exists()
+
+
+def test_what_killed_runs_left_of_their_results_goes(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for name in (".out.ab12cd34", ".other.ab12cd34", ".unfinished.my_notes"):
+        (target / name).mkdir(parents=True)
+    with kept_work(target, "one"):
+        assert not (target / ".out.ab12cd34").exists()
+    assert {path.name for path in target.iterdir()} == {".other.ab12cd34", ".unfinished.my_notes"}
 
 
 def test_work_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from iregzoo.align import align, searches
 from iregzoo.devices import choose_device
 from iregzoo.engines import Engine
 from iregzoo.errors import InputError
-from iregzoo.jobs import COLUMNS, FIGURES, REFINE, SUMMARY, Job, Report, Settings, origin_of, origin_of_alignment
+from iregzoo.jobs import COLUMNS, FIGURES, REFINE, SUMMARY, Job, Report, Settings, origin_of
 from iregzoo.outputs import check_target, remove_leftovers, whole_file, whole_folder
 from iregzoo.register import read_scans, register
-from iregzoo.results import FILES, provenance, write
+from iregzoo.results import FILES, provenance, provenance_of_alignment, write
 from iregzoo.scans import Scans
 from iregzoo.space.grid import Matrix
 from iregzoo.space.transforms import read_linear
@@ -96,13 +96,12 @@ def _register(job: Job) -> Report:
 
 
 def _align(job: Job, scans: Scans, kind: str, init: str | Matrix) -> Report:
-    settings = job.settings
-    _check_same(origin_of_alignment(kind, settings.init), settings.origins[""])
     finder = brain_finder() if searches(init) else None
+    made_by = provenance_of_alignment(kind, finder)
+    _check_same(made_by, job.origin(""))
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
         result = align(scans, kind, init=init, finder=finder)
-        made_by = {**settings.origins[""], "batch": job.request("")}
-        return write(result, folder, made_by, inverse=settings.inverse)
+        return write(result, folder, {**made_by, "batch": job.request("")}, inverse=job.settings.inverse)
 
 
 def _suited(scans: Scans, settings: Settings, device: str) -> tuple[str, str] | None:

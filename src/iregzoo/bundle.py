@@ -4,6 +4,7 @@ A bundle's inference goes through the same functions as ``iregzoo register``: ``
 them on the network's grid, ``PairInferer`` runs the network, ``SaveRegistration`` brings the field back and writes.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -60,8 +61,8 @@ def choose_weights(
         InputError: as ``find_weights``, ``for_pair`` and, where there is a choice, ``read_scans`` do.
     """
     shown = ""
-    there = all(Path(pair[name]).exists() for name in ("fixed", "moving"))
-    if weights is None and there and len(choices(bundle)) > 1:
+    chooses = weights is None and len(choices(bundle)) > 1
+    if chooses and all(os.path.exists(pair[name] or "") for name in ("fixed", "moving")):
         filled = _scans(pair).filled
         weights, shown, note = for_pair(bundle, (filled.fixed, filled.moving), device, precision)
         if note:

@@ -7,6 +7,7 @@ are averaged where the mean of their displacements is zero, so that no scan and 
 """
 
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -90,14 +91,18 @@ def build_template(
     check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
     places = [Path(folder) / f"round{number}" for number in range(rounds + 1)]
     done = max((number for number, place in enumerate(places) if resume and (place / MEAN).is_file()), default=0)
+    if not resume:
+        for place in Path(folder).glob("round*"):
+            if re.fullmatch(r"round[0-9]+", place.name):
+                shutil.rmtree(place, ignore_errors=True)
     template = _mean_of_round(group, places[done]) if done else Template(*mean_image(group, poses(group)))
     if template.image.min() == template.image.max():
         shape = "×".join(map(str, group.grid.shape))
         raise InputError(f"scans: their mean on {shape} voxels shows nothing; align them by --init, or lower --spacing")
     yield template
     for earlier, place in pairwise(places[done:]):
-        if not resume:
-            shutil.rmtree(place, ignore_errors=True)
+        for field in template.fields:  # the next round begins with the image alone
+            field.unlink(missing_ok=True)
         _register(template, group, method, place, refine, progress)
         _centre(place, len(group.members), group.grid)
         _save(place / MEAN, torch.stack(mean_image(group, ways(group, _fields(group, place)))))
@@ -140,6 +145,7 @@ def _centre(place: Path, count: int, grid: Grid) -> None:
 
 
 def _mean_of_round(group: Group, place: Path) -> Template:
+    """A round's template, whose deformations are gone where the next round has begun."""
     image, seen = _read(place / MEAN)
     return Template(image, seen, _fields(group, place))
 
@@ -163,7 +169,10 @@ def _save(path: Path, tensor: Tensor) -> None:
 
 
 def _read(field: Path) -> Tensor:
-    return torch.from_numpy(np.load(field))
+    try:
+        return torch.from_numpy(np.load(field))
+    except (OSError, EOFError, ValueError) as error:  # where a machine stopped before it was on the disk
+        raise InputError(f"{field}: cannot be read ({error}); remove the folder that it is in") from None
 
 
 def ways(group: Group, fields: Sequence[Path]) -> Iterator[Tensor]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from iregzoo.align import check_kind, searches
+from iregzoo.align import searches
 from iregzoo.cases import Case, folder_names, read_cases
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.flags import check_count
 from iregzoo.outputs import held
 from iregzoo.results import FILES, provenance, provenance_of_alignment
-from iregzoo.space.start import STARTS
+from iregzoo.space.start import SEARCHED, STARTS
 from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.suited import choices
 from iregzoo.zoo import Method, brain_finder, bundles, find, load
@@ -94,6 +94,13 @@ class Job:
     settings: Settings
     inputs: Mapping[str, Any]
 
+    def origin(self, weights: str) -> Mapping[str, Any]:
+        """What the pair's report says of what made it, with weights of that name."""
+        origin = self.settings.origins[weights]
+        if self.settings.align is None or not self.case.init:
+            return origin
+        return {name: value for name, value in origin.items() if name != "finder_sha256"}  # nothing is looked for
+
     def request(self, weights: str) -> dict[str, Any]:
         """What the pair's report says of it, beside the method's own, with weights of that name."""
         settings, origin = self.settings, self.settings.origins[weights]
@@ -128,7 +135,8 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
         )
     if settings.align is not None:
         _check_alignment(settings)
-        return replace(settings, origins={"": origin_of_alignment(settings.align, settings.init)})
+        finder = brain_finder() if searches(settings.init) else None
+        return replace(settings, origins={"": provenance_of_alignment(settings.align, finder)})
     if here:
         choose_device(settings.device)
     bundle, given = find(settings.bundle), settings.weights
@@ -146,7 +154,8 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
 
 def _check_alignment(settings: Settings) -> None:
     """Refuse a kind that is none, and what would change nothing."""
-    check_kind(settings.align or "")
+    if settings.align not in SEARCHED:
+        raise InputError(f"align {settings.align!r} is unknown; choose {' or '.join(SEARCHED)}")
     for option in fields(settings):
         value = getattr(settings, option.name)
         if option.name in OF_NETWORKS and value != option.default:
@@ -154,11 +163,6 @@ def _check_alignment(settings: Settings) -> None:
                 f"{option.name} {value}: means nothing where no network runs; leave out --align, or "
                 f"--{option.name.replace('_', '-')}"
             )
-
-
-def origin_of_alignment(kind: str, init: str) -> dict[str, Any]:
-    """What has to be the same for all pairs that are aligned."""
-    return provenance_of_alignment(kind, brain_finder() if searches(init) else None)
 
 
 def origin_of(method: Method, refine: int | None) -> dict[str, Any]:
@@ -211,8 +215,8 @@ def _check_places(jobs: Sequence[Job], output: Path) -> None:
     output = output.resolve()
     folders = {output / job.folder.name for job in jobs}
     for job in jobs:
-        for stamp in job.inputs.values():
-            path = Path(stamp["path"]).resolve()
+        for file in job.inputs.values():
+            path = Path(file["path"]).resolve()
             among = path in folders or (path.parent in folders and path.name in FILES)
             if among or path == output or path in output.parents:
                 raise InputError(f"{path}: would be overwritten by the results; choose another --output")
@@ -290,7 +294,7 @@ def _difference(job: Job, report: Report | None) -> str:
     origins = job.settings.origins
     weights = report["weights"] if report.get("weights") in origins else next(iter(origins))
     made = {**report, **report["batch"]}
-    for name, asked in {**origins[weights], **job.request(weights)}.items():
+    for name, asked in {**job.origin(weights), **job.request(weights)}.items():
         if name != "inputs" and made.get(name) != asked:
             return f"was made with {name} {made.get(name)}, not {asked}"
     return ""

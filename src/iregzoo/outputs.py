@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from iregzoo.errors import InputError, check_name
 from iregzoo.flags import flag
 
-UNFINISHED = ".unfinished."
+UNFINISHED, LOCK = ".unfinished.template", ".lock"  # of which the first is named as STAGING has it
 STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as mkdtemp names them below
 
 
@@ -52,49 +52,52 @@ def whole_folder(target: Path, *, overwrite: bool, owned: Collection[str], optio
 def kept_work(target: Path, request: str, option: str = "--output") -> Iterator[Path]:
     """A hidden folder in ``target`` for work that takes long. What an early end leaves in it is there for the next run.
 
-    It goes with all that others left once the block ends well, and also where it is empty in the end.
+    It goes once the block ends well, with what other requests left, and also where it is empty in the end.
 
     Args:
-        target: the folder that the work is for; made if need be.
+        target: the folder that the work is for, of one run at a time; made if need be. What killed ones left of results
+            on their way goes, too.
         request: what has to be the same for another run to go on.
         option: what to choose another of, for the messages.
 
     Raises:
-        InputError: where ``target`` cannot be written, or another run of the same request is at work.
-        KeyboardInterrupt: where there is one, which says where the work is.
+        InputError: where ``target`` cannot be written, or another run is at work there; one of the block also says
+            where the work is.
+        KeyboardInterrupt: as one of the block, likewise.
     """
     target = _resolved(target, option)
-    missing = [target, *_missing_parents(target)] if not target.exists() else []
-    place = target / f"{UNFINISHED}{hashlib.sha256(request.encode()).hexdigest()[:8]}"
-    lock = FileLock(place / ".lock")
+    missing = [] if target.exists() else [target, *_missing_parents(target)]
+    home = target / UNFINISHED
+    place = home / hashlib.sha256(request.encode()).hexdigest()[:16]
+    lock = FileLock(home / LOCK)
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
-            f"{target}: another run is at work on the same there; wait until it ends or choose another {option}"
+            f"{target}: another run is at work there; wait until it ends or choose another {option}"
         ) from None
     except OSError as error:
         _remove(missing)
         raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
     try:
+        remove_leftovers(target, {target.name})
         yield place
-    except KeyboardInterrupt:
-        if _work_in(place):
-            raise KeyboardInterrupt(f"what is done stays in {place}") from None
+        shutil.rmtree(home, ignore_errors=True)
+    except (KeyboardInterrupt, InputError) as end:
+        if _holds_files(place):
+            said = "; ".join(filter(None, [str(end), f"what is done stays in {place}"]))
+            raise type(end)(said) from None
         raise
-    else:
-        for path in target.glob(f"{UNFINISHED}????????"):
-            shutil.rmtree(path, ignore_errors=True)
     finally:
         lock.release()
-        if not _work_in(place):
-            shutil.rmtree(place, ignore_errors=True)
+        if not _holds_files(home):
+            shutil.rmtree(home, ignore_errors=True)
             _remove(missing)
 
 
-def _work_in(place: Path) -> bool:
-    return any(path.is_file() and path.name != ".lock" for path in place.rglob("*"))
+def _holds_files(place: Path) -> bool:
+    return any(path.is_file() and path.name != LOCK for path in place.rglob("*"))
 
 
 @contextmanager

@@ -44,7 +44,8 @@ def batch(
             register, those for brains where both scans show a whole brain, and else the bundle's first.
         device: auto, cpu, cuda (of several cuda:1, for instance) or mps.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
-        init: affine start: auto (what the weights need), none (trust the headers), center, rigid or affine.
+        init: affine start: auto (what the weights need; with --align its kind), none (trust the headers), center, rigid
+            or affine.
         controller: iteration controller: auto (the best for the weights), tci, iterstop or fixed.
         max_iterations: maximum iterations per pyramid level (at most 100).
         refine: gradient steps after the network, as in register; by default those in the weights' card.

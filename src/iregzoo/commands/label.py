@@ -25,7 +25,7 @@ def label_app(
         atlas: an image, or several with the same labels, separated by commas.
         atlas_labels: the label map of each atlas, separated by commas.
         label_names: the labels' names, as JSON such as {"1": "thalamus"} or CSV with the columns label and name.
-        bundles: one or more methods, separated by commas; by default all that have weights.
+        bundles: one or more methods, separated by commas; by default all that have such weights.
         weights: a name from iregzoo list, or a weights file. By default those for brains of any contrast where the
             atlases show whole brains, and else the first of each bundle.
         overwrite: replace an app that is in the folder.

@@ -38,8 +38,8 @@ def template(
     label maps, labels.nii.gz and labels.json. These are an atlas for iregzoo register, batch and label-app.
 
     A template of N scans takes as long as N × rounds registrations. While it is built, the output's disk must have room
-    for the deformations: 12 bytes per voxel of the template and scan, and with --transforms 24 more. After an
-    interruption, the same command goes on from there.
+    for the deformations: 12 bytes per voxel of the template and scan, and with --transforms 24 more. After an early
+    end, such as Ctrl-C, the same command goes on from there.
 
     Args:
         scans: CSV file with columns image and, optionally, labels (for all scans or none) and name. Relative paths are
@@ -62,6 +62,8 @@ def template(
     """
     import json
     from collections import deque
+
+    import torch
 
     from iregzoo.devices import choose_device
     from iregzoo.flags import check_count, flag
@@ -98,7 +100,8 @@ def template(
     steps = gradient_steps(refine, method.card)
     total = len(members) * (placings(init, method.card) + rounds)
     request = {**provenance(method), "card": method.card.use, "init": init, "spacing": step, "refine": steps}
-    request |= {"rounds": rounds, "scans": [stamp(Path(member.image).absolute()) for member in members]}
+    request |= {"rounds": rounds, "threads": torch.get_num_threads()}
+    request |= {"scans": [stamp(Path(member.image).absolute()) for member in members]}
     with (
         kept_work(target, json.dumps(request)) as work,
         whole_folder(target, overwrite=overwrite, owned=owned) as folder,

@@ -45,7 +45,7 @@ def prepare(
 
     Args:
         folder: new or empty.
-        names: of bundles; every bundle that has the weights if there are none.
+        names: of bundles; without any, every bundle that has such weights.
         weights: a name in the bundles' metadata (default: what suits the atlases, see ``suiting``), or a file.
         atlases: from ``label.atlas``; the first is the default.
         overwrite: replace an app that is there.
