@@ -143,7 +143,7 @@ def tree(folder: Path) -> dict[str, object]:
 
 def at_work(output: Path) -> int:
     """How many pairs are being registered."""
-    return len(list(output.glob(".*.????????"))) if output.exists() else 0
+    return len(list(output.glob(".*.????????.iregzoo"))) if output.exists() else 0
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:

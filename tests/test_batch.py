@@ -105,11 +105,11 @@ def test_aligned_pairs_are_what_align_makes_of_them(
     assert report["init"] == "given"
     assert "finder_sha256" not in report  # nothing was looked for
     for options, words in (
-        ((*own, "--align", "affine", "--inverse"), "aligned rigid, not affine"),
-        ((*own, "--align", "rigid"), "inverse True, not False"),
-        (("--inverse",), "bundle None, not tiny"),
+        ((*own, "--align", "affine", "--inverse"), "with --align rigid, not with --align affine"),
+        ((*own, "--align", "rigid"), "with inverse True, not False"),
+        (("--inverse",), "with --align rigid, not without --align"),
     ):
-        assert f"first: was made with {words}" in refusal(capsys, cohort / "pairs.csv", output, *options)
+        assert f"first: was made {words}" in refusal(capsys, cohort / "pairs.csv", output, *options)
 
 
 def test_a_pair_that_gets_a_start_of_its_own_is_done_anew(cohort: Path, undisturbed: Path, tmp_path: Path) -> None:

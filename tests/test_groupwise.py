@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -554,12 +555,15 @@ def test_work_that_is_damaged_is_refused_in_one_line(
     with monkeypatch.context() as patch:
         Counted(patch, "compose", 1)
         template(monkeypatch, table, "--rounds", "1")
-    for damage in (b"", b"\x93NUMPY", (path := next((table.parent / "out").rglob("0.raw.npy"))).read_bytes()[:-9]):
+    path = next((table.parent / "out").rglob("0.raw.npy"))
+    whole, other = path.read_bytes(), BytesIO()
+    np.save(other, np.zeros((1, 3, 4, 4, 4), np.float32))
+    for damage in (b"", b"\x93NUMPY", b"pickle?", whole[:-9], other.getvalue()):
         path.write_bytes(damage)
         capsys.readouterr()
         assert template(monkeypatch, table, "--rounds", "1") == 2
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-        assert re.search(r"^iregzoo: .*0\.raw\.npy: cannot be read .*; remove the folder that it is in", line)
+        assert re.search(r"^iregzoo: .*0\.raw\.npy: is damaged; remove the folder that it is in", line)
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_folders_and_tables_of_others_are_refused(
 
 def test_a_folder_made_before_in_which_a_run_was_killed_is_filled(cohort: Path, tmp_path: Path) -> None:
     folder = jobs_of(cohort, tmp_path)[0].folder
-    (folder / f".{folder.name}.abcdefgh").mkdir(parents=True)
+    (folder / f".{folder.name}.abcdefgh.iregzoo").mkdir(parents=True)
     assert done_of(cohort, tmp_path) == set()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files"):
@@ -248,8 +248,8 @@ def test_pairs_made_with_another_card_of_the_weights_are_not_mixed(cohort: Path,
 
 
 def test_leftovers_of_a_kill_are_removed(cohort: Path, copied: Path) -> None:
-    (copied / ".first.abcdefgh").mkdir()
-    (copied / ".first.abcdefgh" / "warped.nii.gz").write_text("half")
+    (copied / ".first.abcdefgh.iregzoo").mkdir()
+    (copied / ".first.abcdefgh.iregzoo" / "warped.nii.gz").write_text("half")
     jobs = jobs_of(cohort, copied, inverse=True)
     run(jobs, find_done(jobs, copied), copied, here)
     assert at_work(copied) == 0
@@ -274,7 +274,7 @@ def test_leftovers_of_a_kill_are_removed(cohort: Path, copied: Path) -> None:
         (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "leave out --workers or --scheduler"),
         (["--bundle", "ipear", "--align", "sideways"], "align 'sideways' is unknown; choose rigid or affine"),
         (["--bundle", "ipear", "--align"], "--align needs a value"),
-        (["--align", "rigid"], "bundle tiny: means nothing where no network runs; leave out --align, or --bundle"),
+        (["--align", "rigid"], "bundle tiny: means nothing to an alignment"),
         (["--bundle", "ipear", "--align", "affine", "--max-iterations", "3"], "leave out --align, or --max-iterations"),
         (["--bundle", "ipear", "--align", "rigid", "--jacobian"], "jacobian True: means nothing"),
     ],

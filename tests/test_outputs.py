@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from iregzoo.errors import InputError
-from iregzoo.outputs import kept_work, remove_leftovers, whole_file, whole_folder
+from iregzoo.outputs import check_target, kept_work, remove_leftovers, whole_file, whole_folder
 
 OWNED = ("warped.txt", "labels.txt", "report.txt")
 
@@ -139,13 +139,13 @@ def test_last_name_is_replaced_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = [".git", ".other.abcdefgh", ".pair.notes", ".pair.ABCDEFGH", "pair"]
-    for name in (*kept, ".pair.abc_4567", ".a.b.abcdefgh"):
+    kept = [".git", ".other.abcdefgh.iregzoo", ".pair.20261130", ".pair.ABCDEFGH.iregzoo", "pair"]
+    for name in (*kept, ".pair.abc_4567.iregzoo", ".a.b.abcdefgh.iregzoo"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "warped.txt").write_text("half")
-    (tmp_path / ".pair.abcdefgh").write_text("a file")
+    (tmp_path / ".pair.abcdefgh.iregzoo").write_text("a file")
     remove_leftovers(tmp_path, {"pair", "a.b"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".pair.abcdefgh"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".pair.abcdefgh.iregzoo"])
 
 
 def test_overwrite_leaves_no_folder_empty_of_what_is_stale(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_results_come_from_the_folder_itself_where_it_is_there(tmp_path: Path, t
     """For it may be the root of a disk, and its parent another's; what was killed there is no result."""
     target = tmp_path / "results"
     if there:
-        (target / ".results.abcdefgh").mkdir(parents=True)
+        (target / ".results.abcdefgh.iregzoo").mkdir(parents=True)
     with whole_folder(target, overwrite=False, owned=OWNED) as place:
         assert place.parents[1] == (target if there else tmp_path)
         (place / "report.txt").write_text("new")
@@ -450,7 +450,7 @@ def test_work_stays_for_the_same_request_alone_and_goes_in_the_end(tmp_path: Pat
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
 def test_what_is_said_of_an_early_end_tells_where_the_work_is(tmp_path: Path, stop: type[BaseException]) -> None:
-    with pytest.raises(stop, match=r"^reason; what is done stays in .*\.unfinished\.template/"):
+    with pytest.raises(stop, match=r"^reason; what is done stays in .*\.unfinished\.template\.iregzoo/"):
         work_on(tmp_path, "one", stop)
 
 
@@ -476,11 +476,22 @@ def test_two_runs_are_not_at_work_at_once(tmp_path: Path) -> None:
 
 def test_what_killed_runs_left_of_their_results_goes(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    for name in (".out.ab12cd34", ".other.ab12cd34", ".unfinished.my_notes"):
+    kept = {".out.20261130", ".other.ab12cd34.iregzoo", ".unfinished.my_notes"}
+    for name in (*kept, ".out.ab12cd34.iregzoo", "out/.out.ab12cd34.iregzoo"):
         (target / name).mkdir(parents=True)
     with kept_work(target, "one"):
-        assert not (target / ".out.ab12cd34").exists()
-    assert {path.name for path in target.iterdir()} == {".other.ab12cd34", ".unfinished.my_notes"}
+        assert not (target / ".out.ab12cd34.iregzoo").exists()
+    assert {path.name for path in target.iterdir()} == {*kept, "out"}
+    assert (target / "out" / ".out.ab12cd34.iregzoo").is_dir()
+
+
+def test_a_refusal_says_where_an_earlier_run_left_work(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        work_on(tmp_path, "one", RuntimeError)
+    check_target(tmp_path)
+    (tmp_path / "template.nii.gz").touch()
+    with pytest.raises(InputError, match="add --overwrite, with which an interrupted template goes on"):
+        check_target(tmp_path)
 
 
 def test_work_below_a_file_is_refused(tmp_path: Path) -> None:

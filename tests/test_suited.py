@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import monai.bundle
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -22,7 +23,8 @@ from iregzoo.networks.canonical import CanonicalNet
 from iregzoo.phantom import Phantom
 from iregzoo.scans import Scans, read_scans
 from iregzoo.space.brains import LEAST_MM3
-from iregzoo.space.grid import Grid
+from iregzoo.space.files import write_image
+from iregzoo.space.grid import Grid, network_grid
 from iregzoo.space.scan import Scan
 from iregzoo.suited import LIKE_T1, choices, suited
 from shell import run
@@ -227,6 +229,33 @@ def test_monai_chooses_as_register_does(
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match="weights 'none' are neither"):
         choose_weights(iirp, "none", brains)
+
+
+def test_monai_runs_weights_with_a_network_of_one_contrast(pair: Scans, tmp_path: Path) -> None:
+    """On a grid that suits the method alone, and not that network: 8 divides it, 16 does not."""
+    paths = {side: str(tmp_path / f"{side}.nii.gz") for side in ("fixed", "moving")}
+    for side, scan in (("fixed", scaled(pair.fixed, 1.8)), ("moving", scaled(pair.moving, 1.8))):
+        write_image(Path(paths[side]), scan.data, scan.grid)
+    method = zoo.load("iirp", "brain_any")
+    grid, card = read_scans(**paths).fixed.grid, method.card
+    own, both = (
+        network_grid(grid, card.spacing, stride=stride, minimum=card.minimum).shape
+        for stride in (method.network.network.stride, method.network.stride)
+    )
+    assert own != both
+    folder = method.bundle.path
+    monai.bundle.run(
+        config_file=str(folder / "configs" / "inference.json"),
+        bundle_root=str(folder),
+        output_dir=str(tmp_path / "out"),
+        weights="brain_any",
+        init="none",
+        refine=0,
+        device="cpu",
+        **paths,
+    )
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert (report["weights"], tuple(report["network_shape"])) == ("brain_any", both)
 
 
 def test_all_pairs_of_an_evaluation_decide(mixed: list[dict[str, str]]) -> None:

@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -134,19 +135,19 @@ def _centre(place: Path, count: int, grid: Grid) -> None:
     if not (place / BACK).is_file():
         mean = torch.zeros(1, 3, *grid.shape)
         for number in range(count):
-            mean += _read(_raw(place, number)) / count
+            mean += _read(_raw(place, number), grid) / count
         _save(place / BACK, frame.in_voxels(frame.undo(mean, grid)))
-    back = _read(place / BACK)
+    back = _read(place / BACK, grid)
     for number in range(count):
         if not _field(place, number).is_file():
-            moved = compose(frame.in_voxels(_read(_raw(place, number))), back)
+            moved = compose(frame.in_voxels(_read(_raw(place, number), grid)), back)
             _save(_field(place, number), frame.deform(moved))
         _raw(place, number).unlink(missing_ok=True)
 
 
 def _mean_of_round(group: Group, place: Path) -> Template:
     """A round's template, whose deformations are gone where the next round has begun."""
-    image, seen = _read(place / MEAN)
+    image, seen = _read(place / MEAN, group.grid)
     return Template(image, seen, _fields(group, place))
 
 
@@ -168,11 +169,12 @@ def _save(path: Path, tensor: Tensor) -> None:
         np.save(partial, tensor.float().numpy())
 
 
-def _read(field: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.load(field))
-    except (OSError, EOFError, ValueError) as error:  # where a machine stopped before it was on the disk
-        raise InputError(f"{field}: cannot be read ({error}); remove the folder that it is in") from None
+def _read(field: Path, grid: Grid) -> Tensor:
+    with suppress(OSError, EOFError, ValueError):  # where a machine stopped before it was on the disk
+        read = np.load(field)
+        if read.shape[-3:] == grid.shape:
+            return torch.from_numpy(read)
+    raise InputError(f"{field}: is damaged; remove the folder that it is in, and run again")
 
 
 def ways(group: Group, fields: Sequence[Path]) -> Iterator[Tensor]:
@@ -181,7 +183,7 @@ def ways(group: Group, fields: Sequence[Path]) -> Iterator[Tensor]:
     if not fields:
         return poses(group)
     pairs = zip(group.starts, fields, strict=True)
-    return (Frame(grid, grid, grid, start).total(_read(field)) for start, field in pairs)
+    return (Frame(grid, grid, grid, start).total(_read(field, grid)) for start, field in pairs)
 
 
 def template_labels(group: Group, template: Template, labels: Sequence[int]) -> Tensor:
@@ -234,7 +236,7 @@ def agreement(group: Group, template: Template, labels: Tensor | None = None) ->
             own = warp_scan(member.label_map(), way, group.grid, mode="nearest")
             row["dice"] = mean_of(dice(own, labels, labels_of(labels)))
         if template.fields:
-            displacement = _read(template.fields[number])
+            displacement = _read(template.fields[number], group.grid)
             row["displacement_mean_mm"] = float(length(displacement).mean())
             row["folding_percent"] = float(folding_percent(frame.in_voxels(displacement)))
         rows.append(row)
@@ -273,6 +275,6 @@ def write_ways(group: Group, template: Template, folder: str | Path) -> None:
     folder.mkdir()
     still = torch.zeros(1, 3, *group.grid.shape)
     for number, (member, start) in enumerate(zip(group.members, group.starts, strict=True)):
-        field = _read(template.fields[number]) if template.fields else still
+        field = _read(template.fields[number], group.grid) if template.fields else still
         own = start if member.upright is None else member.upright.T @ start  # to where its header says that it lies
         write_transform(folder / f"{member.name}.h5", field, group.grid, own)

@@ -160,7 +160,7 @@ def _check_alignment(settings: Settings) -> None:
         value = getattr(settings, option.name)
         if option.name in OF_NETWORKS and value != option.default:
             raise InputError(
-                f"{option.name} {value}: means nothing where no network runs; leave out --align, or "
+                f"{option.name} {value}: means nothing to an alignment; leave out --align, or "
                 f"--{option.name.replace('_', '-')}"
             )
 
@@ -291,6 +291,8 @@ def _difference(job: Job, report: Report | None) -> str:
         return "holds other files" if foreign else ""
     if "batch" not in report:
         return "was not made by a batch"
+    if report.get("aligned") != job.settings.align:
+        return f"was made {_aligning(report.get('aligned'))}, not {_aligning(job.settings.align)}"
     origins = job.settings.origins
     weights = report["weights"] if report.get("weights") in origins else next(iter(origins))
     made = {**report, **report["batch"]}
@@ -298,6 +300,10 @@ def _difference(job: Job, report: Report | None) -> str:
         if name != "inputs" and made.get(name) != asked:
             return f"was made with {name} {made.get(name)}, not {asked}"
     return ""
+
+
+def _aligning(kind: str | None) -> str:
+    return f"with --align {kind}" if kind else "without --align"
 
 
 def _is_whole(folder: Path, report: Report) -> bool:

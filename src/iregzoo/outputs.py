@@ -15,8 +15,10 @@ from filelock import FileLock, Timeout
 from iregzoo.errors import InputError, check_name
 from iregzoo.flags import flag
 
-UNFINISHED, LOCK = ".unfinished.template", ".lock"  # of which the first is named as STAGING has it
-STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as mkdtemp names them below
+# What is on its way to be a result lies in hidden folders of such names, as mkdtemp makes them below.
+OURS = ".iregzoo"
+STAGING = re.compile(rf"\.(.+)\.[a-z0-9_]{{8}}\{OURS}")
+UNFINISHED, LOCK = f".unfinished.template{OURS}", ".lock"
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def kept_work(target: Path, request: str, option: str = "--output") -> Iterator[
         _remove(missing)
         raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
     try:
-        remove_leftovers(target, {target.name})
+        _remove_staging(target, {target.name})
         yield place
         shutil.rmtree(home, ignore_errors=True)
     except (KeyboardInterrupt, InputError) as end:
@@ -145,7 +147,7 @@ def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[P
         missing = _missing_parents(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         home = target if target.is_dir() else target.parent
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=home))
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=OURS, dir=home))
     except OSError as error:
         _remove(missing)
         raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
@@ -188,7 +190,8 @@ def check_target(
         if not os.access(target, os.W_OK | os.X_OK):
             raise InputError(f"{target}: is not writable; choose another {option}")
         if not flag(overwrite, "overwrite") and held(target):
-            raise InputError(f"{target}: is not empty; choose another {option} or add --overwrite")
+            work = ", with which an interrupted template goes on" if (target / UNFINISHED).is_dir() else ""
+            raise InputError(f"{target}: is not empty; choose another {option} or add --overwrite{work}")
     for name in owned:
         if (target / name).is_dir():
             raise InputError(
@@ -260,7 +263,11 @@ def remove_leftovers(parent: Path, names: Collection[str]) -> None:
     Only for who knows that nobody is filling one of them.
     """
     for folder in (parent, *(parent / name for name in names if (parent / name).is_dir())):
-        for path in folder.iterdir():
-            staging = STAGING.fullmatch(path.name)
-            if staging and staging[1] in names and path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+        _remove_staging(folder, names)
+
+
+def _remove_staging(folder: Path, names: Collection[str]) -> None:
+    for path in folder.iterdir():
+        staging = STAGING.fullmatch(path.name)
+        if staging and staging[1] in names and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
