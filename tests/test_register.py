@@ -507,6 +507,9 @@ def test_doubts_are_said() -> None:
     assert doubts(less) == doubts({**less, "ncc_after": -0.4}) == {}
     assert "still dissimilar" in doubts({**fine, "ncc_before": 0.0, "ncc_start": 0.1, "ncc_after": 0.2})["ncc_after"]
     assert doubts({**fine, "shared_information": 0.31}) == {}
+    unlike = {**fine, "ncc_before": 0.0, "ncc_start": 0.05, "ncc_after": 0.2}  # one person in two contrasts
+    assert doubts({**unlike, "shared_information": 0.31}) == {}
+    assert {"ncc_after", "ncc_start"} < doubts({**unlike, "shared_information": 0.12}).keys()
     assert "too little of each other for one person's (0.12 of" in str(doubts({**fine, "shared_information": 0.12}))
     bad_start = doubts({**fine, "ncc_before": -0.1, "ncc_start": -0.014})
     assert "were hardly similar before the deformation (NCC -0.01)" in bad_start["ncc_start"]
