@@ -205,7 +205,7 @@ def _centre_of_mass(scan: Scan) -> NDArray[np.float64]:
 def mutual_information(first: NDArray[np.float32], second: NDArray[np.float32], bins: int = 24) -> float:
     """Mutual information in nats of two images in [0, 1] of one shape."""
     joint, _, _ = np.histogram2d(first.ravel(), second.ravel(), bins=bins, range=((0, 1), (0, 1)))
-    joint /= joint.sum()
+    joint /= max(joint.sum(), 1.0)  # of images without a voxel, or with none within range, it is 0
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     seen = joint > 0
     return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
