@@ -111,11 +111,11 @@ def searches(init: str | Matrix) -> bool:
     return isinstance(init, str) and init in ("auto", *SEARCHED)
 
 
-def check_kind(kind: str) -> None:
-    """Check that a kind of transform is known.
+def check_kind(kind: str, option: str = "kind") -> None:
+    """Check that a kind of transform is known; ``option`` is what a message calls it.
 
     Raises:
         InputError: where it is not.
     """
     if kind not in SEARCHED:
-        raise InputError(f"kind {kind!r} is unknown; choose {' or '.join(SEARCHED)}")
+        raise InputError(f"{option} {kind!r} is unknown; choose {' or '.join(SEARCHED)}")

@@ -10,14 +10,13 @@ from typing import Any
 
 import SimpleITK as sitk
 import torch
-from filelock import FileLock, Timeout
 
 from iregzoo.align import align, searches
 from iregzoo.devices import choose_device
 from iregzoo.engines import Engine
 from iregzoo.errors import InputError
 from iregzoo.jobs import COLUMNS, FIGURES, REFINE, SUMMARY, Job, Report, Settings, origin_of
-from iregzoo.outputs import check_target, remove_leftovers, whole_file, whole_folder
+from iregzoo.outputs import check_target, claim, remove_leftovers, whole_file, whole_folder
 from iregzoo.register import read_scans, register
 from iregzoo.results import FILES, provenance, provenance_of_alignment, write
 from iregzoo.scans import Scans
@@ -40,16 +39,7 @@ def alone(output: Path) -> Iterator[None]:
         InputError: where another batch is at work, or the folder cannot be written.
     """
     check_target(output, overwrite=True)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{output}: another batch is writing there; wait until it ends or choose another --output"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror}); choose another --output") from None
+    lock = claim(output, output / LOCK, output, "batch is writing")
     try:
         yield
     finally:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from iregzoo.align import searches
+from iregzoo.align import check_kind, searches
 from iregzoo.cases import Case, folder_names, read_cases
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.flags import check_count
 from iregzoo.outputs import held
 from iregzoo.results import FILES, provenance, provenance_of_alignment
-from iregzoo.space.start import SEARCHED, STARTS
+from iregzoo.space.start import STARTS
 from iregzoo.steering import choose_controller, gradient_steps
 from iregzoo.suited import choices
 from iregzoo.zoo import Method, brain_finder, bundles, find, load
@@ -134,7 +134,7 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
             "table's column init"
         )
     if settings.align is not None:
-        _check_alignment(settings)
+        _check_alignment(settings, settings.align)
         finder = brain_finder() if searches(settings.init) else None
         return replace(settings, origins={"": provenance_of_alignment(settings.align, finder)})
     if here:
@@ -152,10 +152,9 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
     return replace(settings, bundle=settings.bundle if known else str(bundle.path), weights=given, origins=origins)
 
 
-def _check_alignment(settings: Settings) -> None:
+def _check_alignment(settings: Settings, kind: str) -> None:
     """Refuse a kind that is none, and what would change nothing."""
-    if settings.align not in SEARCHED:
-        raise InputError(f"align {settings.align!r} is unknown; choose {' or '.join(SEARCHED)}")
+    check_kind(kind, "align")
     for option in fields(settings):
         value = getattr(settings, option.name)
         if option.name in OF_NETWORKS and value != option.default:

@@ -71,17 +71,11 @@ def kept_work(target: Path, request: str, option: str = "--output") -> Iterator[
     missing = [] if target.exists() else [target, *_missing_parents(target)]
     home = target / UNFINISHED
     place = home / hashlib.sha256(request.encode()).hexdigest()[:16]
-    lock = FileLock(home / LOCK)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{target}: another run is at work there; wait until it ends or choose another {option}"
-        ) from None
-    except OSError as error:
+        lock = claim(place, home / LOCK, target, "run is at work", option)
+    except InputError:
         _remove(missing)
-        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
+        raise
     try:
         _remove_staging(target, {target.name})
         yield place
@@ -96,6 +90,29 @@ def kept_work(target: Path, request: str, option: str = "--output") -> Iterator[
         if not _holds_files(home):
             shutil.rmtree(home, ignore_errors=True)
             _remove(missing)
+
+
+def claim(folder: Path, lock: Path, target: Path, other: str, option: str = "--output") -> FileLock:
+    """A lock that holds a folder for one run at a time. A kill ends the claim.
+
+    Args:
+        folder: made if need be.
+        lock: its file, in the folder or above it.
+        target, option: what the messages name.
+        other: what another one does, for the messages.
+
+    Raises:
+        InputError: where another one holds it, or the folder cannot be made.
+    """
+    held_by_us = FileLock(lock)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held_by_us.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{target}: another {other} there; wait until it ends or choose another {option}") from None
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
+    return held_by_us
 
 
 def _holds_files(place: Path) -> bool:

@@ -247,6 +247,8 @@ def test_mutual_information_is_entropy_for_itself_and_nothing_for_chance() -> No
     assert mutual_information(levels, levels) == pytest.approx(np.log(4), abs=1e-3)
     assert mutual_information(levels, 1 - levels) == pytest.approx(np.log(4), abs=1e-3)
     assert mutual_information(levels, other) < 1e-3
+    with np.errstate(all="raise"):
+        assert mutual_information(levels + 2, other) == 0  # without a voxel in [0, 1]
 
 
 def test_a_thin_and_wide_scan_is_not_blown_up() -> None:

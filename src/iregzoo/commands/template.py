@@ -99,9 +99,16 @@ def template(
     method = load(bundle, weights, where, precision)
     steps = gradient_steps(refine, method.card)
     total = len(members) * (placings(init, method.card) + rounds)
-    request = {**provenance(method), "card": method.card.use, "init": init, "spacing": step, "refine": steps}
-    request |= {"rounds": rounds, "threads": torch.get_num_threads()}
-    request |= {"scans": [stamp(Path(member.image).absolute()) for member in members]}
+    request = {
+        **provenance(method),
+        "card": method.card.use,
+        "init": init,
+        "spacing": step,
+        "refine": steps,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "scans": [stamp(Path(member.image).absolute()) for member in members],
+    }
     with (
         kept_work(target, json.dumps(request)) as work,
         whole_folder(target, overwrite=overwrite, owned=owned) as folder,

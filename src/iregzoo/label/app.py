@@ -29,7 +29,6 @@ MODELS = "model"  # the folder in which the app looks for bundles
 MODEL = "models/model.pt"
 # Not among what the panel offers: what finds starts, where other weights hold that, and weights for some scans alone.
 FINDER, FURTHER = "finder/finder.pt", "further/model.pt"
-PLACES = ("configs/metadata.json", MODEL, "docs/README.md")
 INITS = ("auto", "none", "center", "rigid", "affine")
 
 
@@ -87,8 +86,7 @@ def suiting(names: Sequence[str], atlases: Sequence[LabelledImage]) -> dict[str,
         brains = all(shown(bundle, atlas.image) for atlas in atlases)
         its = choice(bundle, [BRAINS] if brains else [])
         found[name] = its[0] if its else None
-    able = {name: its for name, its in found.items() if its is not None}
-    return {**able} if able and not names else found
+    return found if names else {name: its for name, its in found.items() if its} or found
 
 
 def _further(method: Method) -> str | None:
@@ -164,8 +162,8 @@ def write_face(
         further: the name of weights that a request gets whose scans they suit better.
     """
     bundle, found = method.bundle, find_weights(method.bundle, weights)
-    for file in (*PLACES, *([FURTHER] if further else []), *([FINDER] if found.card.finder else [])):
-        (folder / file).parent.mkdir(parents=True)
+    for place in ("configs", "models", "docs"):
+        (folder / place).mkdir(parents=True)
     for file in ("LICENSE", "docs/data_license.txt", "configs/logging.conf"):
         if (bundle.path / file).is_file():
             shutil.copyfile(bundle.path / file, folder / file)
@@ -174,11 +172,13 @@ def write_face(
     if found.card.finder:
         finder = find_weights(bundle, found.card.finder)
         state = read_state(finder.path)
+        (folder / FINDER).parent.mkdir()
         torch.save({name: state[name] for name in state if name.startswith(CANONICAL)}, folder / FINDER)
         only = replace(finder, card=replace(finder.card, suits=""))  # no scans to register
         cards[finder.name] = _card_of(folder, FINDER, only)
     if further:
         other = find_weights(bundle, further)
+        (folder / FURTHER).parent.mkdir()
         _write_weights(folder / FURTHER, other)
         cards[further] = _card_of(folder, FURTHER, other)
     metadata = _metadata(method, cards, atlases)

@@ -182,7 +182,7 @@ def looks_like_labels(scan: Scan) -> bool:
             (volume.narrow(axis, 0, size - 1), volume.narrow(axis, 1, size - 1)) for volume in (shown, data)
         )
         both = here & there
-        inside += int(both.count_nonzero())  # in a third of a sum's time
+        inside += int(both.count_nonzero())  # sooner than a sum of int64
         alike += int((both & (value == other)).count_nonzero())
     return 2 * alike > inside or int(shown.count_nonzero()) < SPARSE * shown.numel()
 
