@@ -380,15 +380,18 @@ def test_earlier_template_is_replaced_when_told(table: Path, monkeypatch: pytest
     assert left == {"template.nii.gz", "agreement.csv", "template.json"}
 
 
-@pytest.mark.parametrize("name", ["template.nii.gz", "agreement.csv"])
+@pytest.mark.parametrize("name", ["template.nii.gz", "agreement.csv", "labels.json"])
 def test_input_is_not_overwritten(
     table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """The second command would take the first one's result for its scan, or its table."""
     out = table.parent / "out"
     out.mkdir()
-    given = table
-    if name == "template.nii.gz":
+    given, options = table, ()
+    if name == "labels.json":
+        (out / name).write_text('{"1": "rim", "2": "core"}', encoding="utf-8")
+        options = ("--label-names", str(out / name))
+    elif name == "template.nii.gz":
         (table.parent / "head0.nii.gz").rename(out / name)
         table.write_text("image\nout/template.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
     else:
@@ -396,7 +399,7 @@ def test_input_is_not_overwritten(
         table.rename(given)
         given.write_text("image\n../head0.nii.gz\n../head1.nii.gz\n", encoding="utf-8")
     before = (out / name).read_bytes()
-    assert template(monkeypatch, given, "--output", str(out), "--rounds", "0", "--overwrite") == 2
+    assert template(monkeypatch, given, "--output", str(out), "--rounds", "0", "--overwrite", *options) == 2
     assert f"out/{name}: would be overwritten by the results" in capsys.readouterr().err
     assert (out / name).read_bytes() == before
 
@@ -591,6 +594,15 @@ def test_command_refuses_in_one_line(
     assert len(lines) == 1, lines
     assert message in lines[0]
     assert not (table.parent / "out").exists()
+
+
+def test_names_of_labels_that_no_scan_has_are_refused(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.write_text("image\nhead0.nii.gz\nhead1.nii.gz\n", encoding="utf-8")
+    (table.parent / "names.csv").write_text("label,name\n1,rim\n", encoding="utf-8")
+    assert template(monkeypatch, table, "--label-names", str(table.parent / "names.csv")) == 2
+    assert "has no labels to name; add a column labels, or leave it out" in capsys.readouterr().err
 
 
 def test_labels_without_names_are_refused_where_others_have_them(

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from iregzoo.errors import InputError
-from iregzoo.outputs import check_target, kept_work, remove_leftovers, whole_file, whole_folder
+from iregzoo.outputs import check_kept, check_target, kept_work, remove_leftovers, whole_file, whole_folder
 
 OWNED = ("warped.txt", "labels.txt", "report.txt")
 
@@ -448,6 +448,14 @@ def test_work_stays_for_the_same_request_alone_and_goes_in_the_end(tmp_path: Pat
     assert [path.name for path in target.iterdir()] == ["result"]
 
 
+def test_work_stays_in_a_folder_of_the_works_own_name(tmp_path: Path) -> None:
+    target = tmp_path / "unfinished"
+    with pytest.raises(RuntimeError):
+        work_on(target, "one", RuntimeError)
+    with kept_work(target, "one") as place:
+        assert (place / "part" / "done").exists()
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
 def test_what_is_said_of_an_early_end_tells_where_the_work_is(tmp_path: Path, stop: type[BaseException]) -> None:
     with pytest.raises(stop, match=r"^reason; what is done stays in .*\.unfinished\.template\.iregzoo/"):
@@ -499,3 +507,19 @@ def test_work_below_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         work_on(tmp_path / "file" / "out", "one", RuntimeError)
     assert (tmp_path / "file").is_file()
+
+
+# --- what results are made from
+
+
+def test_inputs_that_results_would_replace_are_refused_whatever_links_lead_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("warped.txt", "mine.txt"):
+        (out / name).touch()
+    (tmp_path / "link.txt").symlink_to(out / "warped.txt")
+    (tmp_path / "folder").symlink_to(out)
+    check_kept(out, (None, "", "none", out / "mine.txt", tmp_path / "warped.txt"), OWNED)
+    for path in (out / "warped.txt", tmp_path / "link.txt", tmp_path / "folder" / "warped.txt"):
+        with pytest.raises(InputError, match=f"^{path}: would be overwritten by the results; choose another --output"):
+            check_kept(out, (path,), OWNED)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iregzoo.cards import WeightsCard
 from iregzoo.flags import flag
-from iregzoo.outputs import check_target, whole_folder
+from iregzoo.outputs import check_kept, check_target, whole_folder
 from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of, uprights
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, provenance, write
@@ -33,7 +33,7 @@ __all__ = [
     "PairInferer",
     "PairNetwork",
     "SaveRegistration",
-    "check_target",
+    "check_output",
     "choose_weights",
     "complete",
     "find_weights",
@@ -68,6 +68,16 @@ def choose_weights(
         if note:
             print(f"note: {note}")
     return find_weights(bundle, weights), shown
+
+
+def check_output(output_dir: str, pair: Sample, init: str, overwrite: bool | str) -> None:
+    """Refuse, before any work, a folder that cannot have the results, or whose files are what they are made from.
+
+    Raises:
+        InputError: as ``check_target`` and ``check_kept`` do.
+    """
+    check_target(output_dir, overwrite=flag(overwrite, "overwrite"), owned=FILES)
+    check_kept(output_dir, (*pair.values(), init), FILES, option="--output_dir")
 
 
 class LoadPair(Transform):

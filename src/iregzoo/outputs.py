@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -219,6 +219,26 @@ def check_target(
                 raise InputError(f"{folder}: is a file, but a folder must go there; move it or choose another {option}")
 
 
+def check_kept(
+    target: str | Path, inputs: Iterable[str | Path | None], owned: Collection[str], option: str = "--output"
+) -> None:
+    """Refuse results that would replace what they are made from.
+
+    Args:
+        target: the folder of the results.
+        inputs: files that are read, whatever links lead there; what is None or empty is passed over.
+        owned: every name that the results may have.
+        option: what to choose another of, for the message.
+
+    Raises:
+        InputError: naming the first such file.
+    """
+    places = {os.path.realpath(Path(target) / name) for name in owned}
+    for path in inputs:
+        if path and os.path.realpath(path) in places:
+            raise InputError(f"{path}: would be overwritten by the results; choose another {option}")
+
+
 def held(folder: Path) -> set[str]:
     """The names of what a folder holds, but for results that are on their way, or were when a process was killed."""
     return {path.name for path in folder.iterdir() if not (STAGING.fullmatch(path.name) and path.is_dir())}
@@ -285,6 +305,6 @@ def remove_leftovers(parent: Path, names: Collection[str]) -> None:
 
 def _remove_staging(folder: Path, names: Collection[str]) -> None:
     for path in folder.iterdir():
-        staging = STAGING.fullmatch(path.name)
+        staging = None if path.name == UNFINISHED else STAGING.fullmatch(path.name)
         if staging and staging[1] in names and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

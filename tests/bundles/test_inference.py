@@ -242,6 +242,18 @@ def test_folder_that_holds_something_is_refused_and_kept(pair: Pair, tmp_path: P
     assert written(tmp_path) == {"output"}
 
 
+def test_scans_that_the_results_would_replace_are_refused_and_kept(pair: Pair, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    moving = Path(shutil.copy(pair.moving, output / "warped.nii.gz"))
+    before = moving.read_bytes()
+    with pytest.raises((InputError, RuntimeError)) as caught:
+        run("iirp", replace(pair, moving=moving), output, overwrite=True)
+    assert f"{moving}: would be overwritten by the results; choose another --output_dir" in refusal(caught)
+    assert written(output) == {"warped.nii.gz"}
+    assert moving.read_bytes() == before
+
+
 def test_false_on_the_command_line_of_monai_is_false(pair: Pair, tmp_path: Path) -> None:
     found = run("iirp", pair, tmp_path / "monai", overwrite="false", inverse="false")
     assert written(found) == FILES

@@ -1,13 +1,11 @@
 """``iregzoo register`` and ``demo``: one pair of scans."""
 
-import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from iregzoo.commands.shared import STAGES, Progress, summary_line
-from iregzoo.errors import InputError
 
 
 def register(
@@ -64,7 +62,7 @@ def register(
     from tqdm import tqdm
 
     from iregzoo.devices import choose_device
-    from iregzoo.outputs import whole_folder
+    from iregzoo.outputs import check_kept, whole_folder
     from iregzoo.quality import field_size, large_field
     from iregzoo.register import choose_start, read_scans
     from iregzoo.register import register as register_scans
@@ -82,7 +80,7 @@ def register(
             tqdm.write(f"warning: {doubt}", file=sys.stderr)  # above the progress bar
 
     maps = (fixed_labels, moving_labels, fixed_mask, moving_mask)
-    _check_kept(output, fixed, moving, *maps, init)
+    check_kept(output, (fixed, moving, *maps, init), FILES)
     start = choose_start(init)
     stages = len(STAGES) + bool(inverse)
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(stages) as bar:
@@ -134,22 +132,23 @@ def align(
         moving_labels: label map on the moving scan's grid.
         fixed_mask: mask on the fixed scan's grid: where it is 0, the images are not compared.
         moving_mask: the same on the moving scan's grid.
-        init: where to begin: auto, rigid or affine (where the brains lie, or else a search; auto is the kind), none
-            (trust the headers), center, or a file with a linear transform as for iregzoo register.
+        init: where to begin: auto, rigid or affine (where the brains lie, or else a search; auto is the kind, and a
+            rigid kind cannot begin with affine), none (trust the headers), center, or a file with a linear transform as
+            for iregzoo register.
         inverse: also write the inverse transform, from fixed to moving, and the fixed scan warped by it.
         overwrite: replace the results of an earlier run in the folder.
     """
     from iregzoo.align import align as align_scans
     from iregzoo.align import check_kind, searches
-    from iregzoo.outputs import whole_folder
+    from iregzoo.outputs import check_kept, whole_folder
     from iregzoo.register import choose_start, read_scans
     from iregzoo.results import FILES, provenance_of_alignment, write
     from iregzoo.zoo import brain_finder
 
     maps = (fixed_labels, moving_labels, fixed_mask, moving_mask)
-    _check_kept(output, fixed, moving, *maps, init)
-    check_kind(kind)
+    check_kept(output, (fixed, moving, *maps, init), FILES)
     start = choose_start(init)
+    check_kind(kind, start)
     with whole_folder(Path(output), overwrite=overwrite, owned=FILES) as folder, Progress(6 + bool(inverse)) as bar:
         bar("read")
         scans = read_scans(fixed, moving, *maps)
@@ -196,15 +195,6 @@ def demo(
         f"{found['recovered_percent']:.0f} % recovered"
     )
     print(f"written to {output}: open report.html first")
-
-
-def _check_kept(output: str, *inputs: str | None) -> None:
-    """Refuse results that would replace what they are made from."""
-    from iregzoo.results import FILES
-
-    for path in filter(None, inputs):
-        if os.path.realpath(Path(path).parent) == os.path.realpath(output) and Path(path).name in FILES:
-            raise InputError(f"{path}: would be overwritten by the results; choose another --output")
 
 
 def _say(report: dict[str, Any], said: Collection[str] = ()) -> None:

@@ -1,6 +1,5 @@
 """``iregzoo template``: the mean of a group of scans."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan
@@ -71,7 +70,7 @@ def template(
     from iregzoo.groupwise import MOST_ROUNDS, agreement, build_template, template_labels, write_ways
     from iregzoo.jobs import stamp
     from iregzoo.label_names import read_names
-    from iregzoo.outputs import check_target, kept_work, whole_folder
+    from iregzoo.outputs import check_kept, check_target, kept_work, whole_folder
     from iregzoo.quality import labels_of
     from iregzoo.results import provenance
     from iregzoo.steering import gradient_steps
@@ -84,10 +83,13 @@ def template(
     step = None if spacing is None else _spacing(spacing)
     members = read_members(scans)
     owned = files_of({*(member.name for member in members), *names_in(target)})
-    for path in (scans, *(path for member in members for path in (member.image, member.labels) if path)):
-        if any(os.path.realpath(path) == os.path.realpath(target / name) for name in owned):
-            raise InputError(f"{path}: would be overwritten by the results; choose another --output")
+    read = (scans, label_names, *(path for member in members for path in (member.image, member.labels)))
+    check_kept(target, read, owned)
     check_members(members)
+    if label_names and not any(member.labels for member in members):
+        raise InputError(
+            f"label-names {label_names}: {scans} has no labels to name; add a column labels, or leave it out"
+        )
     check_target(target, overwrite=overwrite, owned=owned)
     where = choose_device(device)
     if weights is None:
