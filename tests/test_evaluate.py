@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from iregzoo.cases import Case, read_cases
 from iregzoo.commands.shared import names
 from iregzoo.entrants import load_methods
 from iregzoo.errors import InputError
-from iregzoo.evaluate import FILES, evaluate
+from iregzoo.evaluate import FILES, evaluate, names_of_labels
 from iregzoo.outputs import whole_folder
 from iregzoo.phantom import make_phantom
+from iregzoo.register import Scans, read_scans
 from iregzoo.zoo import Method, find, load, untrained
 from shell import run
 
@@ -79,7 +81,7 @@ def test_the_table_holds_the_figures_of_each_pair_and_controller(folder: Path, m
     result = written["results"][1]
     assert result["dice_mean"]["mean"] == pytest.approx(float(rows[1]["dice_mean"]), abs=1e-5)
     assert result["dice_3"]["median"] == pytest.approx(float(rows[1]["dice_3"]), abs=1e-5)
-    assert result["dice_1"]["name"] == method.card.labels["1"]
+    assert "name" not in result["dice_1"]  # the hippocampus of the card, which has no label 3 or 4
     assert result["parameters"] == sum(p.numel() for p in untrained(method.bundle).parameters() if p.requires_grad)
     assert written["failed"] == []
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
@@ -148,6 +150,37 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
     assert "broken.nii.gz" in error
     assert len(list(csv.DictReader((tmp_path / "out" / "metrics.csv").open(encoding="utf-8")))) == 1
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["failed"]) == 1
+
+
+def test_whatever_a_pair_raises_is_listed_and_does_not_stop_the_others(
+    folder: Path, method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "copy.nii.gz").write_bytes((folder / "moving.nii.gz").read_bytes())
+    cases = read_cases(write_table(folder / "raises.csv", [row(moving="copy.nii.gz"), row()]))
+
+    def read(fixed: str, moving: str, *others: str) -> Scans:
+        if "copy" in moving:
+            raise RuntimeError("what torch says first\nout of memory")
+        return read_scans(fixed, moving, *others)
+
+    monkeypatch.setattr("iregzoo.evaluate.read_scans", read)
+    summary = evaluate(cases, [method], tmp_path, plots=False)
+    (failed,) = summary["failed"]
+    assert (failed["pair"], failed["reason"]) == ("copy.nii.gz → fixed.nii.gz", "RuntimeError: out of memory")
+    assert [result["pairs"] for result in summary["results"]] == [1]
+
+
+def test_structures_have_the_names_of_cards_that_name_most_of_them_and_agree() -> None:
+    hippocampus, brain = (load("ipear", weights) for weights in ("hippocampus", "brain"))
+
+    def named(labels: Sequence[int], *methods: Method) -> dict[str, str]:
+        return names_of_labels([{f"dice_{label}": 0.5 for label in labels}], methods)
+
+    front, white = hippocampus.card.labels["1"], brain.card.labels["2"]
+    assert named((1, 2), hippocampus)["1"] == front
+    assert named((1, 2, 3, 4, 5), hippocampus) == {}  # another data set's numbers
+    assert named((2, 3, 17), hippocampus, brain)["2"] == white
+    assert named((2,), hippocampus, brain) == {}
 
 
 @pytest.mark.parametrize(
@@ -327,6 +360,8 @@ def test_a_missing_table_is_refused(tmp_path: Path) -> None:
         ({"fixed_points": "fewer.csv"}, r"fewer.csv: 1 points, but .*moving.csv: 3; give as many in both"),
         ({"fixed_points": "noise.csv"}, r"noise.csv: is not a list of landmarks"),
         ({"init": "noise.tfm"}, r"noise.tfm: is not a transform"),
+        ({"fixed_points": ""}, "has moving_points but no fixed_points; give both, or neither"),
+        ({"moving_labels": ""}, "has fixed_labels but no moving_labels; give both, or neither"),
     ],
 )
 def test_bad_landmarks_and_starts_are_refused_before_any_pair_is_registered(

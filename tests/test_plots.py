@@ -68,7 +68,7 @@ def snapshot(method: str, word: str, score: float, *, labels: bool = True) -> Sn
         maps = [np.zeros((4, 3), np.float32) for _ in range(2)]
         maps[0][1, 1] = maps[1][2, 1] = 3
     images = np.full((4, 3), score, np.float32), np.full((4, 3), score / 2, np.float32)
-    return Snapshot(f"{word} of {method}", score, *images, *maps, aspect=2.0)
+    return Snapshot(f"{word} of {method}", True, score, *images, *maps, aspect=2.0)
 
 
 def legend(figure: Figure) -> list[str]:
@@ -119,6 +119,15 @@ def test_the_slice_is_the_coronal_one_with_most_labels_however_it_is_stored(sign
     np.testing.assert_array_equal(snapshot.fixed_labels, expected.fixed_labels.data[0, 0, :, 6].numpy())
     assert np.corrcoef(snapshot.warped.ravel(), expected.fixed.data[0, 0, :, 6].numpy().ravel())[0, 1] > 0.99
     assert snapshot.aspect == pytest.approx(2.0)
+
+
+def test_a_case_without_labels_is_no_extreme_beside_those_with_labels() -> None:
+    extremes, labelled, bare = Extremes(), make_result(), make_result(labels=False)
+    see(extremes, make_row("iirp", math.nan) | {"ncc_after": 0.1}, "bare", bare)
+    for number, dice in enumerate((0.7, 0.6)):
+        see(extremes, make_row("iirp", dice), str(number), labelled)
+    see(extremes, make_row("iirp", math.nan) | {"ncc_after": 0.9}, "bare", bare)
+    assert (extremes.best["iirp"].score, extremes.worst["iirp"].score) == (0.7, 0.6)
 
 
 def test_without_labels_correlation_chooses() -> None:

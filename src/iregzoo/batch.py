@@ -14,7 +14,7 @@ import torch
 from iregzoo.align import align, searches
 from iregzoo.devices import choose_device
 from iregzoo.engines import Engine
-from iregzoo.errors import InputError
+from iregzoo.errors import InputError, in_a_line
 from iregzoo.jobs import COLUMNS, FIGURES, REFINE, SUMMARY, Job, Report, Settings, origin_of
 from iregzoo.outputs import check_target, claim, remove_leftovers, whole_file, whole_folder
 from iregzoo.register import read_scans, register
@@ -61,11 +61,8 @@ def register_job(job: Job) -> Report | str:
     try:
         with _ONE_AT_A_TIME:
             return _register(job)
-    except InputError as error:
-        return str(error)
-    except Exception as error:  # whatever a pair does to PyTorch or ITK, such as to fill the memory: the others go on
-        lines = str(error).strip().splitlines() or ["no reason given"]
-        return f"{type(error).__name__}: {lines[-1][:200]}"
+    except Exception as error:
+        return in_a_line(error)
 
 
 def _register(job: Job) -> Report:

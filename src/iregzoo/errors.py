@@ -1,8 +1,16 @@
-"""The one error that a user's input can cause: a line that names the value and the mend."""
+"""The one error that a user's input can cause: a line that names the value and the mend; and others in a line."""
 
 
 class InputError(ValueError):
     """Something about the input or the output place is wrong; the message says what and how to mend it."""
+
+
+def in_a_line(error: Exception) -> str:
+    """What went wrong, for a list of those that failed: whatever one pair does to PyTorch or ITK, the others go on."""
+    if isinstance(error, InputError):
+        return str(error)
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {lines[-1][:200]}"
 
 
 def check_name(name: str) -> None:

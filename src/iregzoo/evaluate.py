@@ -16,7 +16,7 @@ import torch
 from iregzoo import __version__
 from iregzoo.cases import Case
 from iregzoo.entrants import Entrant, line_up
-from iregzoo.errors import InputError
+from iregzoo.errors import InputError, in_a_line
 from iregzoo.learn2reg import field_folders, field_names, write_field
 from iregzoo.measure import Row, check_cases, measure
 from iregzoo.peers import describe, find_peers
@@ -24,7 +24,16 @@ from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
 from iregzoo.register import Result, choose_start, read_scans
 from iregzoo.steering import gradient_steps
-from iregzoo.tables import between_methods, by_method, comparisons, markdown, summarise, title, write_table
+from iregzoo.tables import (
+    between_methods,
+    by_method,
+    comparisons,
+    label_columns,
+    markdown,
+    summarise,
+    title,
+    write_table,
+)
 from iregzoo.zoo import Method
 
 FILES = ("metrics.csv", "summary.json", "table.md", "dice.png", "time.png", "cases.png")
@@ -94,7 +103,7 @@ def evaluate(
             write_field(result, learn2reg / folders[title(row)] / names[number])
 
     rows, failed = _measure_all(cases, entrants, see, progress)
-    label_names = {label: name for method in reversed(methods) for label, name in method.card.labels.items()}
+    label_names = names_of_labels(rows, methods)
     summary = {
         "iregzoo": __version__,
         "machine": _machine(methods),
@@ -132,8 +141,8 @@ def _measure_all(
             progress(f"{entrant.bundle} {case.title}")
             try:
                 row, result, images = _measure(case, entrant)
-            except InputError as error:
-                failed.append({"bundle": entrant.bundle, "pair": case.title, "reason": str(error)})
+            except Exception as error:
+                failed.append({"bundle": entrant.bundle, "pair": case.title, "reason": in_a_line(error)})
                 continue
             rows.append({**row, "case": number})
             see(number, row, result, images)
@@ -156,6 +165,25 @@ def _results(
         members = groups.get((entrant.bundle, entrant.controller))
         if members:
             yield {**summarise(members, label_names), "parameters": entrant.parameters}
+
+
+def names_of_labels(rows: Sequence[Row], methods: Sequence[Method]) -> dict[str, str]:
+    """Structures' names by label, after the cards that name most of the labels measured, and agree.
+
+    Weights for a hippocampus do not name what another data set calls 1 and 2.
+    """
+    measured = [column[5:] for column in label_columns(rows)]
+    fitting = [
+        method.card.labels
+        for method in methods
+        if 2 * sum(label in method.card.labels for label in measured) > len(measured)
+    ]
+    names: dict[str, str] = {}
+    for label in measured:
+        said = {labels[label] for labels in fitting if label in labels}
+        if len(said) == 1:
+            names[label] = said.pop()
+    return names
 
 
 def _machine(methods: Sequence[Method]) -> dict[str, Any]:

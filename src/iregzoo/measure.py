@@ -23,11 +23,18 @@ def check_cases(cases: Sequence[Case]) -> None:
     """Refuse pairs whose landmarks or own start would make them fail; scans and label maps are not looked at.
 
     Raises:
-        InputError: naming the first of them by its place in the table, for landmarks as ``measure`` does, and for a
-            start as ``read_linear`` does.
+        InputError: naming the first of them by its place in the table, for labels or landmarks of one scan alone, for
+            landmarks as ``measure`` does, and for a start as ``read_linear`` does.
     """
     for number, case in enumerate(cases, 1):
         try:
+            for what, fixed, moving in (
+                ("labels", case.fixed_labels, case.moving_labels),
+                ("points", case.fixed_points, case.moving_points),
+            ):
+                if bool(fixed) != bool(moving):
+                    has, lacks = ("fixed", "moving") if fixed else ("moving", "fixed")
+                    raise InputError(f"has {has}_{what} but no {lacks}_{what}; give both, or neither")
             _landmarks(case)
             if case.init:
                 read_linear(case.init)

@@ -124,13 +124,15 @@ class Snapshot:
     """A coronal slice of a registered pair, axes running right and superior: images in [0, 1], and label maps.
 
     Attributes:
-        score: Dice, or NCC where there are no labels.
+        labelled: whether its score is Dice; NCC where there are no labels, which ranks behind every Dice.
+        score: of them.
         fixed, warped: (X, Z).
         fixed_labels, warped_labels: (X, Z), or None.
         aspect: height of a pixel over its width.
     """
 
     name: str
+    labelled: bool
     score: float
     fixed: Volume
     warped: Volume
@@ -150,10 +152,10 @@ class Extremes:
         """Remember a case where it is better or worse than all before."""
         method = title(row)
         snapshot = _snapshot(case, row, result, images)
-        if method not in self.best or snapshot.score > self.best[method].score:
-            self.best[method] = snapshot
-        if method not in self.worst or snapshot.score < self.worst[method].score:
-            self.worst[method] = snapshot
+        for kept, sign in ((self.best, 1), (self.worst, -1)):
+            before = kept.get(method)
+            if not before or (snapshot.labelled, sign * snapshot.score) > (before.labelled, sign * before.score):
+                kept[method] = snapshot
 
 
 def _snapshot(case: Case, row: Row, result: Result, images: Comparison) -> Snapshot:
@@ -171,6 +173,7 @@ def _snapshot(case: Case, row: Row, result: Result, images: Comparison) -> Snaps
     dice = row.get("dice_mean", math.nan)
     return Snapshot(
         case.title,
+        not math.isnan(dice),
         row["ncc_after"] if math.isnan(dice) else dice,
         cuts["fixed"],
         cuts["warped"],
