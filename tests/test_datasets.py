@@ -56,6 +56,24 @@ def test_scan_that_is_named_but_missing_is_refused(tmp_path: Path) -> None:
         find_scans(root, "train")
 
 
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [
+        (5, r"split 'train' is 5; expected a list of names, or of lists of names"),
+        ([1, 2], "lists 1; expected a name, or a list of names"),
+        ([{"image": "a"}], "lists {'image': 'a'}; expected"),
+        ([["a", "b"], []], r"lists \[\]; expected"),
+        (["a", "b", "a"], "has a scan twice, with 'a'; list those of a patient once"),
+        ([["a", "b"], ["a", "c"]], "has a scan twice, with \\['a', 'c'\\]"),  # a would move to itself
+        ([["a", "b", "b"]], "has a scan twice"),
+    ],
+)
+def test_a_list_of_scans_that_is_none_is_refused(tmp_path: Path, units: Any, said: str) -> None:
+    root = make_dataset(tmp_path, {"train": units}, images="abc")
+    with pytest.raises(InputError, match=rf"splits\.json: .*{said}"):
+        find_scans(root, "train")
+
+
 @pytest.mark.parametrize("names", [[], ["a"]])
 def test_split_without_a_pair_is_refused(tmp_path: Path, names: list[str]) -> None:
     root = make_dataset(tmp_path, {"val": names}, images="ab")
@@ -220,6 +238,19 @@ def test_unknown_layout_and_split_are_refused(tmp_path: Path) -> None:
         find_scans(root, "train", "ixxi")
     with pytest.raises(InputError, match=r"there is no split 'dev', only train, val, test"):
         find_scans(root, "dev", "oasis")
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({"train": "OASIS*"}, r"splits: train is 'OASIS\*'; give a number of scans, or a list of patterns"),
+        ({"train": 2.5}, r"splits: train is 2.5; give a number"),
+        (5, r"splits 5: give what belongs to each split"),
+    ],
+)
+def test_splits_that_are_none_are_refused(tmp_path: Path, splits: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        find_scans(touch(tmp_path, "oasis"), "train", "oasis", splits)
 
 
 def test_part_of_a_data_set_is_refused_unless_the_splits_say_so(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from iregzoo.training import (
     check_measurable,
     label_values,
     latest_checkpoint,
+    prepare_landmarks,
     prepare_pairs,
 )
 from trainers import trainer_of
@@ -148,6 +149,18 @@ def test_a_norm_that_is_none_is_refused(clip: Any) -> None:
         TrainStep(clip=clip)
 
 
+@pytest.mark.parametrize("passes", [2, [], [0], [1.5], "12"])
+def test_passes_that_are_none_are_refused(passes: Any) -> None:
+    with pytest.raises(InputError, match=r"passes .*: give a list of numbers of passes a level"):
+        TrainStep(passes=passes)
+
+
+def test_labels_that_the_loss_wants_and_a_pair_has_not_are_asked_for() -> None:
+    engine = make_engine(RegistrationLoss(overlap=1.0, labels=(1,)))
+    with pytest.raises(InputError, match="needs the label maps of both images; give every scan of train one"):
+        TrainStep()(engine, {"image": make_batch()["image"]})
+
+
 def test_passes_are_drawn_by_iteration_and_the_same_each_time() -> None:
     def asked(passes: tuple[int, ...]) -> list[int]:
         engine = make_engine(RegistrationLoss())
@@ -189,6 +202,9 @@ def test_validation_gets_landmarks_where_there_are_no_labels_and_images_where_th
     batch = {"image": make_batch()["image"], "points": torch.rand(1, 2, 5, 3)}
     assert torch.equal(prepare_pairs(batch, torch.device("cpu"))[1], batch["points"])
     assert torch.equal(prepare_pairs({"image": batch["image"]}, torch.device("cpu"))[1], batch["image"])
+    images, points = prepare_landmarks({**batch, "label": batch["image"]}, torch.device("cpu"))
+    assert torch.equal(points, batch["points"])
+    assert torch.equal(images, batch["image"])
 
 
 @pytest.mark.parametrize(
@@ -229,7 +245,7 @@ def test_image_similarity_is_the_ncc_of_what_is_warped() -> None:
     assert float(found["pred"]) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("labels", ["null", ["1", "2"], [0.5]])
+@pytest.mark.parametrize("labels", ["null", 1, ["1", "2"], [0.5]])
 def test_labels_that_are_no_whole_numbers_are_refused(labels: Any) -> None:
     with pytest.raises(InputError, match=r"labels .*give a list of whole numbers.*'\$None' on the command line"):
         label_values(labels, [])

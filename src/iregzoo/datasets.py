@@ -183,6 +183,7 @@ def _own(root: Path, split: str) -> list[Unit]:
         raise InputError(f"{listing}: is not a JSON object of splits ({error}); correct it") from None
     if split not in splits:
         raise InputError(f"{listing}: has no split {split!r}, only {', '.join(splits)}")
+    _check_listed(listing, split, splits[split])
     units: list[Unit] = []
     for unit in splits[split]:
         if isinstance(unit, str):
@@ -190,6 +191,22 @@ def _own(root: Path, split: str) -> list[Unit]:
         else:
             units.append([{**_entry(root, name, split), "group": unit[0]} for name in unit])
     return units
+
+
+def _check_listed(listing: Path, split: str, units: object) -> None:
+    """Refuse a split that is no list of names or of lists of names, or where a scan would be paired with itself."""
+    if not isinstance(units, list):
+        raise InputError(f"{listing}: split {split!r} is {units!r}; expected a list of names, or of lists of names")
+    first: set[str] = set()
+    for unit in units:
+        names = [unit] if isinstance(unit, str) else unit
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{listing}: split {split!r} lists {unit!r}; expected a name, or a list of names")
+        if names[0] in first or len(set(names)) < len(names):
+            raise InputError(
+                f"{listing}: split {split!r} has a scan twice, with {unit!r}; list those of a patient once"
+            )
+        first.add(names[0])
 
 
 def _entry(root: Path, name: str, split: str) -> Entry:
@@ -205,6 +222,8 @@ def _entry(root: Path, name: str, split: str) -> Entry:
 
 def _published(root: Path, name: str, split: str, splits: Splits) -> list[Unit]:
     """Scans, or groups of them, of one split of a published data set, in the order of names."""
+    if not isinstance(splits, Mapping):
+        raise InputError(f"splits {splits!r}: give what belongs to each split, such as {{'train':10,'val':2,'test':2}}")
     if split not in splits:
         raise InputError(f"splits: there is no split {split!r}, only {', '.join(splits)}")
     base, layout, images = _images(root, name)
@@ -220,6 +239,10 @@ def _published(root: Path, name: str, split: str, splits: Splits) -> list[Unit]:
             raise InputError(f"{base}: {asked}; get the rest from {layout.page}, or set splits")
         first = sum(list(counts.values())[: list(counts).index(split)])
         return list(units.values())[first : first + wanted]
+    if not isinstance(wanted, Sequence) or isinstance(wanted, str):  # whose letters would be patterns
+        raise InputError(
+            f"splits: {split} is {wanted!r}; give a number of scans, or a list of patterns such as ['NKI*']"
+        )
     chosen = [unit for path, unit in units.items() if any(fnmatch(path, pattern) for pattern in wanted)]
     if not chosen:
         raise InputError(f"{base}: holds no scan of split {split!r} ({', '.join(wanted)}); get it from {layout.page}")

@@ -5,6 +5,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from iregzoo.errors import InputError
 from iregzoo.fields import check_displacement, identity
 
 EPS = 1e-5
@@ -27,7 +28,9 @@ def overlap_loss(displacement: Tensor, moving: Tensor | None, fixed: Tensor | No
     """
     axes = check_displacement(displacement)
     if moving is None or fixed is None:
-        raise ValueError("the overlap term needs the label maps of both images")
+        raise InputError(
+            "the overlap term needs the label maps of both images; give every scan of train one, or set overlap to 0"
+        )
     shape = displacement.shape[2:]
     if moving.shape != fixed.shape or fixed.shape != (displacement.shape[0], 1, *shape):
         raise ValueError(

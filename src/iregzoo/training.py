@@ -17,6 +17,7 @@ from iregzoo.datasets import find_scans as find_scans
 from iregzoo.errors import InputError
 from iregzoo.fields import sample as read_at
 from iregzoo.fields import warp
+from iregzoo.flags import is_count
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss, one_hot
 from iregzoo.pairs import CyclicPairs as CyclicPairs
@@ -44,8 +45,9 @@ class TrainStep:
             can cost a training all that it has learned.
 
     Raises:
-        InputError: where the loss or a gradient to be clipped is not finite, for a ``clip`` that is none, for several
-            passes of a method that takes one, and for bfloat16 on a CPU with a shape that it gets wrong.
+        InputError: where the loss or a gradient to be clipped is not finite, for a ``clip`` or ``passes`` that are
+            none, for several passes of a method that takes one, and for bfloat16 on a CPU with a shape that it gets
+            wrong.
     """
 
     amp: bool | str = False
@@ -56,6 +58,9 @@ class TrainStep:
         trains_in_bfloat16(self.amp, torch.device("cpu"))  # refuses what is none
         if not isinstance(self.clip, (int, float)) or not 0 <= self.clip < math.inf:
             raise InputError(f"clip {self.clip!r}: give the maximum gradient norm, or 0 for no limit")
+        counts = self.passes
+        if not isinstance(counts, Sequence) or not counts or not all(is_count(count) for count in counts):
+            raise InputError(f"passes {counts!r}: give a list of numbers of passes a level, such as [1] or [1,2]")
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
         device = engine.state.device
@@ -118,9 +123,16 @@ def prepare_pairs(batch: Sample, device: torch.device, non_blocking: bool = Fals
 
     Landmarks (B, 2, K, 3) are the target where there are no label maps, and the images where there is neither.
     """
-    image = batch["image"]
     target = next(batch[kind] for kind in ("label", "points", "image") if kind in batch)
-    return image.to(device, non_blocking=non_blocking), target.to(device, non_blocking=non_blocking)
+    return batch["image"].to(device, non_blocking=non_blocking), target.to(device, non_blocking=non_blocking)
+
+
+def prepare_landmarks(
+    batch: Sample, device: torch.device, non_blocking: bool = False, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """As ``prepare_pairs``, with landmarks (B, 2, K, 3) as target, also of scans that have label maps besides."""
+    image, points = batch["image"], batch["points"]
+    return image.to(device, non_blocking=non_blocking), points.to(device, non_blocking=non_blocking)
 
 
 def label_values(labels: Sequence[int] | None, scans: Sequence[Sample]) -> tuple[int, ...]:
@@ -130,7 +142,8 @@ def label_values(labels: Sequence[int] | None, scans: Sequence[Sample]) -> tuple
         InputError: for what is no list of whole numbers.
     """
     if labels is not None:
-        if isinstance(labels, str) or not all(isinstance(each, int) for each in labels):
+        listed = isinstance(labels, Sequence) and not isinstance(labels, str)
+        if not listed or not all(isinstance(each, int) for each in labels):
             raise InputError(
                 f"labels {labels!r}: give a list of whole numbers, such as [1,2]; for all, null in a config file "
                 "and '$None' on the command line"
