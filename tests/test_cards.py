@@ -67,6 +67,7 @@ BAD = {
     "negative": ('{"refine": -1}', "refine -1 must be a whole number"),
     "half": ('{"precision": "half"}', "precision 'half' must be one of auto, float32, bfloat16"),
     "start": ('{"init": 3}', "init 3 must be the name"),
+    "no start": ('{"init": "auto"}', "init 'auto' must be the name of an affine start: none, center, rigid or affine"),
     "text": ('{"description": 3}', "description 3 must be text"),
     "suits": ('{"suits": "livers"}', "suits 'livers' must be 'T1 brains', 'brains' or empty"),
     "labels": ('{"labels": ["left"]}', "labels .* must be an object"),

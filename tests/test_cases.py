@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from iregzoo.cases import Case, folder_names, read_cases
+from iregzoo.cases import Case, distinct_names, folder_names, read_cases, stem
 from iregzoo.errors import InputError
 
 
@@ -96,5 +96,21 @@ def test_another_separator_is_named(tmp_path: Path, separator: str) -> None:
 
 def test_empty_cells_beyond_the_columns_are_none(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    (tmp_path / "pairs.csv").write_text("fixed,moving\na,a,, \n")
-    assert read_cases(tmp_path / "pairs.csv") == [Case(str(tmp_path / "a"), str(tmp_path / "a"))]
+    for text in ("fixed,moving\na,a,, \n", "fixed,moving,,\na,a,,\na,a\n"):
+        (tmp_path / "pairs.csv").write_text(text)
+        found = read_cases(tmp_path / "pairs.csv")
+        assert found == [Case(str(tmp_path / "a"), str(tmp_path / "a"))] * (len(text.split()) - 1)
+    (tmp_path / "pairs.csv").write_text("fixed,moving,,\na,a,x,\n")
+    with pytest.raises(InputError, match="has the extra value 'x' beyond its 2 columns"):
+        read_cases(tmp_path / "pairs.csv")
+
+
+def test_a_series_keeps_the_dots_of_its_folder_and_a_file_loses_its_ending() -> None:
+    endings = ("nii.gz", "nii", "nrrd", "mha", "mgz", "hdr", "IMG")
+    assert [stem(f"in/scan.v2.{ending}") for ending in endings] == ["scan.v2"] * len(endings)
+    assert stem("study/1.2.840.113") == "1.2.840.113"
+
+
+def test_a_table_beside_its_only_slices_has_names_refused_and_not_broken() -> None:
+    with pytest.raises(InputError, match="scan 1: '' is not a valid folder name"):
+        distinct_names([""], [""], [["."]], of="scan")

@@ -168,6 +168,21 @@ def test_weights_of_another_sha256_are_refused(home: Path) -> None:
         zoo.load("iirp")
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"network": {}}'])
+def test_bundle_whose_network_is_not_defined_is_refused(home: Path, content: str | None) -> None:
+    config = install(home) / "configs" / "inference.json"
+    config.unlink(missing_ok=True)
+    if content:
+        config.write_text(content)
+    with pytest.raises(InputError, match=r"inference\.json: has no readable network_def \(.*get the bundle again"):
+        zoo.load("iirp")
+
+
+def test_hash_of_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^{tmp_path / 'gone'}: cannot be read"):
+        states.sha256(tmp_path / "gone")
+
+
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_truncated_file_is_refused(tmp_path: Path, part: float, zipped: bool) -> None:

@@ -130,6 +130,12 @@ def _window(value: Any) -> bool:
     return value is None or (_several(value, 2, is_number) and value[0] < value[1])
 
 
+def _start(value: object) -> bool:
+    from iregzoo.space.start import STARTS  # with SimpleITK, which a list of bundles need not wait for
+
+    return value in STARTS
+
+
 def _controller(value: object) -> bool:
     """Whether it defines a controller of this package, with settings that it takes."""
     if value == {}:
@@ -144,7 +150,7 @@ def _controller(value: object) -> bool:
 
 
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "init": (lambda value: isinstance(value, str), "the name of an affine start"),
+    "init": (_start, "the name of an affine start: none, center, rigid or affine"),
     "spacing": (
         lambda value: _several(value, 3, lambda each: is_number(each) and each > 0),
         "three numbers of mm above 0",

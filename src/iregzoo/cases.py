@@ -13,6 +13,7 @@ from iregzoo.errors import InputError
 
 UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # in the name of a folder, on one system or another
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # whatever follows, on Windows
+ENDINGS = (".nii.gz", ".nii", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".dcm")  # of scans
 ALIKE = 0.8  # and more is a slip of the pen: an age is no image, of difflib's 0.75
 MOST_BYTES = 200  # of such a name: systems take 255, and what is being written has a longer one
 
@@ -80,11 +81,16 @@ def read_rows(
         raise InputError(f"{table}: no such file; check the path")
     try:
         lines = table.read_text(encoding="utf-8-sig").splitlines()
-    except (UnicodeDecodeError, OSError):
+    except OSError as error:
+        raise InputError(f"{table}: cannot be read ({error.strerror}); check the file's permissions") from None
+    except UnicodeDecodeError:
         raise InputError(f"{table}: is not UTF-8 text; save it as a UTF-8 CSV file") from None
     reader = csv.DictReader(lines)
     header = [name.strip().lower() for name in reader.fieldnames or []]
+    while header and not header[-1]:  # a spreadsheet's empty columns
+        header.pop()
     _check_header(table, header, columns, needed)
+    reader.fieldnames = header
     rows = []
     for row in reader:
         extra = [cell for cell in row.pop(None, []) if cell.strip()]
@@ -160,7 +166,7 @@ def distinct_names(own: Sequence[str], made: Sequence[str], paths: Sequence[Sequ
     ]
     first: dict[str, int] = {}
     for number, name in enumerate(names, 1):
-        unfit = UNFIT.search(name) or DEVICES.fullmatch(name) or name[0] == "." or name[-1] in ". "
+        unfit = not name or UNFIT.search(name) or DEVICES.fullmatch(name) or name[0] == "." or name[-1] in ". "
         if unfit or len(name.encode()) > MOST_BYTES:
             raise InputError(
                 f"{of} {number}: {name!r} is not a valid folder name on all systems; in the column name, use only "
@@ -175,8 +181,10 @@ def distinct_names(own: Sequence[str], made: Sequence[str], paths: Sequence[Sequ
 
 
 def stem(path: str) -> str:
-    """A scan's name without its folder and its ending."""
-    return re.sub(r"(\.nii)?\.\w+$", "", Path(path).name)
+    """A scan's name without its folder and its ending; a DICOM series' folder has none, also where it has dots."""
+    name = Path(path).name
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
 
 
 def _digest(paths: Sequence[str]) -> str:

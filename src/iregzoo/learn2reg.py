@@ -4,12 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from iregzoo.cases import UNFIT, Case
+from iregzoo.cases import UNFIT, Case, stem
 from iregzoo.errors import InputError
 from iregzoo.register import Result
 from iregzoo.space.files import write_voxel_displacement
-
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def field_names(cases: Sequence[Case]) -> list[str]:
@@ -18,19 +16,13 @@ def field_names(cases: Sequence[Case]) -> list[str]:
     Raises:
         InputError: where two cases would have one name.
     """
-    names = [f"disp_{_stem(case.fixed)}_{_stem(case.moving)}.nii.gz" for case in cases]
+    names = [f"disp_{stem(case.fixed)}_{stem(case.moving)}.nii.gz" for case in cases]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise InputError(
             f"--learn2reg: {count} pairs of the table would be written to {name}; give the scans unique names"
         )
     return names
-
-
-def _stem(path: str) -> str:
-    name = Path(path).name
-    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return name.removesuffix(name[len(name) - len(ending) :])
 
 
 def field_folders(methods: Sequence[str], controllers: Sequence[str], peers: Sequence[str]) -> dict[str, str]:

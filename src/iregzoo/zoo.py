@@ -172,8 +172,16 @@ def build(definition: Mapping[str, Any]) -> Any:
 
 
 def untrained(bundle: Bundle) -> PairNetwork:
-    """A bundle's network with random weights, as its inference config defines it."""
-    definition = json.loads((bundle.path / "configs" / "inference.json").read_text("utf-8"))["network_def"]
+    """A bundle's network with random weights, as its inference config defines it.
+
+    Raises:
+        InputError: where that is missing or defines none.
+    """
+    path = bundle.path / "configs" / "inference.json"
+    try:
+        definition = json.loads(path.read_text("utf-8"))["network_def"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path}: has no readable network_def ({error}); correct it or get the bundle again") from None
     network: PairNetwork = build(definition)
     return network
 

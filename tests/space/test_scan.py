@@ -114,6 +114,20 @@ def test_two_affines_that_differ_are_told_of(tmp_path: Path) -> None:
     assert float(scan.grid.affine[0, 3]) == pytest.approx(taken)
 
 
+def test_a_quaternion_that_is_none_is_no_second_affine(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(noise_image((9, 8, 7))[0, 0].numpy(), EYE)
+    image.set_sform(EYE, 1)
+    image.set_qform(EYE, 1)
+    for name in ("quatern_b", "quatern_c", "quatern_d"):
+        image.header[name] = 0.6  # of squares that add up to more than 1
+    nib.save(image, tmp_path / "scan.nii.gz")
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nib.load(tmp_path / "scan.nii.gz").header.get_qform()
+    scan = read_scan(tmp_path / "scan.nii.gz")
+    assert scan.doubt == ""
+    np.testing.assert_allclose(scan.grid.affine, RAS_FROM_LPS @ EYE, atol=1e-6)
+
+
 def test_scan_smaller_than_a_millimetre_is_refused(tmp_path: Path) -> None:
     path = nifti(tmp_path / "scan.nii.gz", noise_image((30, 40, 50))[0, 0].numpy(), np.diag([0.001, 0.001, 0.001, 1]))
     with pytest.raises(InputError, match=r"scan.nii.gz: measures 0.03×0.04×0.05 mm, too small .* spacing in mm"):
@@ -339,7 +353,7 @@ GUARDS: dict[Callable[[Path], Path], str] = {
     empty_file: "not a readable NIfTI file.*export it again",
     two_dimensional: "size 9×8; expected one 3-D volume",
     four_dimensional: "size 5×6×7×3; expected one 3-D volume.*extract",
-    one_slice: "size 5×6×1; expected one 3-D volume of at least 2 voxels",
+    one_slice: "size 5×6×1; expected one 3-D volume of at least 2 voxels.*folder with the DICOM series",
     colours: "has 3 values per voxel; expected a grey-scale image",
     not_a_number: "2 voxels are NaN or infinite; replace them",
     not_a_number_in_nrrd: "2 voxels are NaN or infinite; replace them",
@@ -531,8 +545,10 @@ def test_complex_images_huge_labels_and_empty_paths_are_refused(tmp_path: Path) 
     labels = np.zeros((4, 5, 6), np.int64)
     labels[1, 1, 1] = 3_000_000_000
     nib.save(nib.Nifti1Image(labels, affine, dtype=np.int64), tmp_path / "labels.nii.gz")
-    with pytest.raises(InputError, match="3000000000"):
-        read_labels(tmp_path / "labels.nii.gz", scan)
+    for sign in (1, -1):
+        nib.save(nib.Nifti1Image(sign * labels, affine, dtype=np.int64), tmp_path / "labels.nii.gz")
+        with pytest.raises(InputError, match=f"holds the label {3_000_000_000 * sign};"):
+            read_labels(tmp_path / "labels.nii.gz", scan)
     with pytest.raises(InputError, match="path is empty"):
         read_scan("")
 

@@ -119,8 +119,9 @@ def label_scan(array: NDArray[Any], grid: Grid, path: str | Path, scan: Scan | N
     if not np.isfinite(array).all() or (array != np.round(array)).any():
         odd = array[~np.isfinite(array) | (array != np.round(array))].flat[0]
         raise InputError(f"{path}: holds the value {odd:g}; a label map may hold only whole numbers")
-    if np.abs(array.astype(np.float64)).max() >= 2**31:
-        raise InputError(f"{path}: holds the label {array.max()}; use labels below 2147483648")
+    if (sizes := np.abs(array.astype(np.float64))).max() >= 2**31:
+        large = array.flat[int(sizes.argmax())]
+        raise InputError(f"{path}: holds the label {large}; use labels below 2147483648")
     if scan is not None:
         _check_grid(grid, scan, path, "labels")
     return Scan(_tensor(array.astype(np.int32)), grid if scan is None else scan.grid, path)

@@ -44,9 +44,10 @@ def read_volume(path: str | Path, components: int = 1) -> tuple[sitk.Image, Path
     """
     image, path = read_any(path)
     if image.GetDimension() != 3 or min(image.GetSize()) < 2:
+        flat = image.GetDimension() < 4  # one slice, such as one file of a DICOM series
+        mend = "give all slices, such as the folder with the DICOM series" if flat else "extract the volume first"
         raise InputError(
-            f"{path}: has size {size_of(image)}; expected one 3-D volume of at least 2 voxels per axis; extract the "
-            "volume first"
+            f"{path}: has size {size_of(image)}; expected one 3-D volume of at least 2 voxels per axis; {mend}"
         )
     found = image.GetNumberOfComponentsPerPixel()
     if found != components:
@@ -194,7 +195,10 @@ def header_doubt(grid: Grid, path: Path) -> str:
     header = nib.load(path).header
     if "sform_code" not in header or 0 in (int(header["sform_code"]), int(header["qform_code"])):
         return ""
-    sform, qform = (RAS_FROM_LPS @ affine for affine in (header.get_sform(), header.get_qform()))
+    try:
+        sform, qform = (RAS_FROM_LPS @ affine for affine in (header.get_sform(), header.get_qform()))
+    except ValueError:  # a quaternion that is none, which ITK then does not use
+        return ""
     apart = grid.farthest(sform, qform)
     if apart < APART * float(grid.spacing.min()):
         return ""
