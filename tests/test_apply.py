@@ -295,6 +295,10 @@ def test_whole_numbers_are_rounded_and_air_lies_outside(pair: Pair, run: Run) ->
     exact = sitk.Resample(textured, reference, pair.transform, sitk.sitkLinear, -1024, sitk.sitkFloat64)
     assert (from_image(found) - from_image(exact)).abs().max() <= 0.501
     assert (from_image(found) == -1024).any()
+    run(**way, input=pair["ct.nii.gz"], output=pair["ct_near.nii.gz"], interpolation="nearest")
+    near = from_image(sitk.ReadImage(pair["ct_near.nii.gz"]))
+    inside = sitk.Resample(textured, reference, pair.transform, sitk.sitkNearestNeighbor, 9999)
+    assert (near[from_image(inside) == 9999] == -1024).all()
 
 
 @pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])

@@ -104,6 +104,8 @@ def test_aligned_pairs_are_what_align_makes_of_them(
     report = json.loads((output / "second" / "report.json").read_text("utf-8"))
     assert report["init"] == "given"
     assert "finder_sha256" not in report  # nothing was looked for
+    assert batch(cohort / "pairs.csv", output, *own, "--align", "rigid", "--inverse") == 0  # the start is taken away
+    assert "4 of 4 pairs aligned, 3 in an earlier run" in capsys.readouterr().out
     for options, words in (
         ((*own, "--align", "affine", "--inverse"), "with --align rigid, not with --align affine"),
         ((*own, "--align", "rigid"), "with inverse True, not False"),

@@ -274,6 +274,10 @@ def test_leftovers_of_a_kill_are_removed(cohort: Path, copied: Path) -> None:
         (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "leave out --workers or --scheduler"),
         (["--bundle", "ipear", "--align", "sideways"], "align 'sideways' is unknown; choose rigid or affine"),
         (["--bundle", "ipear", "--align"], "--align needs a value"),
+        (
+            ["--bundle", "ipear", "--align", "rigid", "--init", "affine"],
+            "which align rigid must not; choose --init rigid",
+        ),
         (["--align", "rigid"], "bundle tiny: means nothing to an alignment"),
         (["--bundle", "ipear", "--align", "affine", "--max-iterations", "3"], "leave out --align, or --max-iterations"),
         (["--bundle", "ipear", "--align", "rigid", "--jacobian"], "jacobian True: means nothing"),

@@ -28,6 +28,7 @@ from iregzoo.report import (
     _with_folds,
     coloured,
     font,
+    key_figures,
     picture,
 )
 from iregzoo.space.frame import Frame
@@ -191,6 +192,22 @@ def test_titles_and_names_are_whole_whatever_the_scans_proportions(
         assert len(found) == len(expected) == count
         assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
     assert (whole[: TOP - 20, -GAP:] == 255).all()
+
+
+def test_labels_that_meet_none_before_the_start_have_no_dice_before() -> None:
+    """No label of the fixed scan, as of no lesion, and a moving one that lies elsewhere until the start."""
+    grid = CUBES["plain"]
+    apart = np.eye(4)
+    apart[0, 3] = 500.0
+    far = Grid(grid.shape, apart @ grid.affine)
+    image = ball(grid, np.zeros(3))
+    labels = (image > 500).int()
+    fixed, moving = Scan(image, grid, Path("fixed.nii.gz")), Scan(image, far, Path("moving.nii.gz"))
+    scans = Scans(fixed, moving, replace(fixed, data=0 * labels), replace(moving, data=labels))
+    still = Registration(torch.zeros(1, 3, *grid.shape))
+    found = figures(result := finish(scans, Frame(grid, far, grid, apart), "center", still), compare(result))
+    assert "dice_before_mean" not in found
+    assert "Dice 0.000 after" in key_figures(found)
 
 
 def test_the_lines_of_the_grid_are_as_far_apart_along_every_axis(tmp_path: Path) -> None:

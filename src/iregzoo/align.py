@@ -14,7 +14,7 @@ from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.precise import WINDOW, Precise, compared, lattice_spacing, precise_start
 from iregzoo.space.scan import Scan
-from iregzoo.space.start import GIVEN, SEARCHED, Find, Nowhere, affine_start
+from iregzoo.space.start import GIVEN, SEARCHED, Find, Nowhere, affine_start, others
 
 
 @torch.no_grad()
@@ -37,18 +37,18 @@ def align(
         scans: the pair, as for ``register``.
         kind: ``rigid`` (turned and shifted) or ``affine`` (also stretched and sheared).
         init: where to begin: ``auto`` is the kind; otherwise as for ``register``, within some millimetres and degrees
-            of the result. Where ``kind`` is ``rigid``, what it stretches stays stretched.
+            of the result. Where ``kind`` is ``rigid``, what a matrix stretches stays stretched.
         finder: what finds brains, such as ``zoo.brain_finder()``, whatever their contrasts and with or without heads,
             where the start is to be searched for; without one, or without brains, it is.
         progress: told the name of each stage as it begins.
 
     Raises:
-        InputError: for another kind, masks that leave nothing to compare, scans that do not overlap, and as
+        InputError: as ``check_kind`` does, for masks that leave nothing to compare, scans that do not overlap, and as
             ``affine_start`` and ``choose_start`` do.
     """
-    check_kind(kind)
     if isinstance(init, (str, Path)):
         init = choose_start(init)
+    check_kind(kind, init)
     begin = kind if isinstance(init, str) and init == "auto" else init
     name = begin if isinstance(begin, str) else GIVEN
     seconds: dict[str, float] = {}
@@ -63,8 +63,8 @@ def align(
         result = replace(result, shared=found.shared, lying=uprights(scans, name, finder)[1])
     if (result.warped == scans.moving.outside).all():
         raise InputError(
-            f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); try --init center "
-            "or a transform file, or correct the affines in their headers"
+            f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); try --init "
+            f"{others(name)} or a transform file, or correct the affines in their headers"
         )
     return result
 
@@ -111,11 +111,18 @@ def searches(init: str | Matrix) -> bool:
     return isinstance(init, str) and init in ("auto", *SEARCHED)
 
 
-def check_kind(kind: str, option: str = "kind") -> None:
-    """Check that a kind of transform is known; ``option`` is what a message calls it.
+def check_kind(kind: str, init: str | Matrix, option: str = "kind") -> None:
+    """Check that a kind of transform is known, and that no start is to be searched for that has what it may not have.
+
+    Args:
+        kind: of transform.
+        init: where to begin.
+        option: what a message calls the kind.
 
     Raises:
-        InputError: where it is not.
+        InputError: where it is not known, and for a rigid one that is to begin with an affine.
     """
     if kind not in SEARCHED:
         raise InputError(f"{option} {kind!r} is unknown; choose {' or '.join(SEARCHED)}")
+    if kind == "rigid" and isinstance(init, str) and init == "affine":
+        raise InputError(f"init affine: stretches the scan, which {option} rigid must not; choose --init rigid")

@@ -136,13 +136,12 @@ def _warped(
     chain: Chain, series: Series, grid: Grid, interpolation: str, outside: float | None
 ) -> tuple[sitk.Image, Report]:
     """All volumes on a grid as one image of their kind, and how it went."""
-    unsure = interpolation in ("auto", SMOOTH) or (outside is not None and interpolation == "nearest")
-    beyond, labels = _look(series, whether=unsure)
+    beyond, labels = _look(series, whether=interpolation in ("auto", "nearest", SMOOTH))
     mode, line = _mode(series.path, interpolation, labels)
     if outside is not None:
         _check_outside(outside, series, labels=bool(labels) or mode == SMOOTH)
         beyond = [float(outside)] * len(beyond)
-    elif mode in ("nearest", SMOOTH) or series.components > 1:  # air of CT lies around grey values alone
+    elif labels or mode == SMOOTH or series.components > 1:  # air of CT lies around grey values alone
         beyond = [0.0] * len(beyond)
     transform, moved = _on(chain, grid, once=len(series) > 1)
     pairs = zip(series, beyond, strict=True)

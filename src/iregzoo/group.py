@@ -20,7 +20,7 @@ from iregzoo.space.frame import MARGIN_MM, MAX_VOXELS, affine_displacement, warp
 from iregzoo.space.grid import CORNERS, Grid, Matrix, bounding_grid, canonical_axes, inverse
 from iregzoo.space.points import map_points
 from iregzoo.space.scan import Scan, Window, looks_like_labels, normalise, read_labels, read_scan
-from iregzoo.space.start import SEARCHED, STARTS, Find, affine_start
+from iregzoo.space.start import SEARCHED, STARTS, Find, affine_start, others
 from iregzoo.space.upright import lying
 
 Progress = Callable[[str], None]
@@ -233,10 +233,9 @@ def _checked(group: Group, views: Sequence[Grid]) -> Group:
     for member, start, view in zip(group.members, group.starts, views, strict=True):
         first, last = _box(view, inverse(start))
         if (first >= high).any() or (last <= low).any():
-            others = ", ".join(name for name in STARTS[1:] if name != group.init)
             raise InputError(
-                f"{member.image}: does not meet the other scans (init {group.init}); align them with --init {others}, "
-                "or leave it out"
+                f"{member.image}: does not meet the other scans (init {group.init}); align them with --init "
+                f"{others(group.init)}, or leave it out"
             )
     return group
 

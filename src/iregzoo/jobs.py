@@ -154,7 +154,7 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
 
 def _check_alignment(settings: Settings, kind: str) -> None:
     """Refuse a kind that is none, and what would change nothing."""
-    check_kind(kind, "align")
+    check_kind(kind, settings.init, "align")
     for option in fields(settings):
         value = getattr(settings, option.name)
         if option.name in OF_NETWORKS and value != option.default:
@@ -295,8 +295,10 @@ def _difference(job: Job, report: Report | None) -> str:
     origins = job.settings.origins
     weights = report["weights"] if report.get("weights") in origins else next(iter(origins))
     made = {**report, **report["batch"]}
+    had = report["batch"].get("inputs", {})
+    passed = {"inputs"} | ({"finder_sha256"} if "init" in had else set())  # with a start of its own none was used
     for name, asked in {**job.origin(weights), **job.request(weights)}.items():
-        if name != "inputs" and made.get(name) != asked:
+        if name not in passed and made.get(name) != asked:
             return f"was made with {name} {made.get(name)}, not {asked}"
     return ""
 

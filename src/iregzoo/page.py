@@ -15,6 +15,7 @@ import numpy as np
 
 from iregzoo.necessity import LEFT_OUT
 from iregzoo.quality import LITTLE_ALIKE, MUCH_FOLDING, MUCH_SQUASHED, UNLIKE_AT_START, doubts
+from iregzoo.register import TRUSTED
 from iregzoo.report import key_figures
 
 FILES = resources.files("iregzoo") / "web"
@@ -137,17 +138,34 @@ def _regularity(report: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _start(report: Mapping[str, Any]) -> Line:
-    """The affine start as a turn and a change of volume."""
+    """The affine start, or the alignment that was made of it, as a turn and a change of volume."""
     linear = np.array(report["affine_lps_mm"])[:3, :3]
     left, _, right = np.linalg.svd(linear)
     angle = np.rad2deg(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))
+    moved = f"rotated by {angle:.1f}°, volume × {np.linalg.det(linear):.2f}"
+    if kind := _kind_made_precise(report):
+        return Line(
+            "Alignment",
+            f"{kind}, from {report['init']}: {moved}",
+            "How the moving scan was positioned, made precise from a start (none: the positions in the files). If the "
+            "moving image is far off, choose another --init.",
+        )
     return Line(
         "Affine start",
-        f"{report['init']}: rotated by {angle:.1f}°, volume × {np.linalg.det(linear):.2f}",
+        f"{report['init']}: {moved}",
         "How the moving scan was positioned before the deformation; none means that the positions in the files are "
         "trusted. If the moving image is far off at the affine start, all later results are doubtful: choose another "
         "--init.",
     )
+
+
+def _kind_made_precise(report: Mapping[str, Any]) -> str:
+    """By which kind of transform a start was made precise; empty if it was not."""
+    if "aligned" in report:
+        return str(report["aligned"])
+    if "network_left_out" not in report or report["init"] in TRUSTED:
+        return ""
+    return "affine" if report["init"] == "affine" else "rigid"
 
 
 def _extras(report: Mapping[str, Any]) -> Iterator[Line]:

@@ -24,7 +24,7 @@ from iregzoo.space.grid import Grid, Matrix, canonical_axes
 from iregzoo.space.masks import Masks
 from iregzoo.space.precise import precise_start
 from iregzoo.space.scan import Window
-from iregzoo.space.start import GIVEN, SEARCHED, STARTS, Find, affine_start
+from iregzoo.space.start import GIVEN, SEARCHED, STARTS, Find, affine_start, others
 from iregzoo.space.transforms import TRANSFORM_FILES, read_linear
 from iregzoo.space.upright import lying
 from iregzoo.steering import gradient_steps
@@ -167,10 +167,9 @@ def seen(scans: Scans, frame: Frame, init: str, card: WeightsCard) -> Tensor:
     """
     image = network_input(frame, scans.filled.fixed, scans.filled.moving, card.window)
     if not image[:, 0].any():
-        others = ", ".join(other for other in STARTS[1:] if other != init)
         raise InputError(
             f"{scans.moving.path}: does not overlap {scans.fixed.path.name} (init {init}); align them with --init "
-            f"{others} or a transform file, or correct the affines in their headers"
+            f"{others(init)} or a transform file, or correct the affines in their headers"
         )
     if scans.masks:
         scans.counted(

@@ -109,7 +109,8 @@ def key_figures(figures: Mapping[str, Any]) -> list[str]:
         f"deformation {figures['displacement_mean_mm']:.1f} mm mean, {figures['displacement_max_mm']:.1f} mm maximum",
     ]
     if "dice_mean" in figures:
-        parts.insert(1, f"Dice {figures['dice_before_mean']:.3f} before, {figures['dice_mean']:.3f} after")
+        before = f"{figures['dice_before_mean']:.3f} before, " if "dice_before_mean" in figures else ""
+        parts.insert(1, f"Dice {before}{figures['dice_mean']:.3f} after")
     return parts
 
 

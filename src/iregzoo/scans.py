@@ -10,7 +10,6 @@ from iregzoo.errors import InputError
 from iregzoo.space.grid import Grid
 from iregzoo.space.masks import Masks, fill_holes
 from iregzoo.space.scan import Scan, looks_like_labels, read_labels, read_mask, read_scan
-from iregzoo.space.start import STARTS
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Scans:
             paths = " and ".join(str(mask.path) for mask in self.masks)
             raise InputError(
                 f"{paths}: no voxel of {self.fixed.path.name} counts {when}; enlarge the masks, or align the scans "
-                f"with --init {', '.join(STARTS[1:])} or a transform file"
+                "with another --init, such as a transform file"
             )
         return counted
 

@@ -350,8 +350,9 @@ def test_a_folder_in_use_is_refused(
     for option in ([], ["--overwrite"]):
         error = refused(monkeypatch, capsys, str(tmp_path), *option)
         assert "is not empty and not a Label app; choose another folder" in error
+        (tmp_path / "model").mkdir(exist_ok=True)  # as any project may have one
     assert mine.read_text("utf-8") == "print('mine')"
-    assert list(tmp_path.iterdir()) == [mine]
+    assert set(tmp_path.iterdir()) == {mine, tmp_path / "model"}
 
 
 def test_page_for_clinicians_shows_the_command_that_is_printed() -> None:

@@ -55,6 +55,22 @@ def test_figures_are_those_of_the_report(page: Page) -> None:
     assert "Not a medical device" in page.find("header").text
 
 
+def test_an_alignment_is_not_called_a_start(page: Page) -> None:
+    """The matrix of a report is where the alignment ended, and not what ``init`` names."""
+    alike = {"information_start": 0.5, "information_network": 0.4}
+    for said, expected in (
+        ({}, ("Affine start", "none: ")),
+        ({"aligned": "rigid"}, ("Alignment", "rigid, from none: ")),
+        ({"network_left_out": alike}, ("Affine start", "none: ")),  # headers that are trusted are used as they are
+        ({"network_left_out": alike, "init": "center"}, ("Alignment", "rigid, from center: ")),
+        ({"network_left_out": alike, "init": "affine"}, ("Alignment", "affine, from affine: ")),
+    ):
+        report = {**page.report, "init": "none", **said}
+        line = next(line for line in explained(report) if "rotated by" in line.value)
+        assert line.name == expected[0]
+        assert line.value.startswith(expected[1])
+
+
 def test_iterations_are_drawn_as_they_were_tried(page: Page) -> None:
     scores, taken = page.report["scores"], page.report["iterations"]
     assert len(page.texts("#trace .taken")) == sum(taken)

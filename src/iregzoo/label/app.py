@@ -135,7 +135,8 @@ def check_is_app(folder: Path) -> None:
     Raises:
         InputError: for a folder that holds something else.
     """
-    if folder.is_dir() and held(folder) and not (folder / MODELS).is_dir():
+    faces = (folder / MODELS).glob("*/configs/inference.json")
+    if folder.is_dir() and held(folder) and not any(faces):
         raise InputError(f"{folder}: is not empty and not a Label app; choose another folder")
 
 

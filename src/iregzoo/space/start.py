@@ -96,6 +96,11 @@ def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, find: Find | No
     return there
 
 
+def others(init: str) -> str:
+    """The starts to try where one of a name failed, as a message lists them."""
+    return ", ".join(name for name in STARTS[1:] if name != init)
+
+
 def alike(find: Find, fixed: Scan, moving: Scan) -> Matrix:
     """A rotation (4, 4) of the moving scan's world after which both lie alike, as they look and not as headers say."""
     turn: Matrix = find.upright(fixed).T @ find.upright(moving)
