@@ -225,6 +225,26 @@ def test_a_fold_at_the_border_or_among_few_slices_is_taken_back_alone(
     assert kept.abs().sum() > 0.4 * 0.3 * kept.numel()
 
 
+@pytest.mark.parametrize("shape", [(41, 38, 45), (150, 131)])
+def test_folds_are_taken_back_alike_everywhere_and_place_by_place(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.manual_seed(5)
+    correction = 0.2 * torch.rand(2, len(shape), *shape, generator=generator)
+    for place in (torch.rand(9, len(shape), generator=generator) * torch.tensor(shape)).long():
+        correction[(0, 0, *place)] += 4.0
+    start = torch.zeros_like(correction)
+    assert folded_voxels(start + correction)[0] >= 9
+    found = []
+    for much in (0.0, 1.0):
+        monkeypatch.setattr(refinement, "MUCH", much)
+        found.append(refinement._without_folds(start, correction))
+        assert folded_voxels(start + found[-1]) == [0, 0]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+    assert torch.equal(found[1][1], correction[1])
+    assert (found[1][0] == correction[0]).float().mean() > 0.3
+
+
 def test_what_no_round_mends_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refinement, "ROUNDS", 0)
     start, correction = torch.zeros(2, 3, *SHAPE), torch.zeros(2, 3, *SHAPE)

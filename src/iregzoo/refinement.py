@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from iregzoo import losses
 from iregzoo.adam import Adam
 from iregzoo.fields import check_displacement, identity, sample
-from iregzoo.jacobian import jacobian_determinant
+from iregzoo.jacobian import jacobian_determinant, jacobian_determinant_at
 from iregzoo.similarity import box_sum, local_information, local_ncc, local_ncc_map, whole_windows
 from iregzoo.slices import reader
 
@@ -34,6 +34,7 @@ LIKENESS_WINDOW = 3  # of the local NCC that a report says, in voxels of a latti
 SMOOTHNESS = 0.75  # of a correction of what a network gave
 ROUNDS = 20  # of lessening the correction around folds, at most
 REACH = 3  # blocks of STRIDE voxels around a fold, in which a round takes up to half of the correction
+MUCH = 0.1  # of a pair's blocks; to change more in a round is faster everywhere than place by place
 
 
 def refine_displacement(
@@ -309,27 +310,68 @@ class _Smooth(torch.autograd.Function):
 @torch.no_grad()
 def _without_folds(start: Tensor, correction: Tensor) -> Tensor:
     """The correction, less of it around folds until no more fold than without it; zero where that does not help."""
-    shape, axes = start.shape[2:], start.dim() - 2
-    pool, mode = (F.max_pool3d, "trilinear") if axes == 3 else (F.max_pool2d, "bilinear")
-    allowed = _folds(start).flatten(1).sum(1)
-    coarse = start.new_ones(len(start), 1, *(-(-size // STRIDE) for size in shape))
-    within = box_sum(coarse[:1], REACH)
-    kept = correction
+    pairs = zip(start[:, None].unbind(), correction[:, None].unbind(), strict=True)
+    kept = [_pair_without_folds(*pair) for pair in pairs]
+    return kept[0] if len(kept) == 1 else torch.cat(kept)  # a copy of one takes as long as a round
+
+
+def _pair_without_folds(start: Tensor, correction: Tensor) -> Tensor:
+    """``_without_folds`` of one pair. The first round changes much of it, and the next ones little, which is sparse."""
+    shape = start.shape[2:]
+    allowed = int(_folds(start).sum())
+    kept, whole = correction, start + correction
+    folds = _folds(whole)
+    coarse = start.new_ones(1, 1, *(-(-size // STRIDE) for size in shape))
+    within = box_sum(coarse, REACH)
     for _ in range(ROUNDS):
-        folds = _folds(start + kept)
-        worse = folds.flatten(1).sum(1) > allowed
-        if not worse.any():
+        places = folds.nonzero()
+        if len(places) <= allowed:
             return kept
-        around = box_sum(pool((folds & _each(worse, folds)).float(), STRIDE, ceil_mode=True), REACH).clamp(max=1)
+        around = torch.zeros_like(coarse)
+        around[0, 0][(places[:, 2:] // STRIDE).unbind(1)] = 1
+        around = box_sum(around, REACH).clamp(max=1)
         for _ in range(2):  # smoothed, for an edge of the share would fold anew; over the blocks that there are
             around = box_sum(around, REACH) / within
         coarse = coarse * (1 - around / 2)
-        share = F.interpolate(coarse, scale_factor=float(STRIDE), mode=mode)
-        for axis, size in enumerate(shape, start=2):
-            share = share.narrow(axis, 0, size)  # the last block may be part of one
-        kept = share * correction
-    helped = _folds(start + kept).flatten(1).sum(1) <= allowed
-    return _each(helped, start) * kept
+        # Between blocks the share is linear, and a voxel's derivative looks at its neighbours.
+        changed = box_sum((around > 0).float(), 5) > 0
+        if float(changed.float().mean()) > MUCH:
+            kept = _share(coarse, shape) * correction
+            torch.add(start, kept, out=whole)
+            folds = _folds(whole)
+            continue
+        if kept is correction:
+            kept = correction.clone()
+        places = _voxels(changed, shape)
+        here: Any = (slice(None), *places.unbind(1)[1:])
+        kept[0][here] = _share_at(coarse, places) * correction[0][here]
+        whole[0][here] = start[0][here] + kept[0][here]
+        folds[0][here] = jacobian_determinant_at(whole, places) <= 0
+    return kept if int(folds.sum()) <= allowed else torch.zeros_like(kept)
+
+
+def _share(coarse: Tensor, shape: Sequence[int]) -> Tensor:
+    """Linear between the blocks (1, 1, *coarse), at every voxel: (1, 1, *shape)."""
+    share = F.interpolate(coarse, scale_factor=float(STRIDE), mode="trilinear" if len(shape) == 3 else "bilinear")
+    for axis, size in enumerate(shape, start=2):
+        share = share.narrow(axis, 0, size)  # the last block may be part of one
+    return share
+
+
+def _share_at(coarse: Tensor, places: Tensor) -> Tensor:
+    """``_share`` at some voxels, (n,)."""
+    middles = (places[:, 1:].T + 0.5) / STRIDE - 0.5
+    there = middles.to(coarse.dtype).view(1, len(middles), -1, *[1] * (len(middles) - 1))
+    return sample(coarse, there, padding="border").flatten()
+
+
+def _voxels(blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    """The voxels of blocks (1, 1, *coarse), boolean: (n, 1 + N), as ``nonzero`` gives them without the channel."""
+    corners = itertools.product(range(STRIDE), repeat=len(shape))
+    found = blocks[:, 0].nonzero()
+    first = found * found.new_tensor([1, *[STRIDE] * len(shape)])
+    voxels = (first[:, None] + first.new_tensor([(0, *corner) for corner in corners])).flatten(0, 1)
+    return voxels[(voxels[:, 1:] < voxels.new_tensor(shape)).all(1)]
 
 
 def _folds(displacement: Tensor) -> Tensor:
