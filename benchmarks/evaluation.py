@@ -33,7 +33,7 @@ from iregzoo.zoo import bundles
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
 PICTURES = PAGE.with_suffix("")
-STEPS = (0, 48)
+STEPS = (0, 40)
 AFTER_STEPS = {"dice_mean": 3, "hd95_mm": 2, "folding_percent": 3, "seconds": 2}
 ITERATIONS = (("iterstop", None), ("tci", None), ("fixed", 1), ("fixed", 2), ("fixed", 3), ("fixed", 4))
 

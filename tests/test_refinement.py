@@ -90,7 +90,7 @@ def test_a_known_deformation_is_found_better_with_more_steps() -> None:
     assert errors[2] < 0.4 * errors[0]
 
 
-@pytest.mark.parametrize("rate", [0.2, 3.0, 100.0])
+@pytest.mark.parametrize("rate", [0.2, 3.0, 1000.0])
 def test_no_pair_gets_worse_by_its_own_objective_or_folds_more(rate: float) -> None:
     """Also at rates that overshoot, and from a start that folds itself."""
     moving, fixed = texture(4, seed=3), texture(4, seed=4)
@@ -311,7 +311,7 @@ def test_an_image_of_few_slices_is_finished_by_all_its_voxels() -> None:
     moving, true = texture(shape=(24, 28, 9))[..., 3:6], torch.zeros(1, 3, 24, 28, 3)
     true[:, 0] = 0.7
     fixed = warp(moving, true, padding="border")
-    found = refine_displacement(torch.zeros_like(true), moving, fixed, steps=25)
+    found = refine_displacement(torch.zeros_like(true), moving, fixed, steps=40)
     assert (found - true)[:, :, 5:-5, 5:-5].norm(dim=1).mean() < 0.4 * 0.7
 
 
@@ -467,7 +467,7 @@ def test_a_card_with_no_number_of_steps_is_refused(phantom: Phantom, method: Met
 def test_the_brains_cards_ask_for_steps_and_the_hippocampus_for_none() -> None:
     for bundle in ("iirp", "ipear"):
         cards = find(bundle).weights
-        assert cards["brain"].refine == cards["brain_any"].refine == 48
+        assert cards["brain"].refine == cards["brain_any"].refine == 40
         assert cards["hippocampus"].refine == 0
 
 

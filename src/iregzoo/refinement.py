@@ -30,6 +30,7 @@ from iregzoo.slices import reader
 Lattice = tuple[int, ...]  # the voxel with which it begins
 STRIDE = 2  # voxels of the images from one voxel of a lattice, and of the correction, to the next
 WINDOW = 3  # voxels from the first to the last of the local information's, of which a lattice has every STRIDE-th
+FOLDS_EVERY = 2  # steps; few voxels fold, and to look for them takes a fifth of a step
 LIKENESS_WINDOW = 3  # of the local NCC that a report says, in voxels of a lattice
 SMOOTHNESS = 0.75  # of a correction of what a network gave
 ROUNDS = 20  # of lessening the correction around folds, at most
@@ -44,10 +45,10 @@ def refine_displacement(
     *,
     steps: int,
     counted: Tensor | None = None,
-    rate: float = 0.3,
+    rate: float = 0.35,
     window: int = WINDOW,
     smoothness: float = SMOOTHNESS,
-    folding: float = 100.0,
+    folding: float = 25.0,
     margin: float = 0.1,
 ) -> Tensor:
     """Finish a displacement by Adam on local information, with the correction's diffusion and a penalty of folds.
@@ -65,7 +66,7 @@ def refine_displacement(
         rate: Adam's learning rate, about the voxels that a step moves at most.
         window: of the local information, in voxels of the images, at least 3.
         smoothness: weight of the correction's diffusion.
-        folding: weight of the mean of relu(margin − det J) of the whole displacement.
+        folding: weight of the mean of relu(margin − det J) of the whole displacement, at which every second step looks.
         margin: the Jacobian determinant below which a voxel counts in it.
 
     Returns:
@@ -204,15 +205,17 @@ class _Objective:
 
     def step(self, coarse: Tensor, number: int) -> Tensor:
         """Of a correction (B, N, *ceil(shape / stride)) in voxels of its own grid, by the lattice whose turn it is."""
+        # So often as much, as every step would on average.
+        folding = 0.0 if (number + 1) % FOLDS_EVERY else self.folding * FOLDS_EVERY
         number %= len(self.lattices)
         correction = self.stride * _between(coarse, self.lattices[number], self.places[number].shape[2:])
-        return self._regularity(coarse) - self._alike(correction, number)
+        return self._regularity(coarse, folding) - self._alike(correction, number)
 
     def whole(self, correction: Tensor) -> Tensor:
         """Of a correction (B, N, *shape) in voxels, by the first two lattices, which are farthest from each other."""
         parts = [_at(correction, lattice, self.stride) for lattice in self.lattices[:2]]
         alike = torch.stack([self._alike(part, number) for number, part in enumerate(parts)])
-        return self._regularity(parts[0] / self.stride) - alike.mean(0)
+        return self._regularity(parts[0] / self.stride, self.folding) - alike.mean(0)
 
     def complete(self, coarse: Tensor) -> Tensor:
         """A correction as ``step`` has it, at every voxel and in voxels: (B, N, *shape)."""
@@ -222,9 +225,9 @@ class _Objective:
             part.copy_(self.stride * _between(coarse, lattice, part.shape[2:]))
         return correction
 
-    def _regularity(self, coarse: Tensor) -> Tensor:
-        folds = losses.folding(self.start + coarse, margin=self.margin)
-        return self.smoothness * losses.diffusion(coarse) + self.folding * folds
+    def _regularity(self, coarse: Tensor, folding: float) -> Tensor:
+        uneven = self.smoothness * losses.diffusion(coarse)
+        return uneven + folding * losses.folding(self.start + coarse, margin=self.margin) if folding else uneven
 
     def _alike(self, correction: Tensor, number: int) -> Tensor:
         places = self.places[number] + correction

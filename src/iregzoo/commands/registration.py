@@ -53,7 +53,7 @@ def register(
         controller: iteration controller: auto (the best for the weights), tci, iterstop or fixed.
         max_iterations: maximum iterations per pyramid level (at most 100).
         refine: gradient steps after the network that increase the similarity of the images at the fixed scan's
-            resolution (at most 1000; 0 for none). By default 48 for brain weights and none for hippocampus weights.
+            resolution (at most 1000; 0 for none). By default 40 for brain weights and none for hippocampus weights.
         inverse: also write the inverse transform, from fixed to moving, and the fixed scan warped by it.
         jacobian: also write jacobian.nii.gz, the Jacobian determinant of the deformation without the affine start;
             above 1, tissue takes up more room in the moving scan than in the fixed one.
