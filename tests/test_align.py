@@ -245,7 +245,10 @@ def test_bad_input_to_align_is_one_line_and_writes_nothing(
     moved = ["--fixed", str(days.first), "--moving", str(far)]
     for arguments, words in (
         ([*days.paths, "--kind", "similarity"], ("kind 'similarity'", "rigid or affine")),
-        ([*moved, "--init", "none"], ("far.nii.gz", "shows nothing", "init none", "try --init center, rigid")),
+        (
+            [*moved, "--init", "none"],
+            ("far.nii.gz", "shows nothing", "(init none); try --init center, rigid or a"),
+        ),
         ([*days.paths, "--init", "affine"], ("init affine", "kind rigid must not", "--init rigid")),
         ([*days.paths, "--init", "lost.tfm"], ("lost.tfm", "no such file")),
         ([*days.paths, "--bundle", "ipear"], ("unknown option --bundle",)),

@@ -152,6 +152,24 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["failed"]) == 1
 
 
+def test_a_table_or_scan_that_the_results_would_replace_is_refused_and_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = {name: str(folder / file) for name, file in row().items()}
+    (tmp_path / "metrics").mkdir()
+    table = write_table(tmp_path / "metrics" / "metrics.csv", [lines])
+    scan = Path(shutil.copy(lines["moving"], tmp_path / "disp_fixed_moving.nii.gz"))  # as the first pair's field
+    two = write_table(tmp_path / "pairs.csv", [lines, lines | {"moving": str(scan)}])
+    for pairs, options, kept in (
+        (table, ("--output", str(table.parent)), table),
+        (two, ("--output", str(tmp_path / "out"), "--learn2reg", str(tmp_path)), scan),
+    ):
+        before = kept.read_bytes()
+        assert run(monkeypatch, "evaluate", "--pairs", str(pairs), "--bundle", "iirp", "--overwrite", *options) == 2
+        assert f"{kept}: would be overwritten by the results" in capsys.readouterr().err
+        assert kept.read_bytes() == before
+
+
 def test_whatever_a_pair_raises_is_listed_and_does_not_stop_the_others(
     folder: Path, method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

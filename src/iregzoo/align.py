@@ -62,9 +62,10 @@ def align(
         result = finish(scans, frame, name, Registration(torch.zeros(1, 3, *frame.fixed.shape)), seconds)
         result = replace(result, shared=found.shared, lying=uprights(scans, name, finder)[1])
     if (result.warped == scans.moving.outside).all():
+        refused = ("affine",) if kind == "rigid" else ()
         raise InputError(
             f"{scans.moving.path}: shows nothing where {scans.fixed.path.name} lies (init {name}); try --init "
-            f"{others(name)} or a transform file, or correct the affines in their headers"
+            f"{others(name, *refused)} or a transform file, or correct the affines in their headers"
         )
     return result
 

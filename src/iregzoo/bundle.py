@@ -5,7 +5,7 @@ them on the network's grid, ``PairInferer`` runs the network, ``SaveRegistration
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,15 @@ def choose_weights(
     return find_weights(bundle, weights), shown
 
 
-def check_output(output_dir: str, pair: Sample, init: str, overwrite: bool | str) -> None:
+def check_output(output_dir: str, pairs: Iterable[Sample], init: str, overwrite: bool | str) -> None:
     """Refuse, before any work, a folder that cannot have the results, or whose files are what they are made from.
 
     Raises:
         InputError: as ``check_target`` and ``check_kept`` do.
     """
-    check_target(output_dir, overwrite=flag(overwrite, "overwrite"), owned=FILES)
-    check_kept(output_dir, (*pair.values(), init), FILES, option="--output_dir")
+    option = "--output_dir"
+    check_target(output_dir, overwrite=flag(overwrite, "overwrite"), owned=FILES, option=option)
+    check_kept(output_dir, (*(path for pair in pairs for path in pair.values()), init), FILES, option=option)
 
 
 class LoadPair(Transform):

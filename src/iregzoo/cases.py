@@ -43,6 +43,11 @@ class Case:
         return self.fixed, self.moving, self.fixed_labels, self.moving_labels, self.fixed_mask, self.moving_mask
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file of it."""
+        return tuple(path for name, path in vars(self).items() if path and name != "name")
+
+    @property
     def masked(self) -> tuple[tuple[str, str], tuple[str, str]]:
         """Each scan with its mask."""
         return (self.fixed, self.fixed_mask), (self.moving, self.moving_mask)
@@ -99,7 +104,7 @@ def read_rows(
                 f"{table}, line {reader.line_num}: has the extra value {extra[0]!r} beyond its {len(header)} columns; "
                 "put values that contain commas in quotes"
             )
-        cells = {name: (cell or "").strip() for name, cell in zip(header, row.values(), strict=True) if name in columns}
+        cells = {name: (cell or "").strip() for name, cell in row.items() if name in columns}
         place = f"{table}, line {reader.line_num}"
         if empty := [name for name in needed if not cells[name]]:
             raise InputError(f"{place}, column {empty[0]}: is empty; give the path of a scan")

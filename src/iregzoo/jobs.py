@@ -212,7 +212,7 @@ def stamp(path: Path) -> dict[str, Any]:
 
 def _check_places(jobs: Sequence[Job], output: Path) -> None:
     output = output.resolve()
-    folders = {output / job.folder.name for job in jobs}
+    folders = {job.folder.resolve() for job in jobs}
     for job in jobs:
         for file in job.inputs.values():
             path = Path(file["path"]).resolve()
@@ -295,8 +295,9 @@ def _difference(job: Job, report: Report | None) -> str:
     origins = job.settings.origins
     weights = report["weights"] if report.get("weights") in origins else next(iter(origins))
     made = {**report, **report["batch"]}
-    had = report["batch"].get("inputs", {})
-    passed = {"inputs"} | ({"finder_sha256"} if "init" in had else set())  # with a start of its own none was used
+    passed = {"inputs"}
+    if job.settings.align and "init" in report["batch"].get("inputs", {}):
+        passed.add("finder_sha256")  # nothing was looked for then
     for name, asked in {**job.origin(weights), **job.request(weights)}.items():
         if name not in passed and made.get(name) != asked:
             return f"was made with {name} {made.get(name)}, not {asked}"

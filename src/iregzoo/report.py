@@ -96,7 +96,7 @@ def headline(result: Result, figures: Mapping[str, Any]) -> list[str]:
     names = [result.scans.moving.path.name, result.scans.fixed.path.name]
     return [
         "  →  ".join("".join(letter if letter.isprintable() else "�" for letter in name) for name in names),
-        f"affine start: {result.init}; radiological convention, letters mark the patient's sides",
+        f"start: {result.init}; radiological convention, letters mark the patient's sides",
         "   ·   ".join(key_figures(figures)),
     ]
 

@@ -60,8 +60,9 @@ def test_every_paper_has_its_data_sets() -> None:
 def test_override_merges_and_sets_nothing_but_the_data(path: Path) -> None:
     own = json.loads(path.read_text("utf-8"))
     extra = {"smoothness"} if path.stem == "data_abdomen_mr" else set()
-    if path.stem == "data_dirlab":  # no labels there: landmarks are what validation measures
-        extra = {"validate#postprocessing", "validate#key_metric", "validate#best#lowest"}
+    if path.stem == "data_dirlab":  # landmarks are what validation measures
+        steps = ("evaluator#prepare_batch", "postprocessing", "key_metric", "best#lowest")
+        extra = {f"validate#{step}" for step in steps}
     if path.parents[1].name == "ad_regnet" and path.stem == "data_ixi":  # the size of its regions is the data set's
         extra = {"network_def#network#patch"}
     assert set(own) == SETTINGS | extra
@@ -70,7 +71,7 @@ def test_override_merges_and_sets_nothing_but_the_data(path: Path) -> None:
     for key, value in own.items():
         parent, _, last = key.rpartition("#")
         known = set(base[parent] if parent else base.get())
-        if "_target_" in known:
+        if last not in known:
             known |= set(inspect.signature(locate(base[parent]["_target_"])).parameters)
         assert last in known
         merged.get_parsed_content(key, instantiate=False)
@@ -94,6 +95,15 @@ def test_override_is_of_a_known_layout_and_a_grid_that_networks_take(path: Path)
 def test_regions_of_ad_regnet_are_of_the_papers_size(name: str, patch: int) -> None:
     network = parser_of(override(name)).get_parsed_content("network_def").network
     assert {level.regions.patch for level in network.levels} == {patch}
+
+
+def test_landmarks_are_looked_at_beside_label_maps_and_images_alone_where_asked() -> None:
+    path = override("ad_regnet-dirlab")
+    configs = [path.with_name(name) for name in ("train.json", path.name, "unlabelled.json")]
+    for count, prepare, lowest in ((2, "prepare_landmarks", True), (3, "prepare_pairs", False)):
+        merged = ConfigParser(ConfigParser.load_config_files(list(map(str, configs[:count]))))
+        assert merged["validate"]["evaluator"]["prepare_batch"] == f"$training.{prepare}"
+        assert merged["validate"]["best"]["lowest"] is lowest
 
 
 @EACH_FILE

@@ -45,7 +45,8 @@ def evaluate(
     Args:
         pairs: CSV file with columns fixed, moving and, optionally, fixed_labels, moving_labels, fixed_mask,
             moving_mask (as in register; not with --peers), fixed_points, moving_points, init (a file with the pair's
-            own linear start, for the methods). Relative paths are resolved from the table's folder.
+            own linear start, for the methods), name. Labels and points are those of both scans, or of neither. Relative
+            paths are resolved from the table's folder.
         bundle: one or more methods, separated by commas; NAME@WEIGHTS compares several trainings of one, such as
             ipear@hippocampus,ipear@runs/best.pt. NAME may be the folder of a bundle of your own.
         output: folder for the results, new or empty.
@@ -73,12 +74,14 @@ def evaluate(
     from iregzoo.evaluate import evaluate as evaluate_cases
     from iregzoo.flags import flag
     from iregzoo.learn2reg import field_files
-    from iregzoo.outputs import check_target, whole_folder
+    from iregzoo.outputs import check_kept, check_target, whole_folder
     from iregzoo.tables import comparison_line
 
     cases, target = read_cases(pairs), choose_device(device)
     entries = names(bundle, "bundle")
     check_target(output, overwrite=overwrite, owned=FILES)
+    read = (pairs, *(path for case in cases for path in case.paths))
+    check_kept(output, read, FILES)
     chosen: dict[str, str] = {}
     if weights is None:
         with Progress(len({each for case in cases for each in case.masked})) as bar:
@@ -94,6 +97,7 @@ def evaluate(
         fields = None
         if learn2reg:
             owned = field_files(cases, [method.name for method in methods], controllers, others)
+            check_kept(learn2reg, read, owned, option="--learn2reg")
             fields = stack.enter_context(
                 whole_folder(Path(learn2reg), overwrite=overwrite, owned=owned, option="--learn2reg")
             )

@@ -96,9 +96,9 @@ def affine_start(fixed: Scan, moving: Scan, start: str | Matrix, find: Find | No
     return there
 
 
-def others(init: str) -> str:
-    """The starts to try where one of a name failed, as a message lists them."""
-    return ", ".join(name for name in STARTS[1:] if name != init)
+def others(*failed: str) -> str:
+    """The starts to try where those of these names failed, or will, as a message lists them."""
+    return ", ".join(name for name in STARTS[1:] if name not in failed)
 
 
 def alike(find: Find, fixed: Scan, moving: Scan) -> Matrix:

@@ -109,7 +109,7 @@ function showOrigin(report, views) {
     Device: report.device,
     iregzoo: report.iregzoo,
     "Network input": report.network_shape && size(report.network_shape, report.network_spacing_mm),
-    "Affine start, LPS mm": report.affine_lps_mm.slice(0, 3).map((row) => row.map((v) => v.toFixed(3)).join("  ")).join(" | "),
+    "Affine, LPS mm": report.affine_lps_mm.slice(0, 3).map((row) => row.map((v) => v.toFixed(3)).join("  ")).join(" | "),
   };
   for (const [name, fact] of Object.entries(facts)) {
     if (fact) byId("origin").append(element("dt", { textContent: name }), element("dd", { textContent: fact }));
