@@ -297,6 +297,12 @@ def test_inputs_where_results_go_are_refused(cohort: Path, tmp_path: Path, capsy
         table = write_pairs(tmp_path / "pairs.csv", rows)
         assert f"{moving}: would be overwritten by the results" in refusal(capsys, table, output)
     assert not output.exists()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "pair").symlink_to(tmp_path / "elsewhere")
+    moving = tmp_path / "elsewhere" / "warped.nii.gz"
+    table = write_pairs(tmp_path / "pairs.csv", [{"name": "pair", "fixed": scan, "moving": str(moving)}])
+    assert f"{moving}: would be overwritten by the results" in refusal(capsys, table, tmp_path / "linked")
     table = write_pairs(tmp_path / "summary.csv", [{"fixed": scan, "moving": scan}])
     assert "summary.csv: is the name of the summary" in refusal(capsys, table, tmp_path)
 

@@ -70,14 +70,14 @@ def choose_weights(
     return find_weights(bundle, weights), shown
 
 
-def check_output(output_dir: str, pairs: Iterable[Sample], init: str, overwrite: bool | str) -> None:
+def check_output(output_dir: str, pairs: Iterable[Sample], init: str, overwrite: bool) -> None:
     """Refuse, before any work, a folder that cannot have the results, or whose files are what they are made from.
 
     Raises:
         InputError: as ``check_target`` and ``check_kept`` do.
     """
     option = "--output_dir"
-    check_target(output_dir, overwrite=flag(overwrite, "overwrite"), owned=FILES, option=option)
+    check_target(output_dir, overwrite=overwrite, owned=FILES, option=option)
     check_kept(output_dir, (*(path for pair in pairs for path in pair.values()), init), FILES, option=option)
 
 

@@ -58,9 +58,8 @@ class TrainStep:
         trains_in_bfloat16(self.amp, torch.device("cpu"))  # refuses what is none
         if not isinstance(self.clip, (int, float)) or not 0 <= self.clip < math.inf:
             raise InputError(f"clip {self.clip!r}: give the maximum gradient norm, or 0 for no limit")
-        counts = self.passes
-        if not isinstance(counts, Sequence) or not counts or not all(is_count(count) for count in counts):
-            raise InputError(f"passes {counts!r}: give a list of numbers of passes a level, such as [1] or [1,2]")
+        if not isinstance(self.passes, Sequence) or not self.passes or not all(map(is_count, self.passes)):
+            raise InputError(f"passes {self.passes!r}: give a list of numbers of passes a level, such as [1] or [1,2]")
 
     def __call__(self, engine: Any, batch: Sample) -> dict[str, float]:
         device = engine.state.device
