@@ -37,8 +37,9 @@ def evaluate(
 
     Peers start from the scans as positioned in the files, with the same number of threads, and their fields are
     measured by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its
-    affine and then its deformable registration, WNCC 2x2x2, 100x50x25 iterations each. pip install "iregzoo[peers]"
-    installs both. Every method is compared with each peer on Dice (NCC where there are no labels) by Wilcoxon's
+    affine and then its deformable registration, WNCC 2x2x2, 100x50x25 iterations each; convexadam, which has no affine,
+    is convex_adam_pt with its default settings after the search of --init affine. pip install "iregzoo[peers]" installs
+    them. Every method is compared with each peer on Dice (NCC where there are no labels) by Wilcoxon's
     signed-rank test, with Holm's correction over all these comparisons of the run. Methods and controllers are compared
     with each other in the same way, each two once, with a correction over these comparisons alone.
 
@@ -52,7 +53,7 @@ def evaluate(
         output: folder for the results, new or empty.
         weights: a name from iregzoo list, or a weights file, for entries of --bundle without an @. By default those for
             brains where all scans show a whole brain and a bundle has such, and else the bundle's first.
-        peers: one or more of ants-syn, greedy, separated by commas, to compare the methods with.
+        peers: one or more of ants-syn, greedy, convexadam, separated by commas, to compare the methods with.
         device: auto, cpu, cuda (of several cuda:1, for instance) or mps; peers run on the CPU.
         precision: auto (bfloat16 where it is fast and was measured to change little), float32 or bfloat16.
         init: affine start: auto, none, center, rigid or affine.
