@@ -242,6 +242,16 @@ def test_each_is_written(tmp_path: Path) -> None:
         assert np.ptp(pixels, axis=-1).max() > 0.5
 
 
+def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:
+    name = "iirp@p$a_$.pt"
+    rows = [make_row(name, 0.6, dice_1=0.6, dice_2=0.6)]
+    pair = snapshot(name, "$a_$", 0.25)
+    overlap_plot(rows, {"1": "$a_$"}, tmp_path / "dice.png")
+    time_plot(rows, tmp_path / "time.png")
+    cases_picture(Extremes({name: pair}, {name: pair}), tmp_path / "cases.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"dice.png", "time.png", "cases.png"}
+
+
 def test_without_labels_no_boxes_are_written(tmp_path: Path) -> None:
     overlap_plot([make_row("iirp", math.nan)], {}, tmp_path / "dice.png")
     assert not (tmp_path / "dice.png").exists()

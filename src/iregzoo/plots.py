@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
 from iregzoo.cases import Case
@@ -241,6 +242,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # two dollars in a file's name are no formula
     try:
         figure.savefig(path, dpi=110, facecolor="white")
     except OSError as error:
