@@ -61,8 +61,7 @@ def test_what_is_whole_and_of_the_same_files_is_done(cohort: Path, copied: Path)
     (copied / "first" / "warped.nii.gz").unlink()
     with (copied / "second" / "transform.h5").open("r+b") as stream:
         stream.truncate(100)
-    (copied / "head3_to_head2" / "report.json").write_text("{")
-    assert done_of(cohort, copied) == set()
+    assert done_of(cohort, copied) == {"head3_to_head2"}
 
 
 def test_pair_whose_files_have_changed_or_are_gone_is_to_be_done_again(cohort: Path, copied: Path) -> None:
@@ -161,10 +160,13 @@ def test_overwrite_replaces_what_was_made_with_other_settings(cohort: Path, copi
 def test_folders_and_tables_of_others_are_refused(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "first").mkdir()
-    (tmp_path / "first" / "notes.txt").write_text("mine")
-    assert "first: holds other files" in refusal(capsys, cohort / "pairs.csv", tmp_path)
-    shutil.rmtree(tmp_path / "first")
+    for name in ("notes.txt", "warped.nii.gz", "report.json"):
+        (tmp_path / "first").mkdir()
+        (tmp_path / "first" / name).write_text("mine")
+        said = refusal(capsys, cohort / "pairs.csv", tmp_path)
+        assert "first: holds files, but no report of a batch; choose another --output or add --overwrite" in said
+        assert (tmp_path / "first" / name).read_text("utf-8") == "mine"
+        shutil.rmtree(tmp_path / "first")
     (tmp_path / "summary.csv").write_text("mine")
     assert "summary.csv: is not the summary of a batch" in refusal(capsys, cohort / "pairs.csv", tmp_path)
     assert (tmp_path / "summary.csv").read_text("utf-8") == "mine"
@@ -176,7 +178,7 @@ def test_a_folder_made_before_in_which_a_run_was_killed_is_filled(cohort: Path, 
     (folder / f".{folder.name}.abcdefgh.iregzoo").mkdir(parents=True)
     assert done_of(cohort, tmp_path) == set()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="holds files, but no report"):
         done_of(cohort, tmp_path)
 
 

@@ -286,8 +286,8 @@ def _read_report(folder: Path) -> Report | None:
 def _difference(job: Job, report: Report | None) -> str:
     """What keeps a folder from being this job's, in words; nothing where it is, or is to be made."""
     if report is None:
-        foreign = job.folder.is_dir() and held(job.folder) - set(FILES)
-        return "holds other files" if foreign else ""
+        # A batch's own folders appear whole. Only one that was there before, empty, can be filled half when killed.
+        return "holds files, but no report of a batch" if job.folder.is_dir() and held(job.folder) else ""
     if "batch" not in report:
         return "was not made by a batch"
     if report.get("aligned") != job.settings.align:
