@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iregzoo.cards import WeightsCard
 from iregzoo.flags import flag
-from iregzoo.outputs import check_kept, check_target, whole_folder
+from iregzoo.outputs import check_file, check_kept, check_target, whole_folder
 from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of, uprights
 from iregzoo.registration import PairNetwork, Registration
 from iregzoo.results import FILES, provenance, write
@@ -33,6 +33,7 @@ __all__ = [
     "PairInferer",
     "PairNetwork",
     "SaveRegistration",
+    "check_metrics",
     "check_output",
     "choose_weights",
     "complete",
@@ -79,6 +80,16 @@ def check_output(output_dir: str, pairs: Iterable[Sample], init: str, overwrite:
     option = "--output_dir"
     check_target(output_dir, overwrite=overwrite, owned=FILES, option=option)
     check_kept(output_dir, (*(path for pair in pairs for path in pair.values()), init), FILES, option=option)
+
+
+def check_metrics(output_dir: str, overwrite: bool) -> None:
+    """Refuse, before any work, a folder with the metrics of another evaluation, by MONAI or by ``iregzoo evaluate``.
+
+    Raises:
+        InputError: without ``overwrite``.
+    """
+    metrics = Path(output_dir) / "metrics.csv"  # as MONAI's MetricsSaver calls them
+    check_file(metrics, overwrite=flag(overwrite, "overwrite"), option="--output_dir")
 
 
 class LoadPair(Transform):

@@ -134,7 +134,7 @@ def whole_file(target: Path, *, overwrite: bool, option: str = "--output") -> It
         InputError: where ``target`` is a folder, cannot be written, or is there already.
     """
     target, overwrite = _resolved(target, option), flag(overwrite, "overwrite")
-    check = partial(_check_file, target, overwrite=overwrite, option=option)
+    check = partial(check_file, target, overwrite=overwrite, option=option)
     with _staging(target, option, check) as place, _told_of(place, target):
         yield place
         check()  # another run may have been sooner
@@ -244,7 +244,12 @@ def held(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not (STAGING.fullmatch(path.name) and path.is_dir())}
 
 
-def _check_file(target: Path, *, overwrite: bool, option: str) -> None:
+def check_file(target: Path, *, overwrite: bool, option: str) -> None:
+    """Refuse, before any work, a file that ``whole_file`` would refuse.
+
+    Raises:
+        InputError: where ``target`` is a folder, or is there already.
+    """
     if target.is_dir():
         raise InputError(f"{target}: is a folder, not a file; choose another {option}")
     if target.exists() and not overwrite:

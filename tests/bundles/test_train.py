@@ -270,6 +270,11 @@ def test_evaluation_writes_the_metrics_of_the_test_split(trained: Path, dataset:
     assert float(mean) == pytest.approx(sum(values) / len(values), abs=1e-3)
     assert 0.1 < float(mean) < 1
     assert not list(tmp_path.glob("*.pt"))
+    assert not (tmp_path / "card.json").exists()
+    with pytest.raises(RuntimeError) as caught:
+        workflow(dataset, tmp_path, files)
+    assert "metrics.csv: already exists; choose another --output_dir or add --overwrite" in str(caught.value.__cause__)
+    workflow(dataset, tmp_path, files, overwrite=True)
 
 
 def test_evaluation_is_of_the_bundles_own_weights_unless_told(dataset: Path, tmp_path: Path) -> None:
