@@ -7,6 +7,7 @@ import pytest
 
 from iregzoo.cases import Case, distinct_names, folder_names, read_cases, stem
 from iregzoo.errors import InputError
+from rights import without_rights
 
 
 def test_names_are_made_of_files_and_do_not_depend_on_the_order() -> None:
@@ -79,10 +80,67 @@ def test_other_columns_are_passed_over_and_misspelt_ones_refused(tmp_path: Path)
     table = tmp_path / "pairs.csv"
     table.write_text("Subject,Fixed, MOVING ,age\nx,a,a,70\n")
     assert read_cases(table) == [Case(str(tmp_path / "a"), str(tmp_path / "a"))]
-    for header in ("fixed,moving,fixed_label", "fixed,moving,moving_lables", "fixed,moving,fixed", "fixed,age"):
+    for header in ("fixed,moving,fixed_label", "fixed,moving,moving_lables", "fixed,age"):
         table.write_text(f"{header}\na,a,a\n")
         with pytest.raises(InputError, match=f"has columns {header.replace(',', ', ')}; expected fixed, moving"):
             read_cases(table)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("fixed,moving,fixed", "has the column fixed more than once; keep one"),
+        ("fixed,,moving,,age", "has columns without a heading; give them names"),
+    ],
+)
+def test_columns_that_cannot_be_told_apart_are_named(tmp_path: Path, header: str, words: str) -> None:
+    (tmp_path / "pairs.csv").write_text(f"{header}\na,a,a,a,a\n")
+    with pytest.raises(InputError, match=words):
+        read_cases(tmp_path / "pairs.csv")
+
+
+def test_what_stands_in_quotes_is_one_cell_and_keeps_its_line_ends(tmp_path: Path) -> None:
+    names = ("two\r\nlines", "line\u2028separator", "next\x85line", "form\ffeed")
+    for name in names:
+        (tmp_path / name).touch()
+        (tmp_path / "pairs.csv").write_bytes(f'fixed,moving\r\n"{name}","{name}"\r\n'.encode())
+        assert read_cases(tmp_path / "pairs.csv") == [Case(str(tmp_path / name), str(tmp_path / name))]
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('fixed,moving\na,"' + "b" * 200_000, "pairs.csv, after line 1: is not CSV .* close its quotes"),
+        ("fixed,moving\na,b\0c\n", "pairs.csv: is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_table_is_said_in_a_line(tmp_path: Path, text: str, words: str, check: bool) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_cases(tmp_path / "pairs.csv", check=check)
+
+
+def test_paths_that_cannot_be_looked_at_are_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    table = Path("pairs.csv")
+    Path("loop").symlink_to("loop")
+    Path("closed").mkdir(mode=0)
+    for path, reason in (
+        ("b" * 300, "File name too long"),
+        ("loop", "Too many levels of symbolic links"),
+        ("closed/a", "Permission denied"),
+        ("pairs.csv/a", "no such file"),
+    ):
+        table.write_text(f"fixed,moving\npairs.csv,{path}\n", "utf-8")
+        with without_rights():
+            assert read_cases(table, check=False) == [Case("pairs.csv", path)]
+            with pytest.raises(InputError, match=f"line 2: {path[:200]}…?: {reason}, next to the table"):
+                read_cases(table)
+    with pytest.raises(InputError, match=r"b: cannot be read \(File name too long\)"):
+        read_cases("b" * 300)
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
@@ -96,10 +154,10 @@ def test_another_separator_is_named(tmp_path: Path, separator: str) -> None:
 
 def test_empty_cells_beyond_the_columns_are_none(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    for text in ("fixed,moving\na,a,, \n", "fixed,moving,,\na,a,,\na,a\n"):
+    for text in ("fixed,moving\na,a,, \n", "fixed,moving,,\na,a,,\na,a\n", "fixed,moving,,\na,a,,\n,,,\n,,,,,\n"):
         (tmp_path / "pairs.csv").write_text(text)
         found = read_cases(tmp_path / "pairs.csv")
-        assert found == [Case(str(tmp_path / "a"), str(tmp_path / "a"))] * (len(text.split()) - 1)
+        assert found == [Case(str(tmp_path / "a"), str(tmp_path / "a"))] * text.count("a,a")
     (tmp_path / "pairs.csv").write_text("fixed,moving,,\na,a,x,\n")
     with pytest.raises(InputError, match="has the extra value 'x' beyond its 2 columns"):
         read_cases(tmp_path / "pairs.csv")

@@ -197,7 +197,7 @@ def test_scans_of_one_file_name_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scan\na.nii.gz\n", "expected image, labels, name, each at most once; image is required"),
+        ("scan\na.nii.gz\n", "expected image, labels, name; image is required"),
         ("image,label\na.nii.gz,\n", "has columns image, label; expected image, labels"),
         ("image\n", "has no scans below its header"),
         ("image,name\n,a\n", "line 2, column image: is empty"),

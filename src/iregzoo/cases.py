@@ -4,9 +4,10 @@ import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 
 from iregzoo.errors import InputError
@@ -79,26 +80,46 @@ def read_rows(
 
     Raises:
         InputError: for a missing table, column or file, a column that is misspelt, a line with more cells than columns
-            or without what is needed, or no rows.
+            or without what is needed, or no rows; for what is no CSV file of UTF-8 text.
     """
     table = Path(path)
-    if not table.is_file():
-        raise InputError(f"{table}: no such file; check the path")
+    reader = csv.DictReader(StringIO(_text(table), newline=""))  # line ends within quotes belong to a cell
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        rows = list(_rows(table, reader, columns, needed, check))
+    except csv.Error as error:
+        raise InputError(f"{table}, after line {reader.line_num}: is not CSV ({error}); close its quotes") from None
+    if not rows:
+        raise InputError(f"{table}: has no {of} below its header")
+    return rows
+
+
+def _text(table: Path) -> str:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            text = stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{table}: no such file; check the path") from None
     except OSError as error:
-        raise InputError(f"{table}: cannot be read ({error.strerror}); check the file's permissions") from None
+        raise InputError(f"{table}: cannot be read ({error.strerror}); check the path and its permissions") from None
     except UnicodeDecodeError:
-        raise InputError(f"{table}: is not UTF-8 text; save it as a UTF-8 CSV file") from None
-    reader = csv.DictReader(lines)
+        text = "\0"
+    if "\0" in text:
+        raise InputError(f"{table}: is not UTF-8 text; save it as a UTF-8 CSV file")
+    return text
+
+
+def _rows(
+    table: Path, reader: "csv.DictReader[str]", columns: Sequence[str], needed: Sequence[str], check: bool
+) -> Iterator[dict[str, str]]:
     header = [name.strip().lower() for name in reader.fieldnames or []]
     while header and not header[-1]:  # a spreadsheet's empty columns
         header.pop()
     _check_header(table, header, columns, needed)
     reader.fieldnames = header
-    rows = []
     for row in reader:
         extra = [cell for cell in row.pop(None, []) if cell.strip()]
+        if not extra and not any((cell or "").strip() for cell in row.values()):
+            continue  # a spreadsheet's empty row
         if extra:
             raise InputError(
                 f"{table}, line {reader.line_num}: has the extra value {extra[0]!r} beyond its {len(header)} columns; "
@@ -109,34 +130,41 @@ def read_rows(
         if empty := [name for name in needed if not cells[name]]:
             raise InputError(f"{place}, column {empty[0]}: is empty; give the path of a scan")
         files = {name: _locate(table, place, cell, check) for name, cell in cells.items() if name != "name"}
-        rows.append({**cells, **files})
-    if not rows:
-        raise InputError(f"{table}: has no {of} below its header")
-    return rows
+        yield {**cells, **files}
 
 
 def _check_header(table: Path, header: Sequence[str], columns: Sequence[str], needed: Sequence[str]) -> None:
     """Refuse a table without the columns that are needed, and columns that are meant to be one of those known."""
     if len(header) == 1 and (separator := next((sign for sign in (";", "\t") if sign in header[0]), "")):
         raise InputError(f"{table}: its columns are separated by {separator!r}; save it with commas")
-    twice = len(set(header)) < len(header)
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        said = f"the column {twice} more than once; keep one" if twice else "columns without a heading; give them names"
+        raise InputError(f"{table}: has {said}")
     misspelt = [name for name in header if name not in columns and get_close_matches(name, columns, cutoff=ALIKE)]
-    if twice or misspelt or not set(needed) <= set(header):
+    if misspelt or not set(needed) <= set(header):
         required = f"{' and '.join(needed)} {'are' if needed[1:] else 'is'} required"
         raise InputError(
-            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(columns)}, each at most "
-            f"once; {required}"
+            f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(columns)}; {required}"
         )
 
 
 def _locate(table: Path, place: str, value: str, check: bool) -> str:
     if not value:
         return ""
+    reason = "no such file"
     for candidate in (table.parent / value, Path(value)):
-        if candidate.exists():
-            return str(candidate)
+        try:
+            candidate.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # no right to look into its folder, a name that is too long, a circular link
+            reason = error.strerror or str(error)
+            continue
+        return str(candidate)
     if check:
-        raise InputError(f"{place}: {value}: no such file, neither next to the table nor in the working folder")
+        shown = value if len(value) <= MOST_BYTES else f"{value[:MOST_BYTES]}…"
+        raise InputError(f"{place}: {shown}: {reason}, next to the table and in the working folder; check the path")
     return str(table.parent / value)
 
 
