@@ -265,23 +265,27 @@ def test_bad_pairs_are_told_of_and_tried_again_while_the_others_are_done(
         shutil.copy(cohort / name, tmp_path)
     hole, flat = np.ones(SHAPE, np.float32), np.ones(SHAPE[:2], np.float32)
     hole[3, 3, 3] = np.nan
+    (tmp_path / "loop").symlink_to("loop")
     for name, array in (("hole", hole), ("flat", flat)):
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
     moving = {
         "hole": "hole.nii.gz",
         "flat": "flat.nii.gz",
         "gone": "gone.nii.gz",
+        "long": "l" * 300,
+        "loop": "loop",
         "lost": "lost.nii.gz",
         "good": "head1.nii.gz",
     }
     rows = [{"name": name, "fixed": "head0.nii.gz", "moving": file} for name, file in moving.items()]
     table, output = write_pairs(tmp_path / "pairs.csv", rows), tmp_path / "output"
     said = refusal(capsys, table, output)
-    assert "4 of 5 pairs failed, first hole: " in said
+    assert "6 of 7 pairs failed, first hole: " in said
     assert str(output / "summary.csv") in said
     found = summary(output)
     assert list(found) == list(moving)
     words = {"hole": "1 voxels are NaN", "flat": "has size 20×24", "gone": "no such file", "lost": "no such file"}
+    words |= {"long": "no such file", "loop": "no such file"}
     for name, word in words.items():
         assert found[name]["status"] == "failed"
         assert word in found[name]["reason"]
@@ -290,8 +294,8 @@ def test_bad_pairs_are_told_of_and_tried_again_while_the_others_are_done(
     written = (output / "good" / "report.json").stat().st_mtime_ns
     for name in ("hole", "flat", "gone"):
         shutil.copy(cohort / "head2.nii.gz", tmp_path / f"{name}.nii.gz")
-    assert "1 of 5 pairs failed, first lost: " in refusal(capsys, table, output)
-    assert [line["status"] for line in summary(output).values()] == ["done", "done", "done", "failed", "done"]
+    assert "3 of 7 pairs failed, first long: " in refusal(capsys, table, output)
+    assert [line["status"] for line in summary(output).values()] == [*["done"] * 3, *["failed"] * 3, "done"]
     assert (output / "good" / "report.json").stat().st_mtime_ns == written
 
 

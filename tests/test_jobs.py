@@ -305,7 +305,15 @@ def test_inputs_where_results_go_are_refused(cohort: Path, tmp_path: Path, capsy
     moving = tmp_path / "elsewhere" / "warped.nii.gz"
     table = write_pairs(tmp_path / "pairs.csv", [{"name": "pair", "fixed": scan, "moving": str(moving)}])
     assert f"{moving}: would be overwritten by the results" in refusal(capsys, table, tmp_path / "linked")
-    table = write_pairs(tmp_path / "summary.csv", [{"fixed": scan, "moving": scan}])
+    (tmp_path / "linked" / "scan").mkdir()
+    moving = tmp_path / "linked" / "scan" / "warped.nii.gz"
+    moving.symlink_to(scan)  # which the results would replace
+    table = write_pairs(tmp_path / "pairs.csv", [{"name": "scan", "fixed": scan, "moving": str(moving)}])
+    assert f"{scan}: would be overwritten by the results" in refusal(capsys, table, tmp_path / "linked")
+    for place in ("summary.csv", "pair/report.json"):
+        table = write_pairs(tmp_path / "linked" / place, [{"name": "pair", "fixed": scan, "moving": scan}])
+        assert f"{table}: would be overwritten by the results" in refusal(capsys, table, tmp_path / "linked")
+    table = write_pairs(tmp_path / "pairs.csv", [{"name": "summary.csv", "fixed": scan, "moving": scan}])
     assert "summary.csv: is the name of the summary" in refusal(capsys, table, tmp_path)
 
 
@@ -313,6 +321,8 @@ def test_output_that_cannot_be_written_is_refused(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop: cannot be written" in refusal(capsys, cohort / "pairs.csv", tmp_path / "loop")
     assert "is a file, not a folder" in refusal(capsys, cohort / "pairs.csv", tmp_path / "file")
     assert "cannot be written" in refusal(capsys, cohort / "pairs.csv", tmp_path / "file" / "output")
 

@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ import pytest
 
 from iregzoo.errors import InputError
 from iregzoo.outputs import check_kept, check_target, kept_work, remove_leftovers, whole_file, whole_folder
+from rights import without_rights
 
 OWNED = ("warped.txt", "labels.txt", "report.txt")
 
@@ -281,6 +283,36 @@ def test_overwrite_that_is_neither_true_nor_false_is_refused_at_once(tmp_path: P
             whole(tmp_path / "new", overwrite="maybe"),
         ):
             raise AssertionError("the work has begun")
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        lambda target: whole_folder(target, overwrite=False, owned=OWNED),
+        lambda target: whole_file(target, overwrite=False),
+        lambda target: kept_work(target, "request"),
+        lambda target: nullcontext(check_target(target)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "rights", "reason"),
+    [("t" * 300, nullcontext, "File name too long"), ("closed/results", without_rights, "Permission denied")],
+)
+def test_target_that_the_system_does_not_know_is_refused(
+    tmp_path: Path,
+    whole: Callable[[Path], AbstractContextManager[Path]],
+    name: str,
+    rights: Callable[[], AbstractContextManager[None]],
+    reason: str,
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    with (
+        rights(),
+        pytest.raises(InputError, match=rf": cannot be written \({reason}\); choose another --output"),
+        whole(tmp_path / name),
+    ):
+        raise AssertionError("the work has begun")
+    assert [path.name for path in tmp_path.iterdir()] == ["closed"]
 
 
 def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def test_versions_are_compared_as_numbers(older: str, newer: str) -> None:
 
 
 def test_unknown_bundle_is_refused_with_what_there_is() -> None:
+    with pytest.raises(InputError, match=r"'n{300}' is unknown; available"):
+        zoo.find("n" * 300)
     with pytest.raises(InputError, match=r"'voxelmorph' is unknown; available: .*iirp"):
         zoo.find("voxelmorph")
 
@@ -143,6 +145,8 @@ def test_own_file_is_loaded_with_a_card_that_promises_nothing(tmp_path: Path) ->
 def test_weights_that_are_neither_name_nor_file_are_refused() -> None:
     with pytest.raises(InputError, match=r"'liver' are neither one of iirp's \(.*hippocampus.*\) nor a file"):
         zoo.load("iirp", "liver")
+    with pytest.raises(InputError, match=r"'l{300}' are neither one of iirp's"):
+        zoo.load("iirp", "l" * 300)
 
 
 def test_bundle_without_weights_asks_for_a_file(home: Path) -> None:

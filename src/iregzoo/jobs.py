@@ -6,6 +6,7 @@ it was made from. Done is what would say the same now.
 
 import csv
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -17,7 +18,7 @@ from iregzoo.cases import Case, folder_names, read_cases
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.flags import check_count
-from iregzoo.outputs import held
+from iregzoo.outputs import check_kept, held
 from iregzoo.results import FILES, provenance, provenance_of_alignment
 from iregzoo.space.start import STARTS
 from iregzoo.steering import choose_controller, gradient_steps
@@ -184,14 +185,14 @@ def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:
     """
     cases, output = read_cases(pairs, check=False), output.absolute()
     names = folder_names(cases)
-    if SUMMARY in names or pairs.resolve() == (output / SUMMARY).resolve():
+    if SUMMARY in names:
         raise InputError(f"{SUMMARY}: is the name of the summary in {output}; choose another name")
     jobs = []
     for case, name in zip(cases, names, strict=True):
         paths = {column: str(Path(path).absolute()) for column in INPUTS if (path := getattr(case, column))}
         stamps = {column: stamp(Path(path)) for column, path in paths.items()}
         jobs.append(Job(replace(case, **paths), output / name, settings, stamps))
-    _check_places(jobs, output)
+    _check_places(pairs, jobs, output)
     return jobs
 
 
@@ -210,15 +211,12 @@ def stamp(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_places(jobs: Sequence[Job], output: Path) -> None:
-    output = output.resolve()
-    folders = {job.folder.resolve() for job in jobs}
-    for job in jobs:
-        for file in job.inputs.values():
-            path = Path(file["path"]).resolve()
-            among = path in folders or (path.parent in folders and path.name in FILES)
-            if among or path == output or path in output.parents:
-                raise InputError(f"{path}: would be overwritten by the results; choose another --output")
+def _check_places(pairs: Path, jobs: Sequence[Job], output: Path) -> None:
+    """Refuse a table, and scans, that lie where results go or around them, whatever links lead there."""
+    names = [job.folder.name for job in jobs]
+    read = [str(pairs), *(file["path"] for job in jobs for file in job.inputs.values())]
+    around = [".", *map(str, Path(os.path.realpath(output)).parents)]
+    check_kept(output, read, (*around, SUMMARY, *names, *(f"{name}/{file}" for name in names for file in FILES)))
 
 
 def find_done(jobs: Sequence[Job], output: Path, *, overwrite: bool = False) -> dict[str, Report]:

@@ -68,7 +68,8 @@ def kept_work(target: Path, request: str, option: str = "--output") -> Iterator[
         KeyboardInterrupt: as one of the block, likewise.
     """
     target = _resolved(target, option)
-    missing = [] if target.exists() else [target, *_missing_parents(target)]
+    with _writable(target, option):
+        missing = [] if target.exists() else [target, *_missing_parents(target)]
     home = target / UNFINISHED
     place = home / hashlib.sha256(request.encode()).hexdigest()[:16]
     try:
@@ -105,13 +106,14 @@ def claim(folder: Path, lock: Path, target: Path, other: str, option: str = "--o
         InputError: where another one holds it, or the folder cannot be made.
     """
     held_by_us = FileLock(lock)
-    try:
+    with _writable(target, option):
         folder.mkdir(parents=True, exist_ok=True)
-        held_by_us.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{target}: another {other} there; wait until it ends or choose another {option}") from None
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
+        try:
+            held_by_us.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"{target}: another {other} there; wait until it ends or choose another {option}"
+            ) from None
     return held_by_us
 
 
@@ -145,9 +147,18 @@ def _resolved(target: Path, option: str) -> Path:
     """Where a target is in truth, its links followed."""
     real = Path(os.path.realpath(target))
     check_name(str(real))
-    if real.is_symlink():
+    if os.path.islink(real):
         raise InputError(f"{target}: is a circular link; choose another {option}")
     return real
+
+
+@contextmanager
+def _writable(target: Path, option: str) -> Iterator[None]:
+    """Say in a line what the system has against a target: no right to it or to look into its folder, a long name."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
 
 
 @contextmanager
@@ -158,16 +169,16 @@ def _staging(target: Path, option: str, check: Callable[[], None]) -> Iterator[P
 
     These stay where the target is there in the end.
     """
-    missing: list[Path] = []
-    try:
-        check()
+    check()
+    with _writable(target, option):
         missing = _missing_parents(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        home = target if target.is_dir() else target.parent
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=OURS, dir=home))
-    except OSError as error:
-        _remove(missing)
-        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another {option}") from None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            home = target if target.is_dir() else target.parent
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=OURS, dir=home))
+        except OSError:
+            _remove(missing)
+            raise
     try:
         yield staging / target.name
         missing = []
@@ -201,22 +212,25 @@ def check_target(
             true nor false.
     """
     target = Path(target)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target}: is a file, not a folder; choose another {option}")
-    if target.is_dir():
-        if not os.access(target, os.W_OK | os.X_OK):
-            raise InputError(f"{target}: is not writable; choose another {option}")
-        if not flag(overwrite, "overwrite") and held(target):
-            work = ", with which an interrupted template goes on" if (target / UNFINISHED).is_dir() else ""
-            raise InputError(f"{target}: is not empty; choose another {option} or add --overwrite{work}")
-    for name in owned:
-        if (target / name).is_dir():
-            raise InputError(
-                f"{target / name}: is a folder, but a file must go there; move it or choose another {option}"
-            )
-        for folder in (target / name).parents:
-            if target in folder.parents and folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder}: is a file, but a folder must go there; move it or choose another {option}")
+    with _writable(target, option):
+        if target.exists() and not target.is_dir():
+            raise InputError(f"{target}: is a file, not a folder; choose another {option}")
+        if target.is_dir():
+            if not os.access(target, os.W_OK | os.X_OK):
+                raise InputError(f"{target}: is not writable; choose another {option}")
+            if not flag(overwrite, "overwrite") and held(target):
+                work = ", with which an interrupted template goes on" if (target / UNFINISHED).is_dir() else ""
+                raise InputError(f"{target}: is not empty; choose another {option} or add --overwrite{work}")
+        for name in owned:
+            if (target / name).is_dir():
+                raise InputError(
+                    f"{target / name}: is a folder, but a file must go there; move it or choose another {option}"
+                )
+            for folder in (target / name).parents:
+                if target in folder.parents and folder.exists() and not folder.is_dir():
+                    raise InputError(
+                        f"{folder}: is a file, but a folder must go there; move it or choose another {option}"
+                    )
 
 
 def check_kept(
@@ -250,9 +264,11 @@ def check_file(target: Path, *, overwrite: bool, option: str) -> None:
     Raises:
         InputError: where ``target`` is a folder, or is there already.
     """
-    if target.is_dir():
-        raise InputError(f"{target}: is a folder, not a file; choose another {option}")
-    if target.exists() and not overwrite:
+    with _writable(target, option):
+        if target.is_dir():
+            raise InputError(f"{target}: is a folder, not a file; choose another {option}")
+        there = target.exists()
+    if there and not overwrite:
         raise InputError(f"{target}: already exists; choose another {option} or add --overwrite")
 
 

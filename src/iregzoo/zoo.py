@@ -136,7 +136,7 @@ def read_bundle(path: str | Path) -> Bundle:
 
 def is_bundle(folder: str | Path) -> bool:
     """Whether a folder holds a bundle."""
-    return (Path(folder) / "configs" / "metadata.json").is_file()
+    return os.path.isfile(Path(folder) / "configs" / "metadata.json")  # also of a name that is too long for a file
 
 
 def find(name: str) -> Bundle:
@@ -309,7 +309,7 @@ def find_weights(bundle: Bundle, weights: str | None = None) -> Weights:
         weights = next(iter(cards))
     if weights not in cards:
         path = Path(weights)
-        if not path.is_file():
+        if not os.path.isfile(path):
             names = ", ".join(cards) or "none"
             raise InputError(f"weights {weights!r} are neither one of {bundle.name}'s ({names}) nor a file")
         digest = sha256(path)
@@ -342,7 +342,7 @@ def import_checkpoint(bundle: str, checkpoint: str | Path, output: str | Path) -
     if not rules_file.is_file():
         raise InputError(f"bundle {bundle} has no published checkpoint to import")
     source, target = Path(checkpoint), Path(output)
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise InputError(f"{source}: no such file; check the path")
     if target.exists():
         raise InputError(f"{target}: already exists; choose another --output")

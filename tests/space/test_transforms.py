@@ -13,7 +13,7 @@ from geometry import GRIDS, Array, apply_world, field_transform, make_grid, move
 from iregzoo.errors import InputError
 from iregzoo.space.files import write_displacement, write_transform, write_voxel_displacement
 from iregzoo.space.grid import Grid
-from iregzoo.space.transforms import Chain, flatten, itk_move, move, read_chain, read_linear
+from iregzoo.space.transforms import Chain, flatten, itk_move, links_of, move, read_chain, read_linear
 from rights import without_rights
 
 EACH_GRID = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -118,6 +118,13 @@ def test_a_transform_that_may_not_be_read_is_refused_in_a_line(tmp_path: Path, n
             read_chain([path])
     finally:
         path.chmod(0o700)
+
+
+def test_a_name_that_no_file_can_have_is_refused_in_a_line() -> None:
+    name = "t" * 300
+    assert links_of(f"{name},b.h5") == [name, "b.h5"]
+    with pytest.raises(InputError, match="t: no such file or folder; check the path"):
+        read_chain([name])
 
 
 @pytest.mark.parametrize("name", ["flirt.mat", "greedy.txt"])

@@ -4,6 +4,7 @@ A transform takes a point of the scan that a result lies on to the scan that it 
 resampler wants. Places and displacements are LPS mm.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class Moved:
 
 def links_of(text: str) -> list[str]:
     """The transforms between the commas of a list, in which ANTs' ``[FILE,1]`` is one."""
-    if Path(text).exists():  # a path with a comma in it
+    if os.path.exists(text):  # a path with a comma in it
         return [text]
     return [link.strip() for link in LINK.findall(text) if link.strip()]
 
