@@ -73,6 +73,14 @@ def test_a_field_of_view_too_large_for_the_weights_is_said_before_the_network_ru
     assert said[0][1:] == said[1] == ["iregzoo: the network runs"]
 
 
+def test_line_ends_in_a_name_are_none_in_the_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    name = str(tmp_path / "no\nsuch.nii.gz")
+    assert run(monkeypatch, "register", name, name, str(tmp_path / "out")) == 2
+    assert capsys.readouterr().err.endswith("no such.nii.gz: no such file or folder; check the path\n")
+
+
 def test_register_writes_every_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: list[str]
 ) -> None:

@@ -4,6 +4,9 @@
 class InputError(ValueError):
     """Something about the input or the output place is wrong; the message says what and how to mend it."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a file's name may hold line ends
+
 
 def in_a_line(error: Exception) -> str:
     """What went wrong, for a list of those that failed: whatever one pair does to PyTorch or ITK, the others go on."""
