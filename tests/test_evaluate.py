@@ -152,6 +152,29 @@ def test_a_bad_pair_is_listed_and_does_not_stop_the_others(
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["failed"]) == 1
 
 
+def test_earlier_results_stay_where_all_pairs_fail_and_earlier_fields_go_with_overwrite(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.nii.gz").write_bytes(b"not an image")
+    fields = tmp_path / "fields"
+    options = ("--bundle", "iirp", "--output", str(tmp_path / "out"), "--learn2reg", str(fields), "--plots", "false")
+    good, bad = (
+        write_table(folder / "good.csv", [row()]),
+        write_table(folder / "bad.csv", [row(moving="broken.nii.gz")]),
+    )
+    for name in ("disp_other_pair.nii.gz", "pan/disp_other_pair.nii.gz", "pan/mine.nii.gz"):
+        (fields / name).parent.mkdir(parents=True, exist_ok=True)
+        (fields / name).touch()
+    assert run(monkeypatch, "evaluate", "--pairs", str(good), *options, "--overwrite") == 0
+    found = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.name for path in found if path.parts[0] == "fields"} == {"disp_fixed_moving.nii.gz", "mine.nii.gz"}
+    assert run(monkeypatch, "evaluate", "--pairs", str(bad), *options, "--overwrite") == 2
+    error = capsys.readouterr().err.strip()
+    assert "every registration failed, first broken.nii.gz" in error
+    assert error.endswith("; nothing was written")
+    assert found == {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_a_table_or_scan_that_the_results_would_replace_is_refused_and_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,7 +368,7 @@ def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Met
         ("", ["columns none", "fixed"]),
         ("fixed,moving\n", ["no pairs"]),
         ("fixed,target\na,b\n", ["target", "moving"]),
-        ("fixed,fixed,moving\na,a,b\n", ["fixed, fixed", "once"]),
+        ("fixed,fixed,moving\na,a,b\n", ["the column fixed more than once"]),
         ("fixed,moving\n,moving.nii.gz\n", ["line 2", "column fixed: is empty"]),
         ("fixed,moving\nfixed.nii.gz,gone.nii.gz\n", ["line 2", "gone.nii.gz", "no such file"]),
     ],

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 
 from iregzoo.cases import UNFIT, Case, stem
@@ -55,6 +56,11 @@ def field_files(
     """Every field that may be written, relative to the folder of all."""
     folders = field_folders(methods, controllers, peers).values()
     return [(Path(folder) / name).as_posix() for folder in folders for name in field_names(cases)]
+
+
+def fields_in(folder: str) -> list[str]:
+    """Every field that a folder and its subfolders hold, as ``field_files`` names them, whatever run it is of."""
+    return [Path(name).as_posix() for place in ("", "*/") for name in glob(f"{place}disp_*.nii.gz", root_dir=folder)]
 
 
 def write_field(result: Result, path: Path) -> None:

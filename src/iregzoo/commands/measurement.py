@@ -62,7 +62,7 @@ def evaluate(
         refine: gradient steps after the network, as in register; by default those in the weights' card.
         learn2reg: folder, new or empty, for the displacement fields as Learn2Reg's evaluator reads them,
             disp_<fixed>_<moving>.nii.gz in voxels of the moving array; with several methods or peers, each in its own
-            subfolder.
+            subfolder. With --overwrite, every disp_*.nii.gz in the folder and its subfolders gives way to them.
         plots: draw dice.png, time.png and cases.png.
         overwrite: replace the results of an earlier run in the folders.
     """
@@ -74,7 +74,7 @@ def evaluate(
     from iregzoo.evaluate import FILES
     from iregzoo.evaluate import evaluate as evaluate_cases
     from iregzoo.flags import flag
-    from iregzoo.learn2reg import field_files
+    from iregzoo.learn2reg import field_files, fields_in
     from iregzoo.outputs import check_kept, check_target, whole_folder
     from iregzoo.tables import comparison_line
 
@@ -98,6 +98,7 @@ def evaluate(
         fields = None
         if learn2reg:
             owned = field_files(cases, [method.name for method in methods], controllers, others)
+            owned += fields_in(learn2reg)
             check_kept(learn2reg, read, owned, option="--learn2reg")
             fields = stack.enter_context(
                 whole_folder(Path(learn2reg), overwrite=overwrite, owned=owned, option="--learn2reg")
@@ -115,16 +116,22 @@ def evaluate(
             plots=flag(plots, "plots"),
             progress=stack.enter_context(Progress(registrations)),
         )
+        if len(summary["failed"]) == registrations:  # the results of an earlier run stay
+            raise InputError(f"every registration failed, {_first_failure(summary)}; nothing was written")
     for result in summary["results"]:
         print(result_line(result))
     for comparison in (*summary["comparisons"], *summary["between_methods"]):
         print(comparison_line(comparison))
     if summary["failed"]:
-        first = summary["failed"][0]
         raise InputError(
-            f"{len(summary['failed'])} of {registrations} registrations failed, first {first['pair']} with "
-            f"{first['bundle']}: {first['reason']} (the other results are in {output})"
+            f"{len(summary['failed'])} of {registrations} registrations failed, {_first_failure(summary)} (the other "
+            f"results are in {output})"
         )
+
+
+def _first_failure(summary: dict[str, Any]) -> str:
+    first = summary["failed"][0]
+    return f"first {first['pair']} with {first['bundle']}: {first['reason']}"
 
 
 def result_line(result: dict[str, Any]) -> str:
