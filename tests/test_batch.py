@@ -35,6 +35,7 @@ from cohort import (
     write_cohort,
     write_pairs,
 )
+from iregzoo.commands.batch import totals
 from iregzoo.results import FILES
 from shell import run
 
@@ -253,6 +254,13 @@ def test_a_cluster_of_which_one_worker_is_killed_writes_what_one_process_does(
         killer.join()
         assert workers[0].wait() == -signal.SIGKILL
     assert tree(output) == tree(undisturbed)
+
+
+def test_figures_of_some_pairs_say_of_how_many() -> None:
+    row = {"status": "done", "ncc_before": 0.1, "ncc_after": 0.2, "folding_percent": 0.0, "warnings": ""}
+    rows = [row, row | {"dice_before_mean": 0.3, "dice_mean": 0.4}, {"status": "failed"}]
+    said = "2 of 3 pairs registered, NCC 0.100 → 0.200, Dice of 1 pair 0.300 → 0.400, folding 0.000 %"
+    assert totals(rows, 0) == said
 
 
 # --- pairs that fail

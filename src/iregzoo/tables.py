@@ -169,14 +169,15 @@ def comparison_line(found: Mapping[str, Any]) -> str:
     """A comparison with a peer or another method in a line."""
     other = found["peer"] if "peer" in found else found["other"]
     measure = {"dice_mean": "Dice", "ncc_after": "NCC"}[found["metric"]]
-    pairs = _counted(found["pairs"], "pair")
+    pairs = counted(found["pairs"], "pair")
     return (
         f"{found['method']} against {other}: {measure} {found['median_difference']:+.4f} (median difference, "
         f"{pairs}), Wilcoxon p = {found['p']:.2g}, with Holm's correction {found['p_holm']:.2g}"
     )
 
 
-def _counted(number: int, thing: str) -> str:
+def counted(number: int, thing: str) -> str:
+    """A number of things in words."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
@@ -222,16 +223,23 @@ def _mean(result: Summary, name: str, digits: int) -> str:
 def _caption(summary: Mapping[str, Any]) -> str:
     """What was measured, on how many pairs, with what: the sentence under a table."""
     results, machine = summary["results"], summary["machine"]
-    counts = sorted({result["pairs"] for result in results}) or [0]
-    pairs = _counted(counts[0], "pair") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} pairs"
-    parts = [f"Means over {pairs}, Dice ± standard deviation"]
+    parts = [f"Means over {_pairs(result['pairs'] for result in results)}, Dice ± standard deviation"]
+    for word, name in (("Dice", "dice_mean"), ("TRE", "tre_mm")):
+        having = [result for result in results if name in result]
+        if any(result[name]["pairs"] < result["pairs"] for result in having):
+            parts.append(f"{word} over {_pairs(result[name]['pairs'] for result in having)}")
     if any("dice_before" in result for result in results):
         before = next(result["dice_before"] for result in results if "dice_before" in result)
         parts.append(f"unregistered Dice {before['mean']:.3f}")
-    parts.append(f"{_counted(machine['threads'], 'thread')}, {machine['device']}")
+    parts.append(f"{counted(machine['threads'], 'thread')}, {machine['device']}")
     if summary["failed"]:
-        parts.append(f"{_counted(len(summary['failed']), 'registration')} failed")
+        parts.append(f"{counted(len(summary['failed']), 'registration')} failed")
     return "; ".join(parts) + "."
+
+
+def _pairs(counts: Iterable[int]) -> str:
+    found = sorted(counts) or [0]
+    return counted(found[0], "pair") if found[0] == found[-1] else f"{found[0]} to {found[-1]} pairs"
 
 
 def _compared(summary: Mapping[str, Any]) -> list[str]:

@@ -114,13 +114,16 @@ def choices_made(rows: Sequence[dict[str, Any]], first: str) -> str:
 
 def totals(rows: Sequence[dict[str, Any]], earlier: int, what: str = "registered") -> str:
     """What a batch has done, in a line: how many pairs, and their mean figures."""
+    from iregzoo.tables import counted
+
     done = [row for row in rows if row["status"] == "done"]
     parts = [f"{len(done)} of {len(rows)} pairs {what}" + (f", {earlier} in an earlier run" if earlier else "")]
     for title, before, after in (("NCC", "ncc_before", "ncc_after"), ("Dice", "dice_before_mean", "dice_mean")):
         both = [(row[before], row[after]) for row in done if before in row and after in row]
         if both:
             means = (sum(column) / len(both) for column in zip(*both, strict=True))
-            parts.append(f"{title} {' → '.join(f'{mean:.3f}' for mean in means)}")
+            some = f" of {counted(len(both), 'pair')}" if len(both) < len(done) else ""
+            parts.append(f"{title}{some} {' → '.join(f'{mean:.3f}' for mean in means)}")
     if done:
         parts.append(f"folding {sum(row['folding_percent'] for row in done) / len(done):.3f} %")
     doubtful = sum(bool(row["warnings"]) for row in done)

@@ -136,13 +136,13 @@ def _first_failure(summary: dict[str, Any]) -> str:
 
 def result_line(result: dict[str, Any]) -> str:
     """The summary of one method, in a line."""
-    from iregzoo.tables import title
+    from iregzoo.tables import counted, title
 
-    pairs = f"{result['pairs']} pair{'' if result['pairs'] == 1 else 's'}"
-    parts = [f"{title(result)}, {pairs}"]
+    parts = [f"{title(result)}, {counted(result['pairs'], 'pair')}"]
     if "dice_mean" in result:
         dice, before = result["dice_mean"], result["dice_before"]
-        parts.append(f"Dice {dice['mean']:.4f} ± {dice['sd']:.4f} (before {before['mean']:.4f})")
+        some = f" of {counted(dice['pairs'], 'pair')}" if dice["pairs"] < result["pairs"] else ""
+        parts.append(f"Dice{some} {dice['mean']:.4f} ± {dice['sd']:.4f} (before {before['mean']:.4f})")
     if "hd95_mm" in result:
         parts.append(f"HD95 {result['hd95_mm']['mean']:.2f} mm")
     parts.append(f"folding {result['folding_percent']['mean']:.3f} %")
