@@ -421,6 +421,10 @@ def test_output_that_exists_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"imported\.pt: already exists"):
         zoo.import_checkpoint("iirp", source, output)
     assert output.read_text("utf-8") == "mine"
+    with pytest.raises(InputError, match=r"o: cannot be written \(File name too long\); choose another --output"):
+        zoo.import_checkpoint("iirp", source, tmp_path / ("o" * 300))
+    with pytest.raises(InputError, match="s: no such file; check the path"):
+        zoo.import_checkpoint("iirp", tmp_path / ("s" * 300), output)
 
 
 def test_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

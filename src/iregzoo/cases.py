@@ -156,12 +156,11 @@ def _locate(table: Path, place: str, value: str, check: bool) -> str:
     for candidate in (table.parent / value, Path(value)):
         try:
             candidate.stat()
+            return str(candidate)
         except (FileNotFoundError, NotADirectoryError):
-            continue
+            pass
         except OSError as error:  # no right to look into its folder, a name that is too long, a circular link
             reason = error.strerror or str(error)
-            continue
-        return str(candidate)
     if check:
         shown = value if len(value) <= MOST_BYTES else f"{value[:MOST_BYTES]}…"
         raise InputError(f"{place}: {shown}: {reason}, next to the table and in the working folder; check the path")

@@ -3,7 +3,6 @@
 Affine starts are averaged by their logarithms (Arsigny et al., SIAM J. Matrix Analysis 2007).
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -181,9 +180,9 @@ def check_members(members: Sequence[Member]) -> None:
     """
     if len(members) < 2:
         raise InputError(f"scans: {len(members)} are too few for a mean; give two or more")
-    seen = dict[str, Member]()
+    seen = dict[Path, Member]()
     for member in members:
-        other = seen.setdefault(os.path.realpath(member.image), member)
+        other = seen.setdefault(Path(member.image).resolve(), member)
         if other is not member:
             raise InputError(f"{member.image}: is listed twice, as {other.name} and {member.name}; list it once")
 

@@ -344,7 +344,7 @@ def import_checkpoint(bundle: str, checkpoint: str | Path, output: str | Path) -
     source, target = Path(checkpoint), Path(output)
     if not os.path.isfile(source):
         raise InputError(f"{source}: no such file; check the path")
-    if target.exists():
+    if os.path.exists(target):
         raise InputError(f"{target}: already exists; choose another --output")
     rules = json.loads(rules_file.read_text("utf-8"))
     published = {
