@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iregzoo.tables import counted
+
 
 def replace_part(page: Path, part: str, script: str, text: str) -> None:
     """Replace what stands between the markers of a part of a page.
@@ -28,10 +30,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def paragraphs(*parts: str) -> str:
     """Parts of a page, an empty line between them; those that are empty are left out."""
     return "\n\n".join(part.strip() for part in parts if part)
-
-
-def counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:

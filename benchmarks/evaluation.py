@@ -24,10 +24,11 @@ import fire
 import nibabel as nib
 import numpy as np
 
-from documents import counted, machine_line, replace_part
+from documents import machine_line, replace_part
 from documents import table as markdown
 from iregzoo.space.grid import RAS_FROM_LPS
 from iregzoo.space.upright import ROTATIONS
+from iregzoo.tables import counted
 from iregzoo.zoo import bundles
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,10 +26,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from requests_toolbelt.multipart.decoder import MultipartDecoder
 
-from documents import counted, machine_line, paragraphs, replace_part, table
+from documents import machine_line, paragraphs, replace_part, table
 from iregzoo.datasets import Entry, find_scans
 from iregzoo.metrics import dice, mean_of
 from iregzoo.space.scan import Scan, read_labels, read_scan
+from iregzoo.tables import counted
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "clinicians.md"
 PICTURE = PAGE.with_suffix("") / "labels.png"

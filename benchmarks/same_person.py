@@ -23,7 +23,7 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 
-from documents import counted, machine_line, paragraphs, replace_part, table
+from documents import machine_line, paragraphs, replace_part, table
 from evaluation import PAGE, run
 from iregzoo.align import align
 from iregzoo.peers import Peer, find_peers, register_with
@@ -31,6 +31,7 @@ from iregzoo.register import Scans, read_scans, register, start_of
 from iregzoo.space.frame import affine_displacement
 from iregzoo.space.grid import Grid, Matrix, positions
 from iregzoo.space.start import SEARCHED, affine_start
+from iregzoo.tables import counted
 from iregzoo.zoo import brain_finder, load
 
 TURN, SHIFT = (0.06, -0.04, 0.05), (3.0, -2.0, 4.0)  # radians; LPS mm

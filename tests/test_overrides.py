@@ -166,5 +166,5 @@ def configs() -> dict[str, dict[str, Any]]:
 
 def test_every_config_that_prepares_a_run_looks_at_its_settings_first() -> None:
     first = {name: content["initialize"][0] for name, content in configs().items() if "initialize" in content}
-    assert len(first) == 21
+    assert len(first) == 16
     assert [name for name, step in first.items() if step != {"_target_": "iregzoo.overrides.check_overrides"}] == []

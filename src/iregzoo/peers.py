@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.errors import InputError
@@ -109,9 +107,9 @@ def register_with(peer: Peer, scans: Scans) -> tuple[Result, float]:
     return result, seconds
 
 
-def _vectors(field: NDArray[Any]) -> Tensor:
-    """A field as ITK's arrays have it, (Z, Y, X, 3), as (1, 3, X, Y, Z) in float64."""
-    return torch.from_numpy(field.transpose(3, 2, 1, 0).copy()).double()[None]
+def _vectors(field: sitk.Image) -> Tensor:
+    """A field of (X, Y, Z) voxels, LPS mm, as (1, 3, X, Y, Z) in float64."""
+    return torch.from_numpy(sitk.GetArrayFromImage(field).transpose(3, 2, 1, 0).copy()).double()[None]
 
 
 def _ants_syn(scans: Scans) -> Found:
@@ -133,8 +131,7 @@ def _ants_syn(scans: Scans) -> Found:
         ants.registration(fixed, moving, type_of_transform="SyN", outprefix=f"{folder}/")
         seconds = time.perf_counter() - begin
         affine = matrix_of(sitk.ReadTransform(str(Path(folder) / "0GenericAffine.mat")))
-        warp = sitk.ReadImage(str(Path(folder) / "1Warp.nii.gz"))
-        return affine, _vectors(sitk.GetArrayFromImage(warp)), seconds
+        return affine, _vectors(sitk.ReadImage(str(Path(folder) / "1Warp.nii.gz"))), seconds
 
 
 def _greedy(scans: Scans) -> Found:
@@ -149,7 +146,7 @@ def _greedy(scans: Scans) -> Found:
         tool.execute(f"{common} {GREEDY_AFFINE} -o affine", **given, out=printed, err=printed)
         tool.execute(f"{common} -it affine {GREEDY_DEFORMABLE} -o warp", warp=None, out=printed, err=printed)
     seconds = time.perf_counter() - begin
-    return RAS_FROM_LPS @ tool["affine"] @ RAS_FROM_LPS, _vectors(sitk.GetArrayFromImage(tool["warp"])), seconds
+    return RAS_FROM_LPS @ tool["affine"] @ RAS_FROM_LPS, _vectors(tool["warp"]), seconds
 
 
 def _convexadam(scans: Scans) -> Found:

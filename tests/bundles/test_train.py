@@ -271,10 +271,13 @@ def test_evaluation_writes_the_metrics_of_the_test_split(trained: Path, dataset:
     assert 0.1 < float(mean) < 1
     assert not list(tmp_path.glob("*.pt"))
     assert not (tmp_path / "card.json").exists()
+    written = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     with pytest.raises(RuntimeError) as caught:
-        workflow(dataset, tmp_path, files)
+        workflow(dataset, tmp_path, files).run()
     assert "metrics.csv: already exists; choose another --output_dir or add --overwrite" in str(caught.value.__cause__)
-    workflow(dataset, tmp_path, files, overwrite=True)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
+    workflow(dataset, tmp_path, files, overwrite=True).run()
+    assert (tmp_path / "metrics.csv").stat().st_mtime_ns > written["metrics.csv"]
 
 
 def test_evaluation_is_of_the_bundles_own_weights_unless_told(dataset: Path, tmp_path: Path) -> None:
