@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from iregzoo import zoo
 from iregzoo.cards import FILE, WeightsCard, card_of, write_card
@@ -40,6 +42,21 @@ def test_a_range_of_spacings_becomes_its_middle_and_other_entries_stay(tmp_path:
     found = card_of(tmp_path / "best.pt")
     assert found.spacing == pytest.approx([2.0, 2.0, 2.0])
     assert (found.init, found.refine, found.window, found.controller) == ("center", 7, None, {})
+
+
+def write_as(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    dist.barrier()
+    write_card(folder / str(rank), zoo.untrained(zoo.find("iirp")), (2, 2, 2), (32, 48, 32))
+    dist.destroy_process_group()
+
+
+def test_of_processes_that_train_together_the_first_writes_the_card(tmp_path: Path) -> None:
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    torch.multiprocessing.spawn(write_as, (tmp_path,), nprocs=2)
+    assert [(folder / FILE).is_file() for folder in folders] == [True, False]
 
 
 def test_without_a_card_weights_have_the_defaults_and_the_bundles_own_keep_theirs(tmp_path: Path) -> None:

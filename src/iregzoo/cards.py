@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import torch.distributed as dist
+
 from iregzoo.errors import InputError
 from iregzoo.flags import is_count, is_number
 from iregzoo.iteration import TCI, FixedIterations, IterStop
@@ -74,6 +76,8 @@ def write_card(
 ) -> None:
     """Write, for the weights that a training leaves in its folder, what is known of them; other entries stay.
 
+    Where several processes train together, only the first writes.
+
     Args:
         folder: of the training, which there is.
         network: as it is trained.
@@ -81,6 +85,8 @@ def write_card(
         shape: of the grid.
         window: intensities that become 0 and 1; percentiles if None.
     """
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+        return
     path = Path(folder) / FILE
     if len(spacing) < 3:
         spacing = [sum(spacing) / len(spacing)] * 3
