@@ -1,12 +1,12 @@
 """The card beside a file of weights: it is read as it was written, and what is wrong with it is said in a line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
 
 from iregzoo import zoo
 from iregzoo.cards import FILE, WeightsCard, card_of, write_card
@@ -44,18 +44,29 @@ def test_a_range_of_spacings_becomes_its_middle_and_other_entries_stay(tmp_path:
     assert (found.init, found.refine, found.window, found.controller) == ("center", 7, None, {})
 
 
-def write_as(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    dist.barrier()
-    write_card(folder / str(rank), zoo.untrained(zoo.find("iirp")), (2, 2, 2), (32, 48, 32))
-    dist.destroy_process_group()
+TOGETHER = """
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from iregzoo import zoo
+from iregzoo.cards import write_card
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+write_card(folder / str(rank), zoo.untrained(zoo.find("iirp")), (2, 2, 2), (32, 48, 32))
+dist.barrier()
+dist.destroy_process_group()
+"""
 
 
 def test_of_processes_that_train_together_the_first_writes_the_card(tmp_path: Path) -> None:
     folders = [tmp_path / "0", tmp_path / "1"]
     for folder in folders:
         folder.mkdir()
-    torch.multiprocessing.spawn(write_as, (tmp_path,), nprocs=2)
+    commands = [[sys.executable, "-c", TOGETHER, str(tmp_path), folder.name] for folder in folders]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(120) for process in processes] == [0, 0]
     assert [(folder / FILE).is_file() for folder in folders] == [True, False]
 
 
