@@ -25,10 +25,13 @@ def precisions(device: str) -> tuple[Precision, ...]:
 def rates(device: str = "cpu") -> Found:
     """Operations a second of a matrix product in each precision, and bytes a second of a copy: the best of a few."""
     found: Found = {}
+    matrices = torch.backends.cuda.matmul
+    before, matrices.allow_tf32 = matrices.allow_tf32, torch.backends.cudnn.allow_tf32  # as the networks' convolutions
     for name in precisions(device):
         side = MATRIX[device]
         matrix = torch.ones(side, side, dtype=getattr(torch, name), device=device)
         found[name] = 2 * side**3 / _shortest(lambda matrix=matrix: matrix @ matrix, device)
+    matrices.allow_tf32 = before
     source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     found["bytes"] = 2 * COPIED / _shortest(lambda: target.copy_(source), device)  # read and written

@@ -75,8 +75,8 @@ are of another machine with two cores, not of this run. Where the precisions too
 iterations, their fields differ by what iterations do."""
 GPU_NOTE = """\
 The pair is a smooth random image and a deformed copy of it, the weights are the bundles' own: this shows time and
-memory, not accuracy. Memory is what torch's tensors take on the GPU at most. The papers' figures are of their
-authors' GPUs."""
+memory, not accuracy. Memory is what torch's tensors take on the GPU at most. In float32, convolutions are in TF32, as
+PyTorch has them by default, and so is the floor. The papers' figures are of their authors' GPUs."""
 GPU_PART = 0.2  # of a paper's seconds, which is aimed at
 
 
@@ -173,7 +173,7 @@ def _difference(first: Any, second: Any) -> Found:
 def show(found: Found) -> str:
     """The part of the page."""
     of = found["rates"]
-    can = " and ".join(f"{of[name] / 1e9:.0f} GFLOP/s in {name}" for name in ("float32", "bfloat16"))
+    can = " and ".join(f"{of[name] / 1e9:.0f} GFLOP/s in {name}" for name in ("float32", "bfloat16") if name in of)
     copies = f"{of['bytes'] / 1e9:.1f} GB/s (read and written)"
     floor = f"The machine multiplies matrices at {can}, and copies {copies}.\n{FLOOR}"
     note = {"cpu": CPU_NOTE, "cuda": GPU_NOTE}[found["device"]]

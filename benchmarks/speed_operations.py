@@ -199,7 +199,8 @@ def seconds(name: str, ways: list[str], shape: Shape, runs: int, device: str) ->
         call = _call(operation, way, shape, inputs)
         return lambda: results.update({way: call()})
 
-    with torch.backends.cudnn.flags(allow_tf32=False):  # MONAI's local NCC is convolutions: not in TF32's ten bits
+    # MONAI's local NCC is convolutions: not in TF32's ten bits.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         medians = median_seconds([kept(way) for way in ways], runs, device)
     found: Found = {way: {"seconds": median} for way, median in zip(ways, medians, strict=True)}
     truth = operation.reference(shape, *(tensor.cpu() for tensor in inputs)) if operation.reference else None

@@ -147,6 +147,16 @@ def test_what_is_missing_is_named(anatomies: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(f"{HEADER}\n0,background,0,0,dark,1,2,1\n")
     with pytest.raises(InputError, match="a cell that is not a number"):
         read_table(tmp_path)
+    (tmp_path / "labels.csv").write_text(f"{HEADER}\n0,background,0,0,5,1,2,1\n24\n")
+    with pytest.raises(InputError, match=r"a cell that is not a number .* give every row all"):
+        read_table(tmp_path)
+    (tmp_path / "labels.csv").write_bytes("Gehirnstücke".encode("latin-1"))
+    with pytest.raises(InputError, match=r"labels\.csv: is not a table in UTF-8 text"):
+        read_table(tmp_path)
     (tmp_path / "labels.csv").write_text(f"{HEADER}\n0,background,0,0,5,1,2,1\n")
     with pytest.raises(InputError, match=r"splits\.json: does not say which maps"):
+        read_anatomies(tmp_path, "train")
+    (tmp_path / "splits.json").write_text('{"train": ["torn"]}')
+    (tmp_path / "torn.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(InputError, match=r"torn\.nii\.gz: is not a readable label map .*; get it again"):
         read_anatomies(tmp_path, "train")

@@ -1,5 +1,7 @@
 """The network that brings any contrast to one: what it is to make, how it is trained, and how weights carry it."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from iregzoo.errors import InputError
 from iregzoo.networks import IIRPNet
 from iregzoo.networks.canonical import BRIGHTNESS, LEVELS, CanonicalNet, at_corner, canonical_class, canonical_image
 from iregzoo.registration import PairNetwork, Registration
-from trainers import trainer_of
+from trainers import in_two_processes, trainer_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAIN = (ROOT / "canonical" / "brain.json", ROOT / "canonical" / "together.json")
@@ -187,6 +189,23 @@ def test_a_method_is_trained_with_it_and_carried_in_one_file(front: Path, anatom
     )
 
 
+def test_several_processes_train_it(front: Path, anatomies: Path, tmp_path: Path) -> None:
+    configs = ROOT / "bundles" / "iirp" / "configs"
+    files = [configs / "train.json", ROOT / "canonical" / "brain.json", configs / "multi_gpu_train.json"]
+    given: dict[str, Any] = {
+        **SMALL,
+        "bundle_root": configs.parent,
+        "dataset_dir": anatomies,
+        "output_dir": tmp_path,
+        "amp": False,
+        "start": "$None",
+        "front": f"$canonical.trained('{front / 'best.pt'}')",
+    }
+    done = in_two_processes(files, **given)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.name for path in tmp_path.glob("*.*")} >= {"best.pt", "card.json", "checkpoint_epoch=2.pt"}
+
+
 def test_both_networks_learn_together_and_their_weights_are_one_file(anatomies: Path, tmp_path: Path) -> None:
     """Every tensor of both has moved from the start, but those before an instance norm that takes them away."""
     bundle = ROOT / "bundles" / "iirp"
@@ -225,3 +244,13 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     batch = {"image": torch.full((1, 2, 32, 16, 16), float("nan")), "label": torch.zeros(1, 2, 32, 16, 16)}
     with pytest.raises(InputError, match="the loss at step 7 is not finite; lower learning_rate"):
         CanonicalStep()(trainer_of(network(), iteration=7), batch)
+
+
+def test_the_command_that_joins_both_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "iregzoo.canonical", "--network", str(tmp_path / "nowhere.pt")]
+    command += ["--canonical", str(tmp_path / "none.pt"), "--output", str(tmp_path / "brain.pt")]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"iregzoo: {tmp_path / 'nowhere.pt'}: is not a readable weights file")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -63,7 +63,7 @@ def test_features_of_the_network_of_one_contrast_stay_in_bfloat16_under_autocast
 def test_gradients_are_those_of_the_cpu(name: str, image: Tensor) -> None:
     gradients = []
     for device in ("cpu", "cuda"):
-        network = zoo.load(name, device=device, precision="float32").network.train()
+        network = zoo.load(name, device=device, precision="float32").network.requires_grad_(True).train()
         pair = image.to(device)
         loss = RegistrationLoss()(network(pair, True), pair[:, :1], pair[:, 1:])["loss"]
         torch.autograd.backward(loss)

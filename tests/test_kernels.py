@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,8 +140,13 @@ def test_a_softmax_of_large_logits_stays_finite() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs the compiler, which the interpreter replaces")
-@pytest.mark.parametrize("name", ["sample", "attend"])
-def test_kernels_compile_for_a_gpu_also_where_there_is_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [("sample", {}), ("attend", {}), ("attend", {"key": "*fp32", "value": "*fp16"}), ("attend", {"offsets": True})],
+)
+def test_kernels_compile_for_a_gpu_also_where_there_is_none(
+    name: str, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # its default so far; without it, 3.9 warns
     from triton.backends.compiler import GPUTarget
@@ -152,8 +158,9 @@ def test_kernels_compile_for_a_gpu_also_where_there_is_none(name: str, monkeypat
         "sample": {"relative": True, "border": True, "block": 64, "block_channels": 32},
         "attend": {**window, "offsets": False, "block": 64, "block_channels": 32, "block_values": 32},
     }[name]
+    constants |= {argument: value for argument, value in others.items() if argument in constants}
     volumes = dict.fromkeys(("image", "out", "query", "key", "value", "bias"), "*bf16")
-    types = {**volumes, "places": "*fp32", "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
+    types = {**volumes, "places": "*fp32", "scale": "fp32", **others, **dict.fromkeys(constants, "constexpr")}
     signature = {argument: types.get(argument, "i32") for argument in kernel.arg_names}
     given = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
     compiled = compile(ASTSource(kernel, signature, constexprs=given), target=GPUTarget("cuda", 90, 32))

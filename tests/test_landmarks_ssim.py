@@ -11,6 +11,7 @@ import torch
 from monai.losses import SSIMLoss
 from torch import Tensor
 
+from iregzoo.errors import InputError
 from iregzoo.fields import warp
 from iregzoo.losses import RegistrationLoss, landmark_error
 from iregzoo.networks import IIRPNet
@@ -227,7 +228,7 @@ def test_landmarks_of_one_image_alone_are_refused(missing: str) -> None:
 
 
 def test_metric_of_another_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="metric='mse'; expected local_ncc or ncc"):
+    with pytest.raises(InputError, match="metric 'mse': choose local_ncc or ncc"):
         RegistrationLoss(metric="mse")  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
+from iregzoo.errors import InputError
 from iregzoo.fields import invert, warp
 from iregzoo.jacobian import jacobian_determinant
 from iregzoo.losses import (
@@ -316,8 +318,14 @@ def test_orthogonality_without_tokens_is_refused(auxiliary: dict[str, tuple[Tens
 
 
 def test_overlap_without_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"overlap=0.5 needs label values"):
+    with pytest.raises(InputError, match=r"overlap 0.5 needs label values"):
         RegistrationLoss(overlap=0.5)
+
+
+@pytest.mark.parametrize("window", [4, 0, 2.5])
+def test_window_without_a_middle_is_refused(window: Any) -> None:
+    with pytest.raises(InputError, match=rf"window {window}: give an odd number of voxels"):
+        RegistrationLoss(window=window)
 
 
 @pytest.mark.parametrize("missing", [3, 4])

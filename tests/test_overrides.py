@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
 from iregzoo.errors import InputError
 from iregzoo.overrides import arguments_of_run, check_overrides, end_in_a_line, refuse_unknown
@@ -162,6 +163,19 @@ def test_nothing_is_checked_where_monai_is_called_from_python(monkeypatch: pytes
 def configs() -> dict[str, dict[str, Any]]:
     paths = (*ROOT.glob("bundles/*/configs/*.json"), *ROOT.glob("canonical/*.json"))
     return {str(path.relative_to(ROOT)): json.loads(path.read_text("utf-8")) for path in paths}
+
+
+def test_a_recipe_adds_to_what_the_config_before_it_imports() -> None:
+    """A list of its own would take the place of the other's, and leave what is imported to the order of the files."""
+    whole = {name for name, content in configs().items() if "imports" in content}
+    assert {Path(name).name for name in whole} == {"train.json", "inference.json"}
+    adding = {name for name, content in configs().items() if "+imports" in content}
+    assert {Path(name).name for name in adding} == {"multi_gpu_train.json", "brain.json"}
+    bundle = "bundles/iirp/configs"
+    files = (f"{bundle}/train.json", "canonical/brain.json", f"{bundle}/multi_gpu_train.json")
+    merged = ConfigParser.load_config_files([str(ROOT / name) for name in files])["imports"]
+    each = [json.loads((ROOT / name).read_text("utf-8")) for name in files]
+    assert merged == [line for content in each for line in content.get("imports", content.get("+imports"))]
 
 
 def test_every_config_that_prepares_a_run_looks_at_its_settings_first() -> None:

@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from iregzoo.errors import InputError
 from iregzoo.handlers import ProgressiveLevels, halving
 from iregzoo.networks import SMGICNet
 from iregzoo.registration import PairNetwork
@@ -106,7 +107,7 @@ def test_network_of_several_processes_is_trained_alike() -> None:
 
 @pytest.mark.parametrize("starts", [(), (1, 2), (0, 5, 5), (0, 5, 4), (0, 1, 2, 3, 4)])
 def test_starts_that_do_not_increase_from_0_are_refused(starts: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"starts=\(.*expected 1 to 4 step numbers"):
+    with pytest.raises(InputError, match=r"starts \[.*\]: give 1 to 4 step numbers"):
         ProgressiveLevels(build(), starts)
 
 

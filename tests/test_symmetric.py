@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import map_coordinates, uniform_filter
 from torch import Tensor
 
+from iregzoo.errors import InputError
 from iregzoo.networks import SMGICNet
 from iregzoo.registration import Registration
 from iregzoo.symmetric import SymmetricLoss
@@ -331,13 +332,20 @@ def test_levels_without_weights_are_refused(levels: int) -> None:
 
 @pytest.mark.parametrize("name", ["windows", "similarity", "smoothness"])
 def test_weights_of_different_numbers_of_levels_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}=\(3, 5, 7\).*expected one of each per level"):
+    with pytest.raises(InputError, match=rf"{name} \[3, 5, 7\].*give one of each per level"):
         SymmetricLoss(**{name: (3, 5, 7)})  # type: ignore[arg-type]
 
 
 def test_overlap_without_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"overlap=0.5 needs label values"):
+    with pytest.raises(InputError, match=r"overlap 0.5 needs label values"):
         SymmetricLoss(overlap=0.5)
+
+
+def test_weights_that_are_no_list_and_even_windows_are_refused() -> None:
+    with pytest.raises(InputError, match=r"similarity 0\.0: give a list"):
+        SymmetricLoss(similarity=0.0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="windows 4: give an odd number"):
+        SymmetricLoss(windows=(3, 4, 5, 7))
 
 
 @pytest.mark.parametrize("maps", [(label_maps()[0], None), (None, label_maps()[0])])

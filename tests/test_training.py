@@ -21,6 +21,7 @@ from iregzoo.training import (
     TrainStep,
     WarpLabels,
     check_measurable,
+    epochs,
     label_values,
     latest_checkpoint,
     prepare_landmarks,
@@ -284,11 +285,26 @@ def test_best_weights_are_of_the_highest_or_the_lowest_metric(tmp_path: Path, lo
 
 
 def test_latest_checkpoint_is_the_one_with_the_most_epochs(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "nowhere") is None
-    assert latest_checkpoint(tmp_path) is None
-    for name in ("best.pt", "checkpoint_epoch=9.pt", "checkpoint_epoch=10.pt", "checkpoint_epoch=11.txt"):
+    assert latest_checkpoint(tmp_path / "nowhere", 10) is None
+    assert latest_checkpoint(tmp_path, 10) is None
+    names = ("best", "checkpoint_epoch=9", "checkpoint_epoch=10", "checkpoint_epoch=11 (1)", "checkpoint_epoch=x")
+    for name in (*(f"{name}.pt" for name in names), "checkpoint_epoch=11.txt"):
         torch.save({"trainer": {}}, tmp_path / name)
-    assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint_epoch=10.pt")
+    assert latest_checkpoint(str(tmp_path), 10) == str(tmp_path / "checkpoint_epoch=10.pt")
     newest = (tmp_path / "checkpoint_epoch=10.pt").read_bytes()
     (tmp_path / "checkpoint_epoch=12.pt").write_bytes(newest[: len(newest) // 2])  # cut off while it was written
-    assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint_epoch=10.pt")
+    assert latest_checkpoint(str(tmp_path), 12) == str(tmp_path / "checkpoint_epoch=10.pt")
+    with pytest.raises(InputError, match=r"epoch=10\.pt: has 10 epochs, more than the 9 of steps; raise steps, or"):
+        latest_checkpoint(tmp_path, 9)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, 1), (1, 1), (100, 1), (101, 2)])
+def test_a_part_of_an_epoch_is_a_whole_one(steps: int, expected: int) -> None:
+    assert epochs(steps, 100) == expected
+
+
+def test_numbers_of_steps_that_are_none_are_refused() -> None:
+    with pytest.raises(InputError, match="steps_per_epoch 0: give a whole number of at least 1"):
+        epochs(5, 0)
+    with pytest.raises(InputError, match="steps 'many': give a whole number"):
+        epochs("many", 5)  # type: ignore[arg-type]

@@ -1,6 +1,10 @@
-"""What of a MONAI trainer a training step touches."""
+"""What of a MONAI trainer a training step touches, and MONAI's command in several processes."""
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,3 +22,12 @@ def trainer_of(
         loss_function=loss,
         state=SimpleNamespace(device=torch.device("cpu"), iteration=iteration),
     )
+
+
+def in_two_processes(files: Sequence[Path], **given: Any) -> Any:
+    """``torchrun``, on the CPU, of MONAI's command with these configs and settings."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "monai.bundle", "run", "--config_file", str([str(path) for path in files])]
+    command += [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)

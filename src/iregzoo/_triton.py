@@ -166,8 +166,9 @@ def attend(
                 if offsets:
                     inside = (kx >= 0) & (kx < depth) & (ky >= 0) & (ky < height) & (kz >= 0) & (kz < width)
                     there = known & inside[:, None]
-                place = key + batch * key_batch + head * key_head + kx * key_0 + ky * key_1 + kz * key_2
-                near = tl.load(place[:, None] + (channel * key_channel)[None, :], mask=there, other=0.0)
+                # Names of their own: a name that a loop keeps has one type, and these need not be of the query's.
+                keys = key + batch * key_batch + head * key_head + kx * key_0 + ky * key_1 + kz * key_2
+                near = tl.load(keys[:, None] + (channel * key_channel)[None, :], mask=there, other=0.0)
                 logit = tl.sum(asked * near.to(tl.float32), 1)
                 if offsets:
                     number = (place_0 * window_1 + place_1) * window_2 + place_2
@@ -180,8 +181,9 @@ def attend(
                     row = tl.where(column == 0, moved_0, tl.where(column == 1, moved_1, moved_2)).to(tl.float32)
                     found = tl.zeros((block, block_values), dtype=tl.float32) + row[None, :]
                 else:
-                    place = value + batch * value_batch + head * value_head + kx * value_0 + ky * value_1 + kz * value_2
-                    found = tl.load(place[:, None] + (column * value_channel)[None, :], mask=kept, other=0.0)
+                    values = value + batch * value_batch + head * value_head
+                    values += kx * value_0 + ky * value_1 + kz * value_2
+                    found = tl.load(values[:, None] + (column * value_channel)[None, :], mask=kept, other=0.0)
                     found = found.to(tl.float32)
                 # The softmax as it comes: all so far is scaled down whenever a logit is the highest yet.
                 higher = tl.maximum(highest, logit)

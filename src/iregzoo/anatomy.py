@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.utils.data import Dataset, get_worker_info
 
-from iregzoo.errors import InputError
+from iregzoo.errors import InputError, in_a_line
 from iregzoo.fields import identity
 from iregzoo.pairs import Sample
 from iregzoo.space.grid import Matrix
@@ -62,7 +62,10 @@ def read_table(folder: str | Path) -> Table:
     path = Path(folder) / "labels.csv"
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a folder with label maps, labels.csv and splits.json")
-    rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+    try:
+        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: is not a table in UTF-8 text ({error}); save it as CSV") from None
     missing = [name for name in COLUMNS if not rows or name not in rows[0]]
     if missing:
         raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
@@ -72,8 +75,10 @@ def read_table(folder: str | Path) -> Table:
             for row in rows
         }
         return Table(tissues, tuple(int(row["label"]) for row in rows if int(row["evaluate"])))
-    except ValueError as error:
-        raise InputError(f"{path}: has a cell that is not a number ({error})") from None
+    except (ValueError, TypeError) as error:  # a row that ends early has None in the cells that it lacks
+        raise InputError(
+            f"{path}: has a cell that is not a number ({error}); give every row all of its numbers"
+        ) from None
 
 
 def read_splits(folder: str | Path) -> dict[str, list[str]]:
@@ -113,8 +118,12 @@ def _read_map(path: Path) -> tuple[Tensor, Matrix]:
     """Label map (X, Y, Z) of canonical axes, and its affine, voxels to RAS mm."""
     if not path.is_file():
         raise InputError(f"{path}: no such file, although splits.json lists it")
-    image = nib.as_closest_canonical(nib.load(path))
-    return torch.from_numpy(np.asarray(image.dataobj).astype(np.int16)), np.asarray(image.affine, dtype=np.float64)
+    try:
+        image = nib.as_closest_canonical(nib.load(path))
+        voxels = np.asarray(image.dataobj).astype(np.int16)
+    except Exception as error:  # a damaged file raises many kinds
+        raise InputError(f"{path}: is not a readable label map ({in_a_line(error)}); get it again") from None
+    return torch.from_numpy(voxels), np.asarray(image.affine, dtype=np.float64)
 
 
 def _middles(labels: Tensor, affine: Matrix, compared: Sequence[int]) -> Matrix:

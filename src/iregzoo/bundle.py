@@ -5,7 +5,7 @@ them on the network's grid, ``PairInferer`` runs the network, ``SaveRegistration
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from iregzoo.cards import WeightsCard
+from iregzoo.errors import InputError
 from iregzoo.flags import flag
 from iregzoo.outputs import check_file, check_kept, check_target, whole_folder
 from iregzoo.register import Scans, choose_start, conclude, frame_of, read_scans, seen, start_of, uprights
@@ -71,13 +72,15 @@ def choose_weights(
     return find_weights(bundle, weights), shown
 
 
-def check_output(output_dir: str, pairs: Iterable[Sample], init: str, overwrite: bool) -> None:
+def check_output(output_dir: str, pairs: Sequence[Sample], init: str, overwrite: bool) -> None:
     """Refuse, before any work, a folder that cannot have the results, or whose files are what they are made from.
 
     Raises:
-        InputError: as ``check_target`` and ``check_kept`` do.
+        InputError: for several pairs, whose files would have one name, and as ``check_target`` and ``check_kept`` do.
     """
     option = "--output_dir"
+    if len(pairs) != 1:
+        raise InputError(f"dataset#data: has {len(pairs)} pairs; give one, or run several with iregzoo batch")
     check_target(output_dir, overwrite=overwrite, owned=FILES, option=option)
     check_kept(output_dir, (*(path for pair in pairs for path in pair.values()), init), FILES, option=option)
 

@@ -1,7 +1,7 @@
 """Training with the network that brings any contrast to one (``networks.canonical``), and of it."""
 
+import sys
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from iregzoo.networks.canonical import (
 from iregzoo.pairs import Sample
 from iregzoo.precision import trains_in_bfloat16
 from iregzoo.registration import CANONICAL
+from iregzoo.states import load_strictly, read_state, save_whole, sha256
 from iregzoo.synthesis import BRIGHTEST, Synthesis, Tissue
 
 # What a voxel of each class counts: one outside the brain 1, of what is large there 2, and of small structures 4.
@@ -85,11 +86,12 @@ def trained(path: str | Path) -> CanonicalNet:
     Raises:
         InputError: where there are none.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise InputError(f"{path}: no such file; train the network with canonical/train.json first")
-    network, state = CanonicalNet(), torch.load(path, map_location="cpu", weights_only=True)
+    network, state = CanonicalNet(), read_state(path)
     own = {name.removeprefix(CANONICAL): value for name, value in state.items() if name.startswith(CANONICAL)}
-    network.load_state_dict(own or state)
+    load_strictly(network, own or state, path)
     return network.eval().requires_grad_(False)
 
 
@@ -99,13 +101,21 @@ def assemble(network: str, canonical: str, output: str) -> None:
     Args:
         network: the best weights of the method's training.
         canonical: the best weights of the canonical network's, or of one together with a method.
-        output: the weights file of the bundle.
+        output: the weights file.
+
+    Raises:
+        InputError: for what are no weights, and for a file that cannot be written.
     """
-    state = torch.load(network, map_location="cpu", weights_only=True)
+    target = Path(output)
+    state = read_state(Path(network))
     state |= {f"{CANONICAL}{name}": value for name, value in trained(canonical).state_dict().items()}
-    torch.save({name: value.half() for name, value in state.items()}, output)
-    print(f"written to {output}: sha256 {sha256(Path(output).read_bytes()).hexdigest()}")
+    save_whole({name: value.half() for name, value in state.items()}, target)
+    print(f"written to {target}: sha256 {sha256(target)}")
 
 
 if __name__ == "__main__":
-    fire.Fire(assemble)
+    try:
+        fire.Fire(assemble)
+    except InputError as error:
+        print(f"iregzoo: {error}", file=sys.stderr)
+        sys.exit(2)

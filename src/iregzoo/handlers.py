@@ -14,7 +14,30 @@ from monai.engines import Evaluator
 from monai.handlers import CheckpointSaver
 from torch.optim.lr_scheduler import LRScheduler
 
+from iregzoo.errors import InputError
 from iregzoo.flags import check_count
+from iregzoo.states import load_strictly, read_state
+
+
+class LoadWeights:
+    """Handler that loads a network's weights when an engine starts, and says in a line what is wrong with them.
+
+    MONAI's ``CheckpointLoader`` asks for the device that they were trained on, and takes weights that are not finite.
+
+    Args:
+        network: to load them into.
+        path: of the file, see ``read_state``.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+        self.network, self.path = network, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Raises InputError as ``load_strictly`` does."""
+        load_strictly(self.network, read_state(self.path), self.path)
 
 
 class ProgressiveLevels:
@@ -31,7 +54,7 @@ class ProgressiveLevels:
         frozen: steps at the beginning of each level but the first in which the levels before are kept as they are.
 
     Raises:
-        ValueError: for starts that do not increase from 0, or more of them than the network has levels.
+        InputError: for starts that do not increase from 0, or more of them than the network has levels.
     """
 
     def __init__(self, network: torch.nn.Module, starts: Sequence[int], frozen: int = 3000) -> None:
@@ -40,7 +63,7 @@ class ProgressiveLevels:
         self.starts, self.frozen = tuple(starts), frozen
         levels = len(self.network.estimators)
         if not 1 <= len(self.starts) <= levels or self.starts[0] != 0 or sorted(set(self.starts)) != [*self.starts]:
-            raise ValueError(f"starts={self.starts}; expected 1 to {levels} step numbers that increase from 0")
+            raise InputError(f"starts {[*self.starts]}: give 1 to {levels} step numbers that increase from 0")
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_STARTED, self)

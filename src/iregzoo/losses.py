@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from iregzoo.fields import (
-    check_displacement,
-    compose,
-    sample,
-    warp,
-)
+from iregzoo.errors import InputError
+from iregzoo.fields import check_displacement, compose, sample, warp
+from iregzoo.flags import is_count
 from iregzoo.jacobian import jacobian, jacobian_determinant, jacobian_determinant_at
 from iregzoo.overlap import overlap_loss
+from iregzoo.precision import exact_dtype
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc, ncc, ssim
 
@@ -70,8 +68,8 @@ def folding(displacement: Tensor, *, margin: float = 0.0) -> Tensor:
         determinant = jacobian_determinant(displacement)
         places = (~(determinant >= margin)).nonzero()  # with those that are NaN
     below = F.relu(margin - jacobian_determinant_at(displacement, places))
-    # In float64, for these are added one after the other, and there may be millions.
-    sums = below.new_zeros(len(displacement), dtype=torch.float64).index_add(0, places[:, 0], below.double())
+    exact = exact_dtype(below.device)  # these are added one after the other, and there may be millions
+    sums = below.new_zeros(len(displacement), dtype=exact).index_add(0, places[:, 0], below.to(exact))
     return (sums / determinant.shape[1:].numel()).to(below.dtype)
 
 
@@ -140,6 +138,17 @@ def landmark_error(
     return distances.sum(1) / given.sum(1).clamp_min(1)
 
 
+def check_windows(windows: Sequence[int], name: str) -> None:
+    """Refuse windows of the local NCC that have no middle.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    for window in windows:
+        if not is_count(window) or window % 2 == 0:
+            raise InputError(f"{name} {window!r}: give an odd number of voxels")
+
+
 @dataclass(frozen=True)
 class RegistrationLoss:
     """Similarity + weighted regularity + weighted overlap of labels and landmarks, each term under its own name.
@@ -162,7 +171,8 @@ class RegistrationLoss:
         spacing: size of the images' voxels in mm, for that distance.
 
     Raises:
-        ValueError: for a metric of another name, an overlap without labels, and sizes that are not positive.
+        InputError: for an even window, a metric of another name, an overlap without labels, and sizes that are not
+            positive.
     """
 
     window: int = 9
@@ -181,12 +191,13 @@ class RegistrationLoss:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "spacing", tuple(self.spacing))
+        check_windows((self.window,), "window")
         if self.metric not in ("local_ncc", "ncc"):
-            raise ValueError(f"metric={self.metric!r}; expected local_ncc or ncc")
+            raise InputError(f"metric {self.metric!r}: choose local_ncc or ncc")
         if not all(size > 0 for size in self.spacing):
-            raise ValueError(f"spacing={self.spacing}; expected positive sizes in mm")
+            raise InputError(f"spacing {[*self.spacing]}: give positive sizes in mm")
         if self.overlap and not self.labels:
-            raise ValueError(f"overlap={self.overlap} needs label values; give labels=[1, 2, …]")
+            raise InputError(f"overlap {self.overlap} needs label values; give labels, such as [1, 2]")
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from iregzoo.errors import InputError
 from iregzoo.fields import check_displacement, identity
+from iregzoo.precision import exact_dtype
 
 EPS = 1e-5
 
@@ -24,7 +25,8 @@ def overlap_loss(displacement: Tensor, moving: Tensor | None, fixed: Tensor | No
         values: the labels that count.
 
     Raises:
-        ValueError: where a map is missing, or its shape is not the field's.
+        InputError: where a map is missing.
+        ValueError: where its shape is not the field's.
     """
     axes = check_displacement(displacement)
     if moving is None or fixed is None:
@@ -38,12 +40,12 @@ def overlap_loss(displacement: Tensor, moving: Tensor | None, fixed: Tensor | No
             f"{(displacement.shape[0], 1, *shape)}, to match the displacement {tuple(displacement.shape)}"
         )
     source, target = _numbered(moving, values), _numbered(fixed, values)
-    # In float64, for voxels are added one after the other, and a label may have millions.
-    nothing = displacement.new_zeros(len(source), len(values) + 1, dtype=torch.float64)
+    # Exact, for voxels are added one after the other, and a label may have millions.
+    nothing = displacement.new_zeros(len(source), len(values) + 1, dtype=exact_dtype(displacement.device))
     warped, shared = nothing, nothing
     for corner in product((0, 1), repeat=axes):
         weight, place = _corner(displacement, corner)
-        weight = weight.double()
+        weight = weight.to(nothing.dtype)
         label = source.gather(1, place)
         warped = warped.scatter_add(1, label, weight)
         shared = shared.scatter_add(1, label * (label == target), weight)

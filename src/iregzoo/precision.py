@@ -36,6 +36,11 @@ def computes_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """In what millions of numbers are added up: float64, but on a device that has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def trains_in_bfloat16(amp: bool | str, device: torch.device) -> bool:
     """What a training's setting ``amp`` means on a device: ``auto`` is bfloat16 where it computes it.
 

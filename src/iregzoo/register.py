@@ -56,7 +56,8 @@ class Refinement:
 
 @dataclass(frozen=True)
 class Result:
-    """A registered pair, on the fixed image's own grid. Tensors are on the CPU, of float32 but for labels.
+    """A registered pair, on the fixed image's own grid. Tensors are of float32, but for labels, and on the CPU, but
+    for what ``registration`` has beside its displacement, which is where the network ran.
 
     Attributes:
         scans: what was registered.
@@ -229,6 +230,8 @@ def register(
     placed(frame)
     with timed("network", seconds, progress):
         registration = method.network.register(image.to(method.device), controller)
+        if method.device.type == "cuda":  # which goes on after the call, whose time would be in no stage
+            torch.cuda.synchronize(method.device)
     result = conclude(scans, frame, name, image, registration, steps, method.card, seconds=seconds, progress=progress)
     return replace(result, lying=lying_otherwise)
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iregzoo.errors import InputError
 from iregzoo.fields import warp
-from iregzoo.losses import diffusion, folding, gradicon, inverse_consistency
+from iregzoo.losses import check_windows, diffusion, folding, gradicon, inverse_consistency
 from iregzoo.overlap import overlap_loss
 from iregzoo.registration import Registration
 from iregzoo.similarity import local_ncc, mse
@@ -42,7 +43,8 @@ class SymmetricLoss:
         labels: the label values that the Dice term compares.
 
     Raises:
-        ValueError: where the windows and weights are not of one number of levels, or overlap has no labels.
+        InputError: where the windows and weights are no lists of one number of levels, for an even window, and where
+            overlap has no labels.
     """
 
     windows: tuple[int, ...] = (3, 5, 7, 9)
@@ -59,14 +61,18 @@ class SymmetricLoss:
 
     def __post_init__(self) -> None:
         for name in ("windows", "similarity", "smoothness", "labels"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, Sequence):
+                raise InputError(f"{name} {value!r}: give a list, of one number per level or label")
+            object.__setattr__(self, name, tuple(value))
+        check_windows(self.windows, "windows")
         if not len(self.windows) == len(self.similarity) == len(self.smoothness):
-            raise ValueError(
-                f"windows={self.windows}, similarity={self.similarity}, smoothness={self.smoothness}; "
-                "expected one of each per level"
+            raise InputError(
+                f"windows {[*self.windows]}, similarity {[*self.similarity]}, smoothness {[*self.smoothness]}: give "
+                "one of each per level"
             )
         if self.overlap and not self.labels:
-            raise ValueError(f"overlap={self.overlap} needs label values; give labels=[1, 2, …]")
+            raise InputError(f"overlap {self.overlap} needs label values; give labels, such as [1, 2]")
 
     def __call__(
         self,

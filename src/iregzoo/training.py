@@ -1,12 +1,14 @@
 """Training and validation on pairs of scans: the training step, the checks before it, and post-processing."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.transforms import Transform
@@ -17,7 +19,7 @@ from iregzoo.datasets import find_scans as find_scans
 from iregzoo.errors import InputError
 from iregzoo.fields import sample as read_at
 from iregzoo.fields import warp
-from iregzoo.flags import is_count
+from iregzoo.flags import check_count, is_count
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss, one_hot
 from iregzoo.pairs import CyclicPairs as CyclicPairs
@@ -160,10 +162,12 @@ def check_measurable(scans: Sequence[Sample], measured: Transform) -> None:
         measured: the validation's post-processing.
 
     Raises:
-        InputError: where label maps or landmarks are wanted that a scan has not, and where no label map has any of the
-            labels to compare.
+        InputError: where label maps or landmarks are wanted that a scan has not, where no label map has any of the
+            labels to compare, and where several processes have fewer scans than they are.
     """
     scans = [scan for scan in scans if isinstance(scan, Mapping)]
+    if scans and len(scans) < (processes := idist.get_world_size()):
+        raise InputError(f"{len(scans)} scans of val for {processes} processes; give as many, or start fewer processes")
     kind = {WarpLabels: "label", LandmarkErrors: "points"}.get(type(measured))
     if kind is not None and any(kind not in scan for scan in scans):
         wanted = "label maps" if kind == "label" else "landmarks"
@@ -186,7 +190,7 @@ def check_network(network: PairNetwork, shape: Sequence[int], start: str | None 
     Args:
         network: to be trained.
         shape: of the grid.
-        start: file of the initial weights, or None.
+        start: file of the initial weights, or None; of an evaluation, of the weights to measure.
 
     Raises:
         InputError: for a shape that is none or that the network's stride does not divide, a file that is missing or
@@ -204,7 +208,7 @@ def check_network(network: PairNetwork, shape: Sequence[int], start: str | None 
         raise InputError(f"start {start!r}: give the file of the initial weights, or null to begin from none")
     path = Path(start)
     if not path.is_file():
-        raise InputError(f"start {start}: no such file; give the initial weights, or null to begin from none")
+        raise InputError(f"{start}: no such file; give a file of weights, or for a training's start null for none")
     check_state(network.state_dict(), read_state(path), path)
 
 
@@ -257,11 +261,37 @@ class LandmarkErrors(Transform):
         return {**data, "pred": distances, "label": torch.zeros_like(distances)}
 
 
-def latest_checkpoint(folder: str | Path) -> str | None:
+def epochs(steps: int, steps_per_epoch: int) -> int:
+    """How many epochs hold so many steps; a part of one becomes a whole one, and there is one at least.
+
+    Raises:
+        InputError: for numbers that are none.
+    """
+    check_count(steps_per_epoch, "steps_per_epoch")
+    if not isinstance(steps, int):
+        raise InputError(f"steps {steps!r}: give a whole number")
+    return -(-max(1, steps) // steps_per_epoch)
+
+
+def latest_checkpoint(folder: str | Path, most: int) -> str | None:
     """The training checkpoint with the most epochs in a folder, None where there is none.
 
     One that an interruption cut off while it was written (no longer a whole archive) does not count.
+
+    Args:
+        folder: of the training.
+        most: epochs that the training is to have.
+
+    Raises:
+        InputError: where the checkpoint has more.
     """
-    whole = filter(is_zipfile, Path(folder).glob("*checkpoint_epoch=*.pt"))
-    found = {int(path.stem.split("=")[1]): path for path in whole}
-    return str(found[max(found)]) if found else None
+    named = ((re.fullmatch(r"(?:.*_)?checkpoint_epoch=(\d+)", path.stem), path) for path in Path(folder).glob("*.pt"))
+    found = {int(name[1]): path for name, path in named if name and is_zipfile(path)}
+    if not found:
+        return None
+    if max(found) > most:
+        raise InputError(
+            f"{found[max(found)]}: has {max(found)} epochs, more than the {most} of steps; raise steps, or choose "
+            "another output_dir"
+        )
+    return str(found[max(found)])

@@ -254,6 +254,14 @@ def test_scans_that_the_results_would_replace_are_refused_and_kept(pair: Pair, t
     assert moving.read_bytes() == before
 
 
+def test_several_pairs_would_replace_each_others_results(pair: Pair, tmp_path: Path) -> None:
+    both = {"fixed": str(pair.fixed), "moving": str(pair.moving)}
+    with pytest.raises((InputError, RuntimeError)) as caught:
+        run("iirp", pair, tmp_path / "out", **{"dataset#data": [both, both]})
+    assert "dataset#data: has 2 pairs; give one, or run several with iregzoo batch" in refusal(caught)
+    assert not (tmp_path / "out").exists()
+
+
 def test_false_on_the_command_line_of_monai_is_false(pair: Pair, tmp_path: Path) -> None:
     found = run("iirp", pair, tmp_path / "monai", overwrite="false", inverse="false")
     assert written(found) == FILES

@@ -3,10 +3,8 @@
 import csv
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
+import zipfile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import Tensor
 from iregzoo import zoo
 from iregzoo.iteration import FixedIterations
 from iregzoo.training import find_scans, latest_checkpoint
+from trainers import in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +132,7 @@ def test_last_epoch_is_validated_and_saved_whatever_the_intervals(
 ) -> None:
     # 5 steps of 2 an epoch are 3 epochs, of which only the second is a whole interval.
     train(dataset, tmp_path, steps=5, val_interval=2, save_interval=2)
-    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=3.pt")
+    assert latest_checkpoint(tmp_path, 3) == str(tmp_path / "checkpoint_epoch=3.pt")
     found = logged(tmp_path)
     assert found["val_dice"] == [2, 3]
     (tag,) = (tag for tag in found if tag.endswith("learning_rate"))
@@ -148,7 +147,7 @@ def test_interval_of_no_epochs_is_refused_before_training(dataset: Path, tmp_pat
     with pytest.raises(RuntimeError) as caught:
         train(dataset, tmp_path, save_interval=0)
     assert "save_interval 0" in str(caught.value.__cause__)
-    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path, 3) is None
     assert not (tmp_path / "best.pt").exists()
 
 
@@ -210,7 +209,7 @@ def train_interrupted(dataset: Path, output: Path, **options: Any) -> list[int]:
     interrupted = workflow(dataset, output, **options)
     interrupted.trainer.add_event_handler(Events.EPOCH_STARTED(once=3), lambda engine: engine.terminate())
     interrupted.run()
-    assert latest_checkpoint(output) == str(output / "checkpoint_epoch=2.pt")
+    assert latest_checkpoint(output, 4) == str(output / "checkpoint_epoch=2.pt")
 
     resumed = workflow(dataset, output, **options)
     epochs: list[int] = []
@@ -373,17 +372,17 @@ def multi_gpu(folder: Path) -> bytes:
 MULTI_GPU = list({multi_gpu(folder): folder for folder in reversed(FOLDERS)}.values())
 
 
+def run_two(dataset: Path, output: Path, files: tuple[str, ...], bundle: Path, **options: Any) -> Any:
+    """MONAI's command in two processes."""
+    given = {**SMALL, **options, "bundle_root": bundle, "dataset_dir": dataset, "output_dir": output}
+    return in_two_processes([bundle / "configs" / name for name in files], **given)
+
+
 @pytest.mark.parametrize("folder", MULTI_GPU, ids=attrgetter("name"))
 def test_two_processes_train_as_one_with_their_batches_together(folder: Path, dataset: Path, tmp_path: Path) -> None:
     """MONAI's multi-GPU pattern, on the CPU: two processes with a pair each step as one process with both pairs."""
     options: dict[str, Any] = {"steps": 2, "steps_per_epoch": 1, "seed": 3}
-    given = {**SMALL, **options, "bundle_root": folder, "dataset_dir": dataset, "output_dir": tmp_path / "two"}
-    files = [str(folder / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "monai.bundle", "run", "--config_file", str(files)]
-    command += [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
+    done = run_two(dataset, tmp_path / "two", ("train.json", "multi_gpu_train.json"), folder, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     workflow(dataset, tmp_path / "one", bundle=folder, batch_size=2, **options).run()
     expected, found = weights_of(tmp_path / "one", 2), weights_of(tmp_path / "two", 2)
@@ -391,3 +390,81 @@ def test_two_processes_train_as_one_with_their_batches_together(folder: Path, da
     # that a norm undoes goes anywhere, so not each for itself.)
     differences = torch.cat([(found[name] - expected[name]).abs().flatten() for name in expected])
     assert differences.mean() < 0.05 * SMALL["learning_rate"]
+
+
+def test_two_processes_evaluate_as_one(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    """Each with the weights, on its part of the scans."""
+    files, weights = ("train.json", "multi_gpu_train.json", "evaluate.json"), str(trained / "best.pt")
+    done = run_two(dataset, tmp_path / "two", files, IIRP, checkpoint_path=weights)
+    assert done.returncode == 0, done.stderr[-2000:]
+    workflow(dataset, tmp_path / "one", ("train.json", "evaluate.json"), checkpoint_path=weights).run()
+    expected, found = (
+        sorted(row[1:] for row in csv.reader((tmp_path / name / "val_dice_raw.csv").open(encoding="utf-8")))
+        for name in ("one", "two")
+    )
+    assert found == expected
+
+
+def test_more_processes_than_scans_to_validate_are_refused(dataset: Path, tmp_path: Path) -> None:
+    files, splits = ("train.json", "multi_gpu_train.json"), json.loads((dataset / "splits.json").read_text("utf-8"))
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps({**splits, "val": splits["val"][:1]}), "utf-8")
+    done = run_two(dataset, tmp_path / "out", files, IIRP, splits=few)
+    assert "iregzoo: 1 scans of val for 2 processes; give as many, or start fewer processes" in done.stderr
+
+
+# --- weights
+
+
+def as_on_a_gpu(source: Path, target: Path) -> Path:
+    """A file whose tensors say that they were on a GPU, as of a training there."""
+    tag, other = (b"X" + len(name).to_bytes(4, "little") + name for name in (b"cpu", b"cuda:0"))
+    with zipfile.ZipFile(source) as given, zipfile.ZipFile(target, "w") as made:
+        for entry in given.infolist():
+            content = given.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert tag in content
+                content = content.replace(tag, other)
+            made.writestr(entry.filename, content)
+    return target
+
+
+def test_weights_and_checkpoints_of_a_gpu_are_used_without_one(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    best = as_on_a_gpu(trained / "best.pt", tmp_path / "best.pt")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="deserialize object on a CUDA device"):
+            torch.load(best)
+    workflow(dataset, tmp_path / "measured", ("train.json", "evaluate.json"), checkpoint_path=str(best)).run()
+    train(dataset, tmp_path / "begun", start=str(best), steps=2, learning_rate=0.0, final_learning_rate=0.0)
+    expected = torch.load(trained / "best.pt", weights_only=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(tmp_path / "begun", 1).items())
+    (tmp_path / "gone_on").mkdir()
+    as_on_a_gpu(trained / "checkpoint_epoch=2.pt", tmp_path / "gone_on" / "checkpoint_epoch=2.pt")
+    train(dataset, tmp_path / "gone_on", steps=6, overlap=1.0)
+    train(dataset, shutil.copytree(trained, tmp_path / "whole"), steps=6, overlap=1.0)
+    expected, found = weights_of(tmp_path / "whole", 3), weights_of(tmp_path / "gone_on", 3)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_weights_that_cannot_be_evaluated_are_refused_before_a_scan_is_read(trained: Path, tmp_path: Path) -> None:
+    ruined = torch.load(trained / "best.pt", weights_only=True)
+    next(iter(ruined.values())).fill_(math.nan)
+    torch.save(ruined, tmp_path / "ruined.pt")
+    for path, message in (
+        (tmp_path / "nowhere.pt", "nowhere.pt: no such file; give a file of weights"),
+        (ROOT / "bundles" / "pan" / "models" / "model.pt", "model.pt: has no tensor"),
+        (tmp_path / "ruined.pt", "holds NaN or infinite values; the weights are damaged"),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            workflow(
+                tmp_path / "no scans", tmp_path / "out", ("train.json", "evaluate.json"), checkpoint_path=str(path)
+            )
+        assert message in str(caught.value.__cause__)
+
+
+def test_fewer_steps_than_are_done_are_refused(trained: Path, dataset: Path) -> None:
+    before = {path.name: path.read_bytes() for path in trained.glob("*.pt")}
+    with pytest.raises(RuntimeError) as caught:
+        train(dataset, trained, steps=2)
+    assert "checkpoint_epoch=2.pt: has 2 epochs, more than the 1 of steps" in str(caught.value.__cause__)
+    assert {path.name: path.read_bytes() for path in trained.glob("*.pt")} == before

@@ -252,6 +252,7 @@ def test_own_atlases_can_be_chosen(server: Server, hippocampi: Path, patients: l
         ({"refine": 10**7}, "refine 10000000: give at most 1000"),
         ({"refine": 1.5}, "refine 1.5: give a whole number"),
         ({"init": "sideways"}, "init 'sideways' is unknown"),
+        ({"init": __file__}, f"init '{__file__}' is unknown; choose auto, none, center, rigid, affine"),
         ({"atlas": "../../lung"}, "atlas '../../lung' is unknown; available: hippocampus"),
         ({"mirror": "maybe"}, "mirror 'maybe': give true or false"),
         ({"when_in_doubt": "cry"}, "when_in_doubt 'cry': choose warn or refuse"),

@@ -19,6 +19,7 @@ from iregzoo.errors import InputError
 from iregzoo.label.atlas import LabelledImage, write
 from iregzoo.outputs import held, whole_folder
 from iregzoo.registration import CANONICAL
+from iregzoo.space.start import STARTS
 from iregzoo.states import read_state, sha256
 from iregzoo.steering import CONTROLLERS
 from iregzoo.suited import choice, shown
@@ -29,7 +30,6 @@ MODELS = "model"  # the folder in which the app looks for bundles
 MODEL = "models/model.pt"
 # Not among what the panel offers: what finds starts, where other weights hold that, and weights for some scans alone.
 FINDER, FURTHER = "finder/finder.pt", "further/model.pt"
-INITS = ("auto", "none", "center", "rigid", "affine")
 
 
 def prepare(
@@ -246,7 +246,7 @@ def _inference(method: Method, atlases: Sequence[LabelledImage]) -> dict[str, An
         "device": "cpu",
         "displayable_configs": {
             "atlas": [atlas.name for atlas in atlases],
-            "init": list(INITS),
+            "init": ["auto", *STARTS],
             **steering,
             "refine": method.card.refine,
             "mirror": False,

@@ -28,6 +28,7 @@ from iregzoo.registration import PairNetwork
 from iregzoo.results import provenance
 from iregzoo.space.grid import RAS_FROM_LPS
 from iregzoo.space.scan import Scan
+from iregzoo.space.start import STARTS
 from iregzoo.steering import MOST_ITERATIONS, choose_controller
 from iregzoo.suited import choices, suited
 from iregzoo.template import Atlas, read_atlas
@@ -68,9 +69,9 @@ class Options:
         They are read here and not by references in ``inference.json``, whose parser would run code in them.
 
         Raises:
-            InputError: where a name is an option's but for its spelling, and where ``mirror``, ``when_in_doubt`` or
-                ``max_iterations``, whose 0 means the method's own, is no such choice; the others are checked where
-                they are used.
+            InputError: where a name is an option's but for its spelling, and where ``init``, ``mirror``,
+                ``when_in_doubt`` or ``max_iterations``, whose 0 means the method's own, is no such choice; the others
+                are checked where they are used.
         """
 
         def asked(name: str) -> Any:
@@ -98,6 +99,8 @@ class Options:
             when_in_doubt=str(asked("when_in_doubt") or "warn"),
             model_filename=str(asked("model_filename") or "model.pt"),
         )
+        if options.init not in ("auto", *STARTS):  # a file would be one of the server's
+            raise InputError(f"init {options.init!r} is unknown; choose auto, {', '.join(STARTS)}")
         if options.when_in_doubt not in DOUBTS:
             raise InputError(f"when_in_doubt {options.when_in_doubt!r}: choose {' or '.join(DOUBTS)}")
         return options
