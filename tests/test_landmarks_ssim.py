@@ -234,7 +234,7 @@ def test_metric_of_another_name_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [0.0, -1.0, math.nan])
 def test_spacing_that_is_not_positive_is_refused(size: float) -> None:
-    with pytest.raises(ValueError, match=r"spacing=\(1.0, .*expected positive sizes in mm"):
+    with pytest.raises(InputError, match=r"spacing \[1.0, .*: give positive sizes in mm"):
         RegistrationLoss(spacing=(1.0, size, 1.0))
 
 

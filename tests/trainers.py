@@ -24,9 +24,9 @@ def trainer_of(
     )
 
 
-def in_two_processes(files: Sequence[Path], **given: Any) -> Any:
+def in_processes(files: Sequence[Path], count: int = 2, **given: Any) -> Any:
     """``torchrun``, on the CPU, of MONAI's command with these configs and settings."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     command += ["-m", "monai.bundle", "run", "--config_file", str([str(path) for path in files])]
     command += [part for key, value in given.items() for part in (f"--{key}", str(value))]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

@@ -19,7 +19,7 @@ from torch import Tensor
 from iregzoo import zoo
 from iregzoo.iteration import FixedIterations
 from iregzoo.training import find_scans, latest_checkpoint
-from trainers import in_two_processes
+from trainers import in_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 ROOT = Path(__file__).resolve().parents[2]
@@ -305,7 +305,7 @@ def test_early_stop_ends_a_training_that_gets_no_better(dataset: Path, tmp_path:
         ({"shape": [16, 0, 16]}, "shape [16, 0, 16]: give the voxels"),
         ({"shape": [33, 32, 32]}, "shape [33, 32, 32]: must be multiples of"),
         ({"start": 5}, "start 5: give the file of the initial weights"),
-        ({"start": "nowhere.pt"}, "start nowhere.pt: no such file"),
+        ({"start": "nowhere.pt"}, "nowhere.pt: no such file"),
         ({"start": str(IIRP / "configs" / "train.json")}, "train.json: is not a readable weights file"),
     ],
 )
@@ -372,17 +372,17 @@ def multi_gpu(folder: Path) -> bytes:
 MULTI_GPU = list({multi_gpu(folder): folder for folder in reversed(FOLDERS)}.values())
 
 
-def run_two(dataset: Path, output: Path, files: tuple[str, ...], bundle: Path, **options: Any) -> Any:
-    """MONAI's command in two processes."""
+def run_several(dataset: Path, output: Path, files: tuple[str, ...], bundle: Path, **options: Any) -> Any:
+    """MONAI's command in several processes, two unless ``count`` says otherwise."""
     given = {**SMALL, **options, "bundle_root": bundle, "dataset_dir": dataset, "output_dir": output}
-    return in_two_processes([bundle / "configs" / name for name in files], **given)
+    return in_processes([bundle / "configs" / name for name in files], **given)
 
 
 @pytest.mark.parametrize("folder", MULTI_GPU, ids=attrgetter("name"))
 def test_two_processes_train_as_one_with_their_batches_together(folder: Path, dataset: Path, tmp_path: Path) -> None:
     """MONAI's multi-GPU pattern, on the CPU: two processes with a pair each step as one process with both pairs."""
     options: dict[str, Any] = {"steps": 2, "steps_per_epoch": 1, "seed": 3}
-    done = run_two(dataset, tmp_path / "two", ("train.json", "multi_gpu_train.json"), folder, **options)
+    done = run_several(dataset, tmp_path / "two", ("train.json", "multi_gpu_train.json"), folder, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     workflow(dataset, tmp_path / "one", bundle=folder, batch_size=2, **options).run()
     expected, found = weights_of(tmp_path / "one", 2), weights_of(tmp_path / "two", 2)
@@ -395,7 +395,7 @@ def test_two_processes_train_as_one_with_their_batches_together(folder: Path, da
 def test_two_processes_evaluate_as_one(trained: Path, dataset: Path, tmp_path: Path) -> None:
     """Each with the weights, on its part of the scans."""
     files, weights = ("train.json", "multi_gpu_train.json", "evaluate.json"), str(trained / "best.pt")
-    done = run_two(dataset, tmp_path / "two", files, IIRP, checkpoint_path=weights)
+    done = run_several(dataset, tmp_path / "two", files, IIRP, checkpoint_path=weights)
     assert done.returncode == 0, done.stderr[-2000:]
     workflow(dataset, tmp_path / "one", ("train.json", "evaluate.json"), checkpoint_path=weights).run()
     expected, found = (
@@ -406,11 +406,11 @@ def test_two_processes_evaluate_as_one(trained: Path, dataset: Path, tmp_path: P
 
 
 def test_more_processes_than_scans_to_validate_are_refused(dataset: Path, tmp_path: Path) -> None:
-    files, splits = ("train.json", "multi_gpu_train.json"), json.loads((dataset / "splits.json").read_text("utf-8"))
-    few = tmp_path / "few.json"
-    few.write_text(json.dumps({**splits, "val": splits["val"][:1]}), "utf-8")
-    done = run_two(dataset, tmp_path / "out", files, IIRP, splits=few)
-    assert "iregzoo: 1 scans of val for 2 processes; give as many, or start fewer processes" in done.stderr
+    data = shutil.copytree(dataset, tmp_path / "data")
+    splits = json.loads((data / "splits.json").read_text("utf-8"))
+    (data / "splits.json").write_text(json.dumps({**splits, "val": splits["val"][:2]}), "utf-8")
+    done = run_several(data, tmp_path / "out", ("train.json", "multi_gpu_train.json"), IIRP, count=3)
+    assert "iregzoo: 2 scans of val for 3 processes; give as many, or start fewer processes" in done.stderr
 
 
 # --- weights
