@@ -6,10 +6,10 @@ MONAI adds mistyped settings to the config, where nothing reads them, and wraps 
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, signature
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, update_kwargs
 from monai.bundle.reference_resolver import ReferenceResolver
@@ -35,7 +35,8 @@ def check_overrides() -> None:
     spec = sys.modules["__main__"].__spec__
     if spec is None or spec.name != COMMAND or sys.argv[1:2] != ["run"]:
         return
-    sys.excepthook = end_in_a_line
+    # To the stream of now: torch.distributed collects what a hook writes, and loses it where the hook ends the process.
+    sys.excepthook = partial(end_in_a_line, stream=sys.stderr)
     try:
         refuse_unknown(arguments_of_run(sys.argv[2:]))
     except InputError as error:
@@ -43,7 +44,9 @@ def check_overrides() -> None:
         sys.exit(2)  # no exception of MONAI's own, which would come with many lines
 
 
-def end_in_a_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def end_in_a_line(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None, stream: TextIO | None = None
+) -> None:
     """The end of a process, as ``sys.excepthook``: of bad input that MONAI wrapped, its line and exit code 2."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, InputError):
@@ -51,7 +54,7 @@ def end_in_a_line(kind: type[BaseException], error: BaseException, trace: Traceb
     if found is None:
         sys.__excepthook__(kind, error, trace)
         return
-    print(f"iregzoo: {found}", file=sys.stderr)
+    print(f"iregzoo: {found}", file=stream or sys.stderr)
     raise SystemExit(2)
 
 
