@@ -17,6 +17,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from iregzoo.cards import WeightsCard
+from iregzoo.devices import check_device
 from iregzoo.errors import InputError
 from iregzoo.flags import flag
 from iregzoo.outputs import check_file, check_kept, check_target, whole_folder
@@ -34,6 +35,7 @@ __all__ = [
     "PairInferer",
     "PairNetwork",
     "SaveRegistration",
+    "check_device",
     "check_metrics",
     "check_output",
     "choose_weights",

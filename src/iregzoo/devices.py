@@ -22,3 +22,14 @@ def choose_device(name: str) -> str:
     if not present[kind]:
         raise InputError(f"device {name!r} is not available on this machine; choose auto or cpu")
     return name
+
+
+def check_device(device: object) -> None:
+    """Refuse, before any work, a device in MONAI's configs that this machine lacks.
+
+    Raises:
+        InputError: for that, and for ``auto``, which is what they have by default.
+    """
+    if str(device) == "auto":
+        raise InputError("device 'auto': leave the setting out, which then means that")
+    choose_device(str(device))

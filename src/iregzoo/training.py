@@ -14,8 +14,9 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
-from iregzoo.cards import write_card as write_card  # the name of these five in configs
+from iregzoo.cards import write_card as write_card  # the name of these six in configs
 from iregzoo.datasets import find_scans as find_scans
+from iregzoo.devices import check_device as check_device
 from iregzoo.errors import InputError
 from iregzoo.fields import sample as read_at
 from iregzoo.fields import warp

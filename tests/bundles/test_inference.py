@@ -287,6 +287,7 @@ def test_overwrite_keeps_foreign_files(pair: Pair, tmp_path: Path) -> None:
         ({"refine": -1}, "refine -1"),
         ({"init": "similarity"}, "similarity"),
         ({"weights": "liver"}, "liver"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
         ({"moving": "nowhere.nii.gz"}, "nowhere.nii.gz"),
     ],
 )

@@ -304,6 +304,8 @@ def test_early_stop_ends_a_training_that_gets_no_better(dataset: Path, tmp_path:
         ({"shape": [16, 16]}, "shape [16, 16]: give the voxels of three axes"),
         ({"shape": [16, 0, 16]}, "shape [16, 0, 16]: give the voxels"),
         ({"shape": [33, 32, 32]}, "shape [33, 32, 32]: must be multiples of"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available on this machine; choose auto or cpu"),
+        ({"device": "auto"}, "device 'auto': leave the setting out"),
         ({"start": 5}, "start 5: give the file of the initial weights"),
         ({"start": "nowhere.pt"}, "nowhere.pt: no such file"),
         ({"start": str(IIRP / "configs" / "train.json")}, "train.json: is not a readable weights file"),
