@@ -344,6 +344,8 @@ def test_overlap_without_labels_is_refused() -> None:
 def test_weights_that_are_no_list_and_even_windows_are_refused() -> None:
     with pytest.raises(InputError, match=r"similarity 0\.0: give a list"):
         SymmetricLoss(similarity=0.0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"smoothness 'abcd': give a list"):
+        SymmetricLoss(smoothness="abcd")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="windows 4: give an odd number"):
         SymmetricLoss(windows=(3, 4, 5, 7))
 

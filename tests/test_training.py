@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.handlers import SaveBest
+from iregzoo.handlers import LoadWeights, SaveBest
 from iregzoo.iteration import FixedIterations
 from iregzoo.losses import RegistrationLoss
 from iregzoo.networks import IIRPNet
@@ -273,6 +273,11 @@ def test_landmarks_of_the_fixed_image_go_along_the_displacement() -> None:
     assert found["image"] == "kept"
 
 
+def test_weights_that_are_no_file_are_refused() -> None:
+    with pytest.raises(InputError, match="weights None: give a file of weights"):
+        LoadWeights(torch.nn.Linear(1, 1), None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("lowest", "kept"), [(False, 3.0), (True, 1.0)])
 def test_best_weights_are_of_the_highest_or_the_lowest_metric(tmp_path: Path, lowest: bool, kept: float) -> None:
     network = torch.nn.Linear(1, 1)
@@ -294,7 +299,7 @@ def test_latest_checkpoint_is_the_one_with_the_most_epochs(tmp_path: Path) -> No
     newest = (tmp_path / "checkpoint_epoch=10.pt").read_bytes()
     (tmp_path / "checkpoint_epoch=12.pt").write_bytes(newest[: len(newest) // 2])  # cut off while it was written
     assert latest_checkpoint(str(tmp_path), 12) == str(tmp_path / "checkpoint_epoch=10.pt")
-    with pytest.raises(InputError, match=r"epoch=10\.pt: has 10 epochs, more than the 9 of steps; raise steps, or"):
+    with pytest.raises(InputError, match=r"epoch=10\.pt: has 10 epochs, more than the 9 of steps; raise steps, keep"):
         latest_checkpoint(tmp_path, 9)
 
 

@@ -27,9 +27,14 @@ class LoadWeights:
     Args:
         network: to load them into.
         path: of the file, see ``read_state``.
+
+    Raises:
+        InputError: for what is no path.
     """
 
     def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+        if not isinstance(path, (str, Path)):
+            raise InputError(f"weights {path!r}: give a file of weights")
         self.network, self.path = network, Path(path)
 
     def attach(self, engine: Engine) -> None:

@@ -62,7 +62,7 @@ class SymmetricLoss:
     def __post_init__(self) -> None:
         for name in ("windows", "similarity", "smoothness", "labels"):
             value = getattr(self, name)
-            if not isinstance(value, Sequence):
+            if not isinstance(value, Sequence) or isinstance(value, str):
                 raise InputError(f"{name} {value!r}: give a list, of one number per level or label")
             object.__setattr__(self, name, tuple(value))
         check_windows(self.windows, "windows")

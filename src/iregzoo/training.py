@@ -163,12 +163,10 @@ def check_measurable(scans: Sequence[Sample], measured: Transform) -> None:
         measured: the validation's post-processing.
 
     Raises:
-        InputError: where label maps or landmarks are wanted that a scan has not, where no label map has any of the
-            labels to compare, and where several processes have fewer scans than they are.
+        InputError: where label maps or landmarks are wanted that a scan has not, and where no label map has any of the
+            labels to compare.
     """
     scans = [scan for scan in scans if isinstance(scan, Mapping)]
-    if scans and len(scans) < (processes := idist.get_world_size()):
-        raise InputError(f"{len(scans)} scans of val for {processes} processes; give as many, or start fewer processes")
     kind = {WarpLabels: "label", LandmarkErrors: "points"}.get(type(measured))
     if kind is not None and any(kind not in scan for scan in scans):
         wanted = "label maps" if kind == "label" else "landmarks"
@@ -183,6 +181,17 @@ def check_measurable(scans: Sequence[Sample], measured: Transform) -> None:
                 f"labels {list(measured.labels)}: the label maps of val have none of them, but {list(found[:20])}; set "
                 "labels to those to compare"
             )
+
+
+def check_processes(pairs: int) -> None:
+    """Refuse, before any step, fewer pairs to validate than the processes that are to share them.
+
+    Raises:
+        InputError: saying how many there are.
+    """
+    processes = idist.get_world_size()
+    if pairs < processes:
+        raise InputError(f"{pairs} pairs to validate for {processes} processes; give more, or start fewer processes")
 
 
 def check_network(network: PairNetwork, shape: Sequence[int], start: str | None = None) -> None:
@@ -292,7 +301,7 @@ def latest_checkpoint(folder: str | Path, most: int) -> str | None:
         return None
     if max(found) > most:
         raise InputError(
-            f"{found[max(found)]}: has {max(found)} epochs, more than the {most} of steps; raise steps, or choose "
-            "another output_dir"
+            f"{found[max(found)]}: has {max(found)} epochs, more than the {most} of steps; raise steps, keep "
+            "steps_per_epoch, or choose another output_dir"
         )
     return str(found[max(found)])

@@ -143,12 +143,21 @@ def test_last_epoch_is_validated_and_saved_whatever_the_intervals(
     assert "loss=" in capfd.readouterr().err
 
 
-def test_interval_of_no_epochs_is_refused_before_training(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_interval": 0}, "save_interval 0"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch 0: give a whole number of at least 1"),
+        ({"window": 4}, "window 4: give an odd number of voxels"),
+    ],
+)
+def test_impossible_setting_is_refused_before_training(
+    dataset: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RuntimeError) as caught:
-        train(dataset, tmp_path, save_interval=0)
-    assert "save_interval 0" in str(caught.value.__cause__)
-    assert latest_checkpoint(tmp_path, 3) is None
-    assert not (tmp_path / "best.pt").exists()
+        train(dataset, tmp_path, **options)
+    assert message in str(caught.value.__cause__)
+    assert not list(tmp_path.glob("*.*"))
 
 
 def test_whole_last_interval_is_not_done_twice(dataset: Path, tmp_path: Path) -> None:
@@ -407,12 +416,12 @@ def test_two_processes_evaluate_as_one(trained: Path, dataset: Path, tmp_path: P
     assert found == expected
 
 
-def test_more_processes_than_scans_to_validate_are_refused(dataset: Path, tmp_path: Path) -> None:
+def test_more_processes_than_pairs_to_validate_are_refused(dataset: Path, tmp_path: Path) -> None:
     data = shutil.copytree(dataset, tmp_path / "data")
     splits = json.loads((data / "splits.json").read_text("utf-8"))
     (data / "splits.json").write_text(json.dumps({**splits, "val": splits["val"][:2]}), "utf-8")
     done = run_several(data, tmp_path / "out", ("train.json", "multi_gpu_train.json"), IIRP, count=3)
-    assert "iregzoo: 2 scans of val for 3 processes; give as many, or start fewer processes" in done.stderr
+    assert "iregzoo: 2 pairs to validate for 3 processes; give more, or start fewer processes" in done.stderr
 
 
 # --- weights
@@ -465,8 +474,9 @@ def test_weights_that_cannot_be_evaluated_are_refused_before_a_scan_is_read(trai
 
 
 def test_fewer_steps_than_are_done_are_refused(trained: Path, dataset: Path) -> None:
-    before = {path.name: path.read_bytes() for path in trained.glob("*.pt")}
+    before = {path.name: path.read_bytes() for path in trained.glob("*.*")}
+    assert {"best.pt", "card.json"} <= set(before)
     with pytest.raises(RuntimeError) as caught:
-        train(dataset, trained, steps=2)
+        train(dataset, trained, steps=2, spacing=[2.0, 2.0, 2.0])
     assert "checkpoint_epoch=2.pt: has 2 epochs, more than the 1 of steps" in str(caught.value.__cause__)
-    assert {path.name: path.read_bytes() for path in trained.glob("*.pt")} == before
+    assert {path.name: path.read_bytes() for path in trained.glob("*.*")} == before
