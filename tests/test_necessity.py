@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from iregzoo.fields import invert, warp
-from iregzoo.necessity import find_needless
+from iregzoo.necessity import try_without
 from iregzoo.similarity import local_information, whole_windows
 
 SHAPE = (20, 22, 24)
@@ -33,21 +33,21 @@ LOOKS = pytest.mark.parametrize("look", [lambda x: x, lambda x: 1 - x, lambda x:
 def test_what_is_alike_already_needs_no_displacement(look: Callable[[Tensor], Tensor]) -> None:
     fixed = texture(0)
     images = torch.cat([look(fixed), fixed], 1)
-    found = find_needless(bend(), images, images[:, :1])
+    found = try_without(bend(), images, images[:, :1]).needless
     assert found is not None
     assert found.information_network < 0.9 * found.information_start
     torch.testing.assert_close(
         torch.tensor(found.information_start), local_information(fixed, look(fixed), window=3)[0]
     )
-    assert find_needless(torch.zeros(1, 3, *SHAPE), images, images[:, :1]) is None  # which changes nothing
+    assert try_without(torch.zeros(1, 3, *SHAPE), images, images[:, :1]).needless is None  # which changes nothing
 
 
 @LOOKS
 def test_what_a_displacement_aligns_needs_it(look: Callable[[Tensor], Tensor]) -> None:
     fixed = texture(0)
     moving = look(warp(fixed, invert(bend()), padding="border"))
-    assert find_needless(bend(), torch.cat([moving, fixed], 1), moving) is None
-    wrong = find_needless(-bend(4.0), torch.cat([fixed, fixed], 1), fixed)
+    assert try_without(bend(), torch.cat([moving, fixed], 1), moving).needless is None
+    wrong = try_without(-bend(4.0), torch.cat([fixed, fixed], 1), fixed).needless
     assert wrong is not None
 
 
@@ -61,20 +61,20 @@ def test_images_that_share_little_must_lose_more(alike: float, reach: float, nee
     )
     assert (before > itself / 3) == (alike > 0.4)
     assert after < (0.88 if reach < 1 else 0.74) * before  # of what shares more, each would do
-    found = find_needless(bend(reach), torch.cat([moving, fixed], 1), moving)
+    found = try_without(bend(reach), torch.cat([moving, fixed], 1), moving).needless
     assert (found is not None) == needless
 
 
 def test_the_moving_image_may_lie_elsewhere_without_the_displacement() -> None:
     fixed = texture(0)
     images = torch.cat([warp(fixed, -bend(0.4), padding="border"), fixed], 1)
-    found = find_needless(bend(1.0), images, fixed)
+    found = try_without(bend(1.0), images, fixed).needless
     assert found is not None
     torch.testing.assert_close(torch.tensor(found.information_start), local_information(fixed, fixed, window=3)[0])
 
 
 def test_images_that_show_nothing_keep_what_the_network_gave() -> None:
-    assert find_needless(bend(), torch.zeros(1, 2, *SHAPE), torch.zeros(1, 1, *SHAPE)) is None
+    assert try_without(bend(), torch.zeros(1, 2, *SHAPE), torch.zeros(1, 1, *SHAPE)).needless is None
 
 
 def test_only_what_counts_decides() -> None:
@@ -84,9 +84,9 @@ def test_only_what_counts_decides() -> None:
     half[:, :, :10] = True
     moving = torch.where(half, fixed, warp(fixed, invert(bend()), padding="border"))
     images = torch.cat([moving, fixed], 1)
-    assert find_needless(bend(), images, moving, counted=half) is not None
-    assert find_needless(bend(), images, moving, counted=~half) is None
-    there = find_needless(bend(), images, moving, counted=half)
+    assert try_without(bend(), images, moving, counted=half).needless is not None
+    assert try_without(bend(), images, moving, counted=~half).needless is None
+    there = try_without(bend(), images, moving, counted=half).needless
     windows = whole_windows(half, 3)
     assert there is not None
     expected = local_information(fixed, moving, window=3, counted=windows)

@@ -37,13 +37,39 @@ class Needless:
     information_network: float
 
 
-def find_needless(
-    displacement: Tensor, images: Tensor, unmoved: Tensor, counted: Tensor | None = None
-) -> Needless | None:
-    """What shows that a pair is better off without a displacement; None where it is not.
+@dataclass(frozen=True)
+class Trial:
+    """A pair without a network's displacement and with it.
 
-    It is where less than ``NEEDLESS`` of the local information is left with the displacement, and for images that have
-    less than ``SHARED`` of what the fixed one has of itself, where less than ``STRANGERS`` is.
+    Attributes:
+        information_start: local information of the pair without it, nats.
+        information_network: and with it.
+        information_fixed: of the fixed image and itself.
+    """
+
+    information_start: float
+    information_network: float
+    information_fixed: float
+
+    @property
+    def needless(self) -> Needless | None:
+        """What shows that the pair is better off without the displacement; None where it is not.
+
+        It is where less than ``NEEDLESS`` of the local information is left with the displacement, and for images that
+        have less than ``SHARED`` of what the fixed one has of itself, where less than ``STRANGERS`` is.
+        """
+        most = NEEDLESS if self.information_start > SHARED * self.information_fixed else STRANGERS
+        left_out = self.information_network < most * self.information_start
+        return Needless(self.information_start, self.information_network) if left_out else None
+
+    @property
+    def gains(self) -> bool:
+        """Whether the images tell more of each other with the displacement, as two people's do."""
+        return self.information_network >= self.information_start
+
+
+def try_without(displacement: Tensor, images: Tensor, unmoved: Tensor, counted: Tensor | None = None) -> Trial:
+    """Compare a pair without a network's displacement and with it.
 
     Args:
         displacement: (1, N, *shape) in voxels.
@@ -57,6 +83,4 @@ def find_needless(
     def information(warped: Tensor) -> float:
         return float(local_information(fixed, warped, window=WINDOW, counted=windows))
 
-    before, after = information(unmoved), information(warp(moving, displacement.to(moving.dtype)))
-    most = NEEDLESS if before > SHARED * information(fixed) else STRANGERS
-    return Needless(before, after) if after < most * before else None
+    return Trial(information(unmoved), information(warp(moving, displacement.to(moving.dtype))), information(fixed))

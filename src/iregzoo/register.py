@@ -14,7 +14,7 @@ from iregzoo.cards import WeightsCard
 from iregzoo.continuation import continue_field
 from iregzoo.errors import InputError
 from iregzoo.iteration import Controller
-from iregzoo.necessity import Needless, find_needless
+from iregzoo.necessity import Needless, try_without
 from iregzoo.refinement import SMOOTHNESS, likeness, refine_displacement
 from iregzoo.registration import Registration
 from iregzoo.scans import Scans as Scans  # with the next, what a registration begins with
@@ -252,7 +252,7 @@ def conclude(
     """What follows the network: masks and gradient steps, where there are any, and the way back to the fixed grid.
 
     Where the scans tell much less of each other with the network's displacement than without, it is left out, see
-    ``find_needless``, and the start is made precise unless it is trusted, see ``precise_start``.
+    ``Trial.needless``, and the start is made precise unless it is trusted, see ``precise_start``.
 
     Args:
         scans: the pair.
@@ -299,17 +299,20 @@ def _checked(
     """What shows that a network's displacement is needless, if it is, and the frame to go on with.
 
     The displacement is compared with a start that has been made fairly precise, except for one that is trusted, and
-    where the search came near enough to tell.
+    where the search came near enough to tell: where the displacement gains nothing over it, it may not have.
     """
+    counted = _compared(scans.masks, frame, predicted)
     near = init in SEARCHED and frame.network.spacing.min() >= SHARP_MM
-    still, unmoved = frame, image[:, :1]
-    if init not in TRUSTED and not near:
+    still, found = frame, None
+    if init in TRUSTED or near:
+        found = try_without(predicted, image, image[:, :1], counted)
+    if found is None or (near and not found.gains and not found.needless):
         still = _made_precise(scans, frame, init, roughly=True)
         unmoved = network_input(still, scans.filled.fixed, scans.filled.moving, window)[:, :1].to(image.device)
-    needless = find_needless(predicted, image, unmoved, _compared(scans.masks, frame, predicted))
-    if not needless:
+        found = try_without(predicted, image, unmoved, counted)
+    if not found.needless:
         return None, frame
-    return needless, frame if init in TRUSTED else _made_precise(scans, still, init)
+    return found.needless, frame if init in TRUSTED else _made_precise(scans, still, init)
 
 
 def _made_precise(scans: Scans, frame: Frame, init: str, *, roughly: bool = False) -> Frame:
