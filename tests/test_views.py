@@ -21,7 +21,7 @@ from iregzoo.registration import Registration
 from iregzoo.space.frame import Frame
 from iregzoo.space.grid import Grid
 from iregzoo.space.scan import Scan, read_scan
-from iregzoo.views import LARGEST_AXIS, LARGEST_FIELD, MOST_LABELS, oblique_degrees, view_grid, views
+from iregzoo.views import ANOTHER, LARGEST_AXIS, LARGEST_FIELD, MOST_LABELS, oblique_degrees, view_grid, views
 
 RAS = np.array([-1.0, -1.0, 1.0])  # of LPS
 FINE = make_grid((300, 150, 40), (0.5, 0.7, 3.0), axes=(1, 0, 2), signs=(-1, 1, -1), centre=(5, -20, 31))
@@ -103,6 +103,20 @@ def test_fold_of_one_voxel_is_seen_where_the_views_are_coarser() -> None:
     np.testing.assert_allclose(values, 1.2, atol=0.01)
 
 
+def test_what_nearly_folds_is_seen_where_the_views_are_coarser() -> None:
+    """Beside a voxel that is shown: the smallest of both."""
+    result = make_result(FINE, world_points(FINE)[..., 0])
+    images = compare(result)
+    determinant = torch.full_like(images.determinant, 1.2)
+    determinant[0, 122:125, 77, 11] = torch.tensor([0.09, 0.02, 0.05])
+    determinant[0, 10, 20, 5] = 0.2  # not as small: shown only where it is nearest
+    found = json.loads(json.dumps(views(result, replace(images, determinant=determinant))))
+    codes = unpack(found["volumes"]["jacobian"], found["shape"])
+    low, high = JACOBIAN_LIMITS
+    assert low + (float(codes.min()) - 1) / 254 * (high - low) == pytest.approx(0.02, abs=0.005)
+    assert codes.min() > 0
+
+
 @pytest.mark.parametrize("grid", [*GRIDS.values(), FINE], ids=[*GRIDS, "fine"])
 def test_field_is_the_deformation_in_mm_along_the_axes_shown(grid: Grid) -> None:
     mm = torch.tensor([2.0, -3.0, 1.0], dtype=torch.float64)  # LPS
@@ -138,7 +152,8 @@ def test_more_labels_than_bytes_are_left_out() -> None:
     found = shown(make_result(grid, world_points(grid)[..., 0], labels))
     assert found["labels"] == list(range(1, MOST_LABELS + 1))
     codes = unpack(found["volumes"]["fixed_labels"], found["shape"])
-    assert (codes > 0).sum() == ((labels > 0) & (labels <= MOST_LABELS)).sum()
+    assert ((codes > 0) & (codes < ANOTHER)).sum() == ((labels > 0) & (labels <= MOST_LABELS)).sum()
+    assert (codes == ANOTHER).sum() == (labels > MOST_LABELS).sum() > 0  # and are not called none
 
 
 def test_no_labels_no_volumes_of_labels() -> None:

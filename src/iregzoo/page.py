@@ -97,12 +97,11 @@ def _overlap(report: Mapping[str, Any]) -> list[Line]:
     """Dice, where both scans have labels."""
     if "dice_mean" not in report:
         return []
-    before = f"{report['dice_before_mean']:.3f} before → " if "dice_before_mean" in report else ""
     meaning = (
         "1 if every label matches its counterpart exactly, 0 if none overlaps it. It should rise. Small and thin "
         "structures score lower than large ones; a label that loses overlap is a warning sign."
     )
-    value = f"{before}{report['dice_mean']:.3f} after"
+    value = f"{report['dice_before_mean']:.3f} before → {report['dice_mean']:.3f} after"
     return [Line("Label overlap (Dice), mean", value, meaning, "dice_mean" in doubts(report))]
 
 

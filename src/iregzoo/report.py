@@ -96,7 +96,8 @@ def headline(result: Result, figures: Mapping[str, Any]) -> list[str]:
     names = [result.scans.moving.path.name, result.scans.fixed.path.name]
     return [
         "  →  ".join("".join(letter if letter.isprintable() else "�" for letter in name) for name in names),
-        f"start: {result.init}; radiological convention, letters mark the patient's sides",
+        f"start: {result.init}; radiological convention, letters mark the patient's sides; difference: red where "
+        "brighter than the fixed scan, blue where darker",
         "   ·   ".join(key_figures(figures)),
     ]
 
@@ -109,8 +110,7 @@ def key_figures(figures: Mapping[str, Any]) -> list[str]:
         f"deformation {figures['displacement_mean_mm']:.1f} mm mean, {figures['displacement_max_mm']:.1f} mm maximum",
     ]
     if "dice_mean" in figures:
-        before = f"{figures['dice_before_mean']:.3f} before, " if "dice_before_mean" in figures else ""
-        parts.insert(1, f"Dice {before}{figures['dice_mean']:.3f} after")
+        parts.insert(1, "Dice {dice_before_mean:.3f} before, {dice_mean:.3f} after".format_map(figures))
     return parts
 
 

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.planes import GRID_LINES, JACOBIAN_LIMITS, PLANES, Volume, canonical, canonical_vectors, middle
-from iregzoo.quality import Comparison
+from iregzoo.quality import NEAR_SINGULAR, Comparison
 from iregzoo.register import Result
 from iregzoo.space.grid import Grid, canonical_axes, network_grid
 from iregzoo.space.scan import Scan, resample_to
 
 LARGEST_AXIS = 128  # voxels of what is shown
 LARGEST_FIELD = 64  # samples an axis of the deformation
-MOST_LABELS = 255
+MOST_LABELS = 254
+ANOTHER = 255  # the byte of labels beyond the first ``MOST_LABELS``
 Bytes = NDArray[np.uint8]
 
 
@@ -28,9 +29,9 @@ def views(result: Result, images: Comparison) -> dict[str, Any]:
     Returns:
         ``planes``, and of the volumes ``shape`` (X, Y, Z), ``spacing`` (mm), ``affine`` (voxels to LPS mm) and
         ``middle``; ``full_shape`` of the fixed scan along the same axes; ``oblique_degrees`` between them and the
-        patient's; ``labels``, the values that bytes 1, 2, … of a label map mean; ``volumes`` by name, see ``pack``:
-        ``fixed``, ``moving`` (at the start) and ``warped``, intensities; ``jacobian``, 0 where a fold is, and 1 to 255
-        between ``jacobian_limits``; ``fixed_labels`` and ``warped_labels``; and ``field``, see ``_field``.
+        patient's; ``labels``, the values that bytes 1, 2, … of a label map mean, 255 being one beyond these; ``field``,
+        see ``_field``; and ``volumes`` by name, see ``pack``: ``fixed``, ``moving`` (at the start) and ``warped``,
+        intensities; ``jacobian``, see ``_jacobian``; ``fixed_labels`` and ``warped_labels``.
     """
     grid = view_grid(result.frame.fixed)
     shown = {"fixed": images.fixed, "moving": images.start, "warped": images.after}
@@ -95,12 +96,20 @@ def _nearest(volume: Tensor, grid: Grid, shape: tuple[int, ...]) -> Volume:
 
 
 def _jacobian(determinant: Tensor, grid: Grid, shape: tuple[int, ...]) -> Bytes:
-    """det J as bytes: 1 to 255 between its limits, and 0 wherever a voxel of the full grid folds."""
+    """det J as bytes: 1 to 255 between its limits, and 0 for a fold.
+
+    Where voxels of the full grid fold or nearly do, the lowest is shown, and else the nearest: that det J is small
+    somewhere is what a person must not miss.
+    """
     low, high = JACOBIAN_LIMITS
-    code = 1 + 254 * (_nearest(determinant, grid, shape) - low) / (high - low)
-    coded: Bytes = code.round().clip(1, 255).astype(np.uint8)
-    folded = canonical(determinant <= 0, grid)
-    coded[tuple((np.argwhere(folded) * shape // folded.shape).T)] = 0
+
+    def code(values: Volume) -> Bytes:
+        steps = (1 + 254 * (values - low) / (high - low)).round().clip(1, 255)
+        return np.where(values <= 0, 0, steps).astype(np.uint8)
+
+    coded, full = code(_nearest(determinant, grid, shape)), canonical(determinant, grid)
+    small = full <= NEAR_SINGULAR
+    np.minimum.at(coded, tuple((np.argwhere(small) * shape // full.shape).T), code(full[small]))
     return coded
 
 
@@ -113,10 +122,11 @@ def _label_maps(result: Result, shape: tuple[int, ...]) -> dict[str, Volume]:
 
 
 def _codes(labels: Volume, values: list[int]) -> Bytes:
-    """Each label's place among the values, counted from 1; 0 for what is not among them."""
+    """Each label's place among the values, counted from 1; ``ANOTHER`` for what is not among them, 0 for no label."""
     known = np.array([*values, 0])
     place = np.searchsorted(known[:-1], labels).clip(max=len(values))
-    return np.where((known[place] == labels) & (labels != 0), place + 1, 0).astype(np.uint8)
+    coded = np.where(known[place] == labels, place + 1, ANOTHER)
+    return np.where(labels == 0, 0, coded).astype(np.uint8)
 
 
 def _field(result: Result) -> dict[str, Any]:

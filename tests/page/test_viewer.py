@@ -87,6 +87,42 @@ def test_space_blinks_between_fixed_and_warped(page: Page) -> None:
     assert apart(page.pixels("axial"), second) > 10 * SAME
 
 
+def test_a_space_bar_held_down_does_not_flash(page: Page) -> None:
+    page.click("axial", 0.5, 0.5)
+    shown = [page.texts("#axial figure:not([hidden]) figcaption")]
+    for repeat in (False, True, True):
+        event = f"new KeyboardEvent('keydown', {{key: ' ', repeat: {str(repeat).lower()}, bubbles: true}})"
+        page.browser.execute_script(f"document.querySelector('#axial canvas').dispatchEvent({event})")
+        shown.append(page.texts("#axial figure:not([hidden]) figcaption"))
+    assert shown == [["fixed", "warped"], *[["warped"]] * 3]
+
+
+def test_a_wheel_steps_slices_by_its_notches_and_a_trackpad_by_how_far_it_scrolls(page: Page) -> None:
+    page.click("axial", 0.5, 0.5)
+    begin = page.at()[2]
+
+    def scroll(*pixels: tuple[int, int]) -> int:
+        """So many slices further up."""
+        before = page.at()[2]
+        for right, down in pixels:
+            event = f"new WheelEvent('wheel', {{deltaX: {right}, deltaY: {down}, bubbles: true, cancelable: true}})"
+            page.browser.execute_script(f"document.querySelector('#axial canvas').dispatchEvent({event})")
+        return page.at()[2] - before
+
+    assert scroll((0, -120)) == 1
+    assert scroll((0, 120), (0, 120)) == -2
+    assert scroll((50, 0), (-50, 0)) == 0
+    assert scroll(*[(0, -4)] * 25) == 2
+    assert page.at()[2] == begin + 1
+
+
+def test_sliders_and_the_readout_are_said_to_who_cannot_see_them(page: Page) -> None:
+    page.click("axial", 0.5, 0.5)
+    at, size = page.at()[2], page.find("#axial input").get_property("max")
+    assert page.find("#axial input").get_attribute("aria-valuetext") == f"slice {at + 1} of {int(size) + 1}"
+    assert page.find("#readout").get_attribute("role") == "status"
+
+
 def test_blinking_by_itself_begins_and_ends(page: Page) -> None:
     page.choose(mode="blink")
     page.find("#play").click()

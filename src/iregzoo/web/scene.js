@@ -64,10 +64,11 @@ function describe(scene, at) {
   const moved = deformationAt(scene, at.map((voxel, axis) => nearestSample(scene, axis, voxel)));
   const voxel = voxelAt(scene, at), code = scene.volumes.jacobian[voxel];
   const words = [`${place.join(", ")} mm`, `deformation ${Math.hypot(...moved).toFixed(1)} mm`];
-  words.push(code ? `det J ${determinantOf(scene, code).toFixed(2)}` : "fold (det J ≤ 0)");
+  const beyond = code === 255 ? "≥ " : "";
+  words.push(code ? `det J ${beyond}${determinantOf(scene, code).toFixed(2)}` : "fold (det J ≤ 0)");
   for (const name of ["fixed", "warped"]) {
     const label = scene.volumes[`${name}_labels`]?.[voxel];
-    if (label !== undefined) words.push(`${name} label ${label ? scene.labels[label - 1] : "none"}`);
+    if (label !== undefined) words.push(`${name} label ${label ? (scene.labels[label - 1] ?? "not among those shown") : "none"}`);
   }
   return words.join(" · ");
 }

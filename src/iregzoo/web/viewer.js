@@ -2,6 +2,7 @@
 
 const NAMES = { fixed: "fixed", warped: "warped", moving: "moving at affine start" };
 const BLINK_MS = 700;
+const SLICE_PX = 40; // how far a trackpad scrolls to the next slice; a wheel's notch is more
 const EDGE_PX = 12; // how near to the slider's edge a drag takes hold of it
 
 const byId = (id) => document.getElementById(id);
@@ -13,10 +14,13 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** Build the views and show them. `viewer` is { scene, at, swapped, columns, form }, `at` the voxel of the crosshair. */
+/**
+ * Build the views and show them. `viewer` is { scene, at, swapped, columns, form, scrolled }: `at` is the voxel of the
+ * crosshair, `scrolled` the pixels since the last slice.
+ */
 async function startViewer(views) {
   const scene = await makeScene(views), form = byId("controls");
-  const viewer = { scene, at: [...scene.middle], swapped: false, columns: [], form };
+  const viewer = { scene, at: [...scene.middle], swapped: false, columns: [], form, scrolled: 0 };
   viewer.columns = scene.planes.map((plane) => makeColumn(viewer, plane));
   byId("planes").append(...viewer.columns.map(({ made }) => made));
   const widths = scene.planes.map(({ along }) => `minmax(0, ${scene.extent[along]}fr)`);
@@ -95,6 +99,7 @@ function refresh(viewer) {
   for (const { plane, slider, count, pictures: places } of viewer.columns) {
     slider.value = at[plane.across];
     count.textContent = `${at[plane.across] + 1} / ${scene.shape[plane.across]}`;
+    slider.setAttribute("aria-valuetext", `slice ${at[plane.across] + 1} of ${scene.shape[plane.across]}`);
     places.forEach((place, i) => {
       place.figure.hidden = i >= pictures.length;
       if (i < pictures.length) drawIn(viewer, place, pictures[i], show);
@@ -172,8 +177,12 @@ function onArrow(viewer, { across }, event) {
 
 function onWheel(viewer, { across }, event) {
   if (document.activeElement !== event.target || event.ctrlKey) return; // who scrolls past goes on scrolling
+  if (!event.deltaY) return; // sideways
   event.preventDefault();
-  go(viewer, { [across]: viewer.at[across] + (event.deltaY < 0 ? 1 : -1) });
+  viewer.scrolled += event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : Math.sign(event.deltaY) * SLICE_PX;
+  if (Math.abs(viewer.scrolled) < SLICE_PX) return;
+  go(viewer, { [across]: viewer.at[across] - Math.sign(viewer.scrolled) });
+  viewer.scrolled = 0;
 }
 
 function blink(viewer) {
@@ -196,8 +205,8 @@ function listen(viewer) {
   }
   byId("viewer").addEventListener("keydown", (event) => {
     const presses = event.target.tagName === "BUTTON" || event.target.type === "checkbox"; // space is theirs
-    if (event.key !== " " || presses) return;
+    if (event.key !== " " || presses || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    blink(viewer);
+    if (!event.repeat) blink(viewer); // held down, it would flash
   });
 }
