@@ -134,6 +134,19 @@ def test_one_person_makes_no_pair(anatomies: Path) -> None:
         SynthesisedPairs(read_anatomies(anatomies, "one"), read_table(anatomies).synthesis(), SHAPE, [2.0], 1)
 
 
+@pytest.mark.parametrize(("kept", "held"), [((), 0), ((10, 49), 2), ((2, 10, 49), 3), ((2, 10, 49, 99), 3)])
+def test_maps_with_too_few_structures_to_be_laid_alike_are_refused(
+    anatomies: Path, tmp_path: Path, kept: tuple[int, ...], held: int
+) -> None:
+    """Two middles are on a line, three in a plane; 99 is in no map."""
+    for path in anatomies.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    rows = [f"{label},s{label},{int(label in kept)},1,40,3,3,1" for label in (*STRUCTURES, 99)]
+    (tmp_path / "labels.csv").write_text("\n".join([HEADER, *rows]) + "\n", "utf-8")
+    with pytest.raises(InputError, match=rf"a\.nii\.gz: of the structures .* holds {held} with at least 20 voxels"):
+        read_anatomies(tmp_path, "train")
+
+
 def test_what_is_missing_is_named(anatomies: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"labels\.csv: no such file"):
         read_table(tmp_path)

@@ -23,6 +23,7 @@ from iregzoo.synthesis import Look, Random, Synthesis, Tissue
 
 COLUMNS = ("label", "evaluate", "intensity_class", "t1_mean", "t1_mean_sd", "t1_std", "t1_std_sd")
 FEW = 20  # a label of fewer voxels says little about where it lies
+SPREAD = 4  # structures, of which an affine is made
 HEAD = 500  # labels from here on are tissue outside the brain
 CSF = 24
 
@@ -99,7 +100,7 @@ def read_anatomies(folder: str | Path, split: str) -> list[Anatomy]:
     """The label maps of a split, laid alike: an affine each brings the middles of its structures to the average's.
 
     Raises:
-        InputError: for a missing folder, table, split or map.
+        InputError: for a missing folder, table, split or map, and a map with too few structures for that.
     """
     table = read_table(folder)
     splits = read_splits(folder)
@@ -107,6 +108,8 @@ def read_anatomies(folder: str | Path, split: str) -> list[Anatomy]:
         raise InputError(f"{folder}: has no split {split!r}, only {', '.join(splits)}")
     maps = [_read_map(Path(folder) / f"{name}.nii.gz") for name in splits[split]]
     middles = [_middles(labels, affine, table.compared) for labels, affine in maps]
+    for name, middle in zip(splits[split], middles, strict=True):
+        _check_spread(Path(folder) / f"{name}.nii.gz", middle)
     average = np.nanmean([middle - np.nanmean(middle, axis=0) for middle in middles], axis=0)
     return [
         Anatomy(labels, np.linalg.inv(affine) @ _fit(average, middle))
@@ -128,10 +131,10 @@ def _read_map(path: Path) -> tuple[Tensor, Matrix]:
 
 def _middles(labels: Tensor, affine: Matrix, compared: Sequence[int]) -> Matrix:
     """The middle of each label in mm (L, 3), NaN where there is next to nothing of it."""
-    flat = labels.flatten().long().clamp_min(0)
-    count = torch.bincount(flat, minlength=max(compared) + 1).numpy()
+    flat, most = labels.flatten().long().clamp_min(0), max(compared, default=0) + 1
+    count = torch.bincount(flat, minlength=most).numpy()
     sums = [
-        torch.bincount(flat, axis.expand(labels.shape).flatten().double(), minlength=max(compared) + 1).numpy()
+        torch.bincount(flat, axis.expand(labels.shape).flatten().double(), minlength=most).numpy()
         for axis in torch.meshgrid(*(torch.arange(size) for size in labels.shape), indexing="ij")
     ]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -139,6 +142,16 @@ def _middles(labels: Tensor, affine: Matrix, compared: Sequence[int]) -> Matrix:
     voxels[count[list(compared)] < FEW] = np.nan
     middles: Matrix = voxels @ affine[:3, :3].T + affine[:3, 3]
     return middles
+
+
+def _check_spread(path: Path, middles: Matrix) -> None:
+    """Refuse a map whose structures' middles (L, 3) cannot say how it is turned: too few, or all in one plane."""
+    given = middles[np.isfinite(middles).all(1)]
+    if len(given) < SPREAD or np.linalg.matrix_rank(given - given.mean(0), tol=1.0) < 3:
+        raise InputError(
+            f"{path}: of the structures that labels.csv says to evaluate, it holds {len(given)} with at least {FEW} "
+            f"voxels; to lay the maps alike, each needs at least {SPREAD} that are not all in one plane"
+        )
 
 
 def _fit(source: Matrix, target: Matrix) -> Matrix:

@@ -14,8 +14,8 @@ def read_names(path: Path) -> dict[int, str]:
     """The names of labels: JSON such as ``{"1": "thalamus"}``, or CSV with the columns label and name.
 
     Raises:
-        InputError: for a file that is missing, not in UTF-8 or neither, a label that is no whole number, and one that
-            is named twice.
+        InputError: for a file that is missing, not in UTF-8 or neither, a label that is no whole number, one that is
+            named twice, and a name that is not text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -31,6 +31,8 @@ def read_names(path: Path) -> dict[int, str]:
             raise InputError(f"{path}: {place}: label {label!r} is not a whole number; {EXPECTED}") from None
         if value in found:
             raise InputError(f"{path}: {place}: names the label {value} a second time; name each label once")
+        if not isinstance(name, str | int | float | None):
+            raise InputError(f"{path}: {place}: the name of label {value} is not text; {EXPECTED}")
         found[value] = str(name or "").strip()
     return found
 

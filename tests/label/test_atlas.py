@@ -101,6 +101,8 @@ def test_atlas_of_no_such_name_is_refused(tmp_path: Path) -> None:
         ("names.json", b'{"1": "a", "1": "b"}', "entry 2: names the label 1 a second time"),
         ("names.json", b'{"1": "a", "2": ', "is not valid JSON"),
         ("names.json", b'["a"]', "does not hold a JSON object"),
+        ("names.json", b'{"1": {"name": "a"}}', "entry 1: the name of label 1 is not text"),
+        ("names.json", b'{"1": "a", "2": ["b"]}', "entry 2: the name of label 2 is not text"),
     ],
 )
 def test_files_that_do_not_name_labels_say_where(tmp_path: Path, file: str, content: bytes, words: str) -> None:
