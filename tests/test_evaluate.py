@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def relabelled(image: sitk.Image, array: np.ndarray) -> sitk.Image:
+    """Other labels on the grid of a map."""
+    other = sitk.GetImageFromArray(array)
+    other.CopyInformation(image)
+    return other
 
 
 def row(**changes: str) -> dict[str, str]:
@@ -360,6 +368,50 @@ def test_without_labels_or_points_the_rest_is_measured(folder: Path, method: Met
     assert entry["dice_mean"] == ""
     assert not math.isnan(float(entry["ncc_after"]))
     assert "dice_mean" not in summary["results"][0]
+
+
+def test_a_lesion_of_one_scan_alone_is_measured_without_dice(
+    folder: Path, method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether something of it is left or nothing: the pair keeps its other figures."""
+    labels = sitk.ReadImage(str(folder / "fixed_labels.nii.gz"))
+    sitk.WriteImage(0 * labels, str(tmp_path / "none.nii.gz"))
+    corner = sitk.GetArrayFromImage(0 * labels)
+    corner[0, 0, 0] = 3
+    sitk.WriteImage(relabelled(labels, corner), str(tmp_path / "corner.nii.gz"))
+    paths = {name: str(folder / f"{name}.nii.gz") for name in ("fixed", "moving")}
+    none = str(tmp_path / "none.nii.gz")
+    rows = [
+        paths | {"fixed_labels": none, "moving_labels": moving, "name": name}
+        for name, moving in (("kept", str(folder / "moving_labels.nii.gz")), ("gone", str(tmp_path / "corner.nii.gz")))
+    ]
+    table = write_table(tmp_path / "pairs.csv", rows)
+    options = ["--bundle", "iirp", "--init", "none", "--output", str(tmp_path / "out"), "--plots", "false"]
+    assert run(monkeypatch, "evaluate", "--pairs", str(table), *options) == 0
+    assert "iirp (auto), 2 pairs, folding" in capsys.readouterr().out
+    for entry in csv.DictReader((tmp_path / "out" / "metrics.csv").open(encoding="utf-8")):
+        assert entry["dice_mean"] == entry["hd95_mm"] == ""
+        assert float(entry["ncc_after"]) > float(entry["ncc_before"])
+
+
+def test_labels_that_are_lost_count_in_dice_and_are_counted(folder: Path, method: Method, tmp_path: Path) -> None:
+    moving = sitk.ReadImage(str(folder / "moving_labels.nii.gz"))
+    array = sitk.GetArrayFromImage(moving)
+    assert (array == 4).any()
+    array[array == 4] = 0
+    array[0, 0, 0] = 4  # a single voxel of it, in a corner that the fixed scan does not see
+    sitk.WriteImage(relabelled(moving, array), str(tmp_path / "moving_labels.nii.gz"))
+    paths = {name: str(folder / f"{name}.nii.gz") for name in ("fixed", "moving", "fixed_labels")}
+    case = Case(**paths, moving_labels=str(tmp_path / "moving_labels.nii.gz"))
+    shifted = sitk.TranslationTransform(3, (0.0, 0.0, 25.0))
+    sitk.WriteTransform(shifted, str(tmp_path / "start.tfm"))
+    summary = evaluate([replace(case, init=str(tmp_path / "start.tfm"))], [method], tmp_path, plots=False)
+    (entry,) = csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8"))
+    assert (entry["dice_4"], entry["labels_lost"]) == ("0", "1")
+    (result,) = summary["results"]
+    assert result["labels_lost"] == 1
+    assert result["dice_mean"]["mean"] == pytest.approx(np.mean([float(entry[f"dice_{n}"]) for n in (1, 2, 3, 4)]))
+    assert "labels lost, whose surface distances are missing: iirp (auto) 1" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Pictures of an evaluation: the cases they choose, what stands in each, and that they are written."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,27 @@ def snapshot(method: str, word: str, score: float, *, labels: bool = True) -> Sn
         maps = [np.zeros((4, 3), np.float32) for _ in range(2)]
         maps[0][1, 1] = maps[1][2, 1] = 3
     images = np.full((4, 3), score, np.float32), np.full((4, 3), score / 2, np.float32)
-    return Snapshot(f"{word} of {method}", True, score, *images, *maps, aspect=2.0)
+    return Snapshot(f"{word} of {method}", labels, score, *images, *maps, aspect=2.0)
+
+
+def test_label_maps_without_a_label_show_correlation() -> None:
+    """As of a lesion that neither scan has."""
+    result = make_result()
+    scans = result.scans
+    empty = replace(scans.fixed, data=torch.zeros_like(scans.fixed.data, dtype=torch.int32))
+    result = replace(result, scans=replace(scans, fixed_labels=empty, moving_labels=empty), warped_labels=empty.data)
+    extremes = Extremes()
+    see(extremes, {"bundle": "iirp", "controller": "", "ncc_after": 0.25}, "pair", result)
+    assert [axis.get_title() for axis in cases_figure(extremes).axes] == ["", "NCC 0.250"] * 2
+
+
+def test_no_two_of_many_methods_look_alike() -> None:
+    rows = [make_row(f"method{number}", 0.8 + number / 100) for number in range(13)]
+    lines = [container.lines[0] for container in time_figure(rows).axes[0].containers]
+    assert len({(to_hex(line.get_color()), line.get_marker()) for line in lines}) == len(rows)
+    axis = overlap_figure([{**each, "dice_1": each["dice_mean"]} for each in rows], {}).axes[0]  # type: ignore[union-attr]
+    assert len({(to_hex(patch.get_facecolor()), patch.get_hatch()) for patch in axis.patches}) == len(rows)
+    assert axis.get_title() == "Dice by structure, 1 pair"
 
 
 def legend(figure: Figure) -> list[str]:

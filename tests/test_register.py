@@ -52,7 +52,7 @@ def method(spacing: float = 1.0) -> Method:
 @pytest.fixture(autouse=True)
 def _what_a_random_network_gives_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it makes the scans more alike or not; tests/test_align.py has what is left out."""
-    monkeypatch.setattr("iregzoo.register.find_needless", lambda *images, **options: None)
+    monkeypatch.setattr("iregzoo.necessity.Trial.needless", None)
 
 
 def labels_on(grid: Grid, to_head: Matrix | None = None) -> torch.Tensor:
@@ -315,9 +315,31 @@ def test_empty_and_foreign_label_maps_give_figures_without_nan() -> None:
         warped = result.warped_labels if moving is drawn else torch.zeros_like(moving)
         found = figures(replace(result, scans=scans, warped_labels=warped), images)
         json.dumps(found, allow_nan=False)
-        assert ("dice" in found) == bool(fixed.any() or moving.any())
+        assert ("dice" in found) == bool(fixed.any() and moving.any())
+        apart = {"fixed": fixed, "moving": moving}
+        expected = {name: labels_of(each) for name, each in apart.items() if each.any()} if "dice" not in found else {}
+        assert found.get("labels_unpaired", {}) == ({"moving": [9]} if (moving == 9).any() else expected)
     assert found["labels_lost"] == [9]
     assert "labels_lost" not in figures(result, images)
+
+
+def test_dice_is_of_the_labels_that_both_scans_have_whatever_is_left_of_them() -> None:
+    """A label of one scan alone never counts, whether something of it is left or nothing; a lost one counts 0."""
+    drawn = labels_on(GRIDS["plain"])
+    more = drawn.clone()
+    more[..., :3, :3, :3] = 7
+    result = register(pair(drawn, more), method())
+    images = compare(result)
+    warped = torch.where(drawn == 2, 0, drawn)
+    for left in (warped, torch.where(more == 7, more, warped)):
+        found = figures(replace(result, warped_labels=left), images)
+        assert found["dice"] == {1: 1.0, 2: 0.0}
+        assert found["dice_before"] == {1: 1.0, 2: 1.0}
+        assert found["dice_mean"] == 0.5
+        assert found["labels_unpaired"] == {"moving": [7]}
+        assert "labels_unpaired" not in doubts(found)
+    apart = figures(replace(result, scans=pair(drawn, torch.where(drawn > 0, drawn + 4, 0))), images)
+    assert "no label in common (fixed: 1, 2; moving: 5, 6)" in doubts(apart)["labels_unpaired"]
 
 
 def test_dice_is_that_of_the_warped_labels() -> None:

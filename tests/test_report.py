@@ -194,8 +194,8 @@ def test_titles_and_names_are_whole_whatever_the_scans_proportions(
     assert (whole[: TOP - 20, -GAP:] == 255).all()
 
 
-def test_labels_that_meet_none_before_the_start_have_no_dice_before() -> None:
-    """No label of the fixed scan, as of no lesion, and a moving one that lies elsewhere until the start."""
+def test_labels_that_meet_none_before_the_start_have_a_dice_of_zero_there() -> None:
+    """One that both scans have, elsewhere until the start; and none in the fixed scan, as of no lesion."""
     grid = CUBES["plain"]
     apart = np.eye(4)
     apart[0, 3] = 500.0
@@ -203,11 +203,14 @@ def test_labels_that_meet_none_before_the_start_have_no_dice_before() -> None:
     image = ball(grid, np.zeros(3))
     labels = (image > 500).int()
     fixed, moving = Scan(image, grid, Path("fixed.nii.gz")), Scan(image, far, Path("moving.nii.gz"))
-    scans = Scans(fixed, moving, replace(fixed, data=0 * labels), replace(moving, data=labels))
     still = Registration(torch.zeros(1, 3, *grid.shape))
-    found = figures(result := finish(scans, Frame(grid, far, grid, apart), "center", still), compare(result))
-    assert "dice_before_mean" not in found
-    assert "Dice 0.000 after" in key_figures(found)
+    said = []
+    for there in (1, 0):
+        scans = Scans(fixed, moving, replace(fixed, data=there * labels), replace(moving, data=labels))
+        result = finish(scans, Frame(grid, far, grid, apart), "center", still)
+        said.append(key_figures(figures(result, compare(result))))
+    assert "Dice 0.000 before, 1.000 after" in said[0]
+    assert not any("Dice" in words for words in said[1])
 
 
 def test_the_lines_of_the_grid_are_as_far_apart_along_every_axis(tmp_path: Path) -> None:

@@ -36,6 +36,23 @@ def test_p_is_the_share_of_sign_patterns_at_least_as_extreme() -> None:
     assert signed_rank(second, first).median_difference == pytest.approx(-found.median_difference)
 
 
+@pytest.mark.parametrize(
+    ("difference", "statistic", "p"),
+    [
+        # Without the pair that is equal, the ranks are 1 to 5 and the negative one is 1: of 32 patterns, two give at
+        # most 1 on the left.
+        ([-0.1, 0.2, 0.0, 0.3, 0.4, 0.5], 1, 4 / 32),
+        # Two differ by as much: the ranks are 1, 2.5, 2.5, 4 and 5, and the negative one is 2.5. None, 1, 2.5 and the
+        # other 2.5 are at most that: four of 32.
+        ([0.125, -0.25, 0.25, 0.5, 0.75], 2.5, 8 / 32),
+    ],
+)
+def test_equal_pairs_and_ties_are_counted_exactly(difference: list[float], statistic: float, p: float) -> None:
+    found = signed_rank(difference, [0.0] * len(difference))
+    assert found.statistic == statistic
+    assert found.p == pytest.approx(p)
+
+
 def test_equal_measurements_are_not_told_apart() -> None:
     assert signed_rank([0.5, 0.6], [0.5, 0.6]).p == 1.0
 

@@ -16,6 +16,7 @@ from iregzoo.space.points import move_points, read_points
 from iregzoo.space.transforms import read_linear
 
 Row = dict[str, Any]
+LOST = "labels_lost"  # how many of those that both scans have
 SSIM_WINDOW = 7  # voxels
 
 
@@ -46,9 +47,10 @@ def measure(case: Case, result: Result, images: Comparison) -> Row:
     """What a pair's row holds beside its names and seconds; NaN for what cannot be measured.
 
     Everything is measured on the fixed scan's own grid. Overlap and surface distances are those of the moving labels,
-    warped once with nearest neighbours. Folding and the deviation of log det J are of the deformation without the
-    affine start. Similarities are of intensities in [0, 1], see ``Comparison``; ``ssim`` is of the warped scan, with
-    windows of 7 voxels.
+    warped once with nearest neighbours, of the labels that both scans have. One that the registration lost has a Dice
+    of 0 and no surface; ``labels_lost`` counts those. Folding and the deviation of log det J are of the deformation
+    without the affine start. Similarities are of intensities in [0, 1], see ``Comparison``; ``ssim`` is of the warped
+    scan, with windows of 7 voxels. ``tre_before_mm`` is the landmark error where the headers put the scans.
 
     Raises:
         InputError: for landmarks that cannot be read, or are not as many in both scans.
@@ -59,6 +61,7 @@ def measure(case: Case, result: Result, images: Comparison) -> Row:
     if landmarks := _landmarks(case):
         moved = move_points(landmarks[0], result.displacement, result.frame.fixed)
         row["tre_mm"] = float(tre(moved, landmarks[1]).mean())
+        row["tre_before_mm"] = float(tre(*landmarks).mean())
     for name in ("folding_percent", "near_singular_percent", "sdlogj", "ncc_before", "ncc_after"):
         row[name] = found.get(name, math.nan)
     row["mse"] = found["mse_after"]
@@ -85,13 +88,15 @@ def _landmarks(case: Case) -> tuple[Tensor, Tensor] | None:
 def _overlap(result: Result, found: Mapping[str, Any]) -> Row:
     if "dice" not in found or result.scans.fixed_labels is None or result.warped_labels is None:
         return {}
-    fixed = result.scans.fixed_labels.data
-    labels = labels_of(fixed, result.warped_labels)
-    hd95, assd = surface_scores(result.warped_labels, fixed, labels, result.frame.fixed.spacing.tolist())
-    return {
-        "dice_mean": found.get("dice_mean", math.nan),
-        "dice_before": found.get("dice_before_mean", math.nan),
+    fixed, warped, labels = result.scans.fixed_labels.data, result.warped_labels, list(found["dice"])
+    hd95, assd = surface_scores(warped, fixed, labels, result.frame.fixed.spacing.tolist())
+    row: Row = {
+        "dice_mean": found["dice_mean"],
+        "dice_before": found["dice_before_mean"],
         **{f"dice_{label}": value for label, value in found["dice"].items()},
         "hd95_mm": mean_of(hd95),
         "assd_mm": mean_of(assd),
     }
+    if lost := set(labels) - set(labels_of(warped)):
+        row[LOST] = len(lost)
+    return row

@@ -21,11 +21,13 @@ from iregzoo.planes import Volume, canonical
 from iregzoo.quality import Comparison
 from iregzoo.register import Result
 from iregzoo.space.grid import canonical_axes
-from iregzoo.tables import by_method, label_columns, numbers, title
+from iregzoo.tables import by_method, counted, label_columns, numbers, title
 
 FIXED_COLOUR, WARPED_COLOUR = "lime", "magenta"
 CORONAL = 1
 LINE = 24  # letters of a method's title
+COLOURS = 10
+MARKERS, HATCHES = "os^vDP*X<>", " /.x-\\+o|*"
 
 
 def overlap_plot(rows: Sequence[Row], label_names: Mapping[str, str], path: Path) -> None:
@@ -54,7 +56,6 @@ def overlap_figure(rows: Sequence[Row], label_names: Mapping[str, str]) -> Figur
     axis = figure.subplots()
     width = 0.8 / len(groups)
     for index, members in enumerate(groups):
-        colour = _colour(index)
         places = [column + (index - (len(groups) - 1) / 2) * width for column in range(len(columns))]
         drawn = axis.boxplot(
             [numbers(members, name) for name in columns],
@@ -62,14 +63,15 @@ def overlap_figure(rows: Sequence[Row], label_names: Mapping[str, str]) -> Figur
             widths=0.85 * width,
             patch_artist=True,
             manage_ticks=False,
-            boxprops={"facecolor": colour},
+            boxprops={"facecolor": _colour(index), "hatch": _cycle(index, HATCHES)},
             medianprops={"color": "black"},
             flierprops={"markersize": 3},
         )
         drawn["boxes"][0].set_label(_label(title(members[0])))
     axis.set_xticks(range(len(columns)), [_structure(name, label_names) for name in columns], rotation=30, ha="right")
     axis.set_ylabel("Dice")
-    axis.set_title(f"Dice by structure, {max(map(len, groups))} pairs")
+    most = max(len(numbers(members, "dice_mean")) for members in groups)
+    axis.set_title(f"Dice by structure, {counted(most, 'pair')}")
     axis.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside right upper")
     return figure
@@ -105,7 +107,7 @@ def time_figure(rows: Sequence[Row]) -> Figure:
                 float(np.mean(seconds)),
                 float(np.mean(values)),
                 yerr=spread,
-                fmt="o",
+                fmt=_cycle(index, MARKERS),
                 capsize=4,
                 color=_colour(index),
                 label=_label(title(members[0])),
@@ -206,7 +208,7 @@ def cases_figure(extremes: Extremes) -> Figure:
             _draw(row[start], snapshot.fixed, snapshot.aspect, outlines[:1])
             _draw(row[start + 1], snapshot.warped, snapshot.aspect, outlines)
             row[start].set_title(f"{word}: {snapshot.name}", fontsize=6, loc="left")
-            kind = "NCC" if snapshot.fixed_labels is None else "Dice"
+            kind = "Dice" if snapshot.labelled else "NCC"
             row[start + 1].set_title(f"{kind} {snapshot.score:.3f}", fontsize=8)
         row[0].set_ylabel(_label(method))
     figure.suptitle("fixed scan and warped scan; outlines: fixed labels green, warped labels magenta", fontsize=9)
@@ -231,8 +233,13 @@ def _label(method: str) -> str:
 
 
 def _colour(index: int) -> tuple[float, float, float, float]:
-    colour: tuple[float, float, float, float] = colormaps["tab10"](index % 10)
+    colour: tuple[float, float, float, float] = colormaps["tab10"](index % COLOURS)
     return colour
+
+
+def _cycle(index: int, marks: str) -> str:
+    """A mark beside the colour: for those who see few colours, and when colours begin anew."""
+    return marks[(index + index // COLOURS) % len(marks)]
 
 
 def _figure(width: float, height: float) -> Figure:

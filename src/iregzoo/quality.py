@@ -1,6 +1,6 @@
 """What tells whether to trust a result: its images side by side, and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
     ``sdlogj`` needs a grid of at least 5 voxels an axis. ``near_singular_percent`` counts voxels, folds included, where
     the deformation shrinks volume to a tenth or less: tissue that is squashed to fit. ``field_size`` is the volume of
     the network's grid as a multiple of the smallest on which the weights are used, where their card tells one.
+    ``dice_before`` and ``dice`` are by label, of those that both scans have; ``labels_unpaired`` has the others.
     ``warnings`` says in words what should make a person doubt.
     """
     lengths = length(result.deformation)
@@ -144,11 +145,19 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     if doubt := large_field(found.get("field_size")):
         said["field_size"] = doubt
     if found.get("labels_lost"):
-        lost = ", ".join(map(str, found["labels_lost"][:8])) + ("…" if len(found["labels_lost"]) > 8 else "")
+        lost = _listed(found["labels_lost"])
         said["labels_lost"] = f"labels of the moving scan are not left on the fixed scan's grid: {lost}"
+    if len(unpaired := found.get("labels_unpaired", {})) == 2 and "dice_mean" not in found:
+        held = "; ".join(f"{name}: {_listed(labels)}" for name, labels in unpaired.items())
+        said["labels_unpaired"] = f"the scans' label maps have no label in common ({held}), so there is no Dice"
     if found.get("dice_mean") == 0:
         said["dice_mean"] = "no label overlaps its counterpart"
     return said
+
+
+def _listed(labels: Sequence[int]) -> str:
+    """The first eight of some labels in words."""
+    return ", ".join(map(str, labels[:8])) + ("…" if len(labels) > 8 else "")
 
 
 def _fell(found: Mapping[str, Any], earlier: str) -> bool:
@@ -197,26 +206,25 @@ def large_field(size: float | None) -> str:
 
 
 def _overlap(result: Result) -> dict[str, Any]:
-    """Dice per label, before and after, where both scans have labels."""
+    """Dice before and after, of the labels that both scans have, and the labels that only one has.
+
+    The maps as they were read say which: a label that a registration lost has a Dice of 0, and one that has no
+    counterpart has none, whether a registration leaves something of it or not. So methods are compared on one set.
+    """
     fixed, moving, warped = result.scans.fixed_labels, result.scans.moving_labels, result.warped_labels
     if fixed is None or moving is None or warped is None:
         return {}
-    labels = labels_of(fixed.data, moving.data)
-    if not labels:
-        return {}
+    labels = {"fixed": set(labels_of(fixed.data)), "moving": set(labels_of(moving.data))}
+    both = labels["fixed"] & labels["moving"]
+    unpaired = {name: sorted(held - both) for name, held in labels.items() if held - both}
+    found: dict[str, Any] = {"labels_unpaired": unpaired} if unpaired else {}
+    if not both:
+        return found
     grid = result.frame.fixed
     unmoved = pull(moving.data, to_voxels(grid, None, moving.grid), grid.shape, mode="nearest")
-    before = dice(unmoved, fixed.data, labels)
-    after = dice(warped, fixed.data, labels)
-    found = {"dice_before_mean": mean_of(before), "dice_mean": mean_of(after), "dice_before": before, "dice": after}
-    # A label of the moving scan alone may lie outside the fixed field of view: no number, and JSON has no NaN.
-    return {
-        name: {label: number for label, number in value.items() if number == number}
-        if isinstance(value, dict)
-        else value
-        for name, value in found.items()
-        if isinstance(value, dict) or value == value
-    }
+    before, after = (dice(each, fixed.data, sorted(both)) for each in (unmoved, warped))
+    found |= {"dice_before_mean": mean_of(before), "dice_mean": mean_of(after), "dice_before": before, "dice": after}
+    return found
 
 
 def _lost(result: Result) -> dict[str, list[int]]:

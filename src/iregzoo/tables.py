@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from iregzoo.measure import Row
+from iregzoo.measure import LOST, Row
 from iregzoo.significance import holm, signed_rank
 
 FIRST = ("bundle", "controller", "fixed", "moving", "dice_mean", "dice_before")
@@ -16,6 +16,7 @@ REST = (
     "hd95_mm",
     "assd_mm",
     "tre_mm",
+    "tre_before_mm",
     "folding_percent",
     "near_singular_percent",
     "sdlogj",
@@ -25,7 +26,7 @@ REST = (
     "ssim",
 )
 NUMBERS = (*FIRST[-2:], *REST, "seconds")
-LEFT_OUT = "network_left_out"  # 1 where it was, see ``find_needless``
+LEFT_OUT = "network_left_out"  # 1 where it was, see ``necessity.Trial``
 Key = tuple[str, str]
 Summary = dict[str, Any]
 
@@ -56,8 +57,8 @@ def label_columns(rows: Iterable[Row]) -> list[str]:
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write a CSV file with a row for each pair and method; what could not be measured is empty."""
-    columns = [*FIRST, *label_columns(rows), *REST, "iterations", LEFT_OUT, "seconds"]
-    for name in ("tre_mm", LEFT_OUT):
+    columns = [*FIRST, *label_columns(rows), *REST, "iterations", LOST, LEFT_OUT, "seconds"]
+    for name in ("tre_mm", "tre_before_mm", LOST, LEFT_OUT):
         if not any(name in row for row in rows):
             columns.remove(name)
     with path.open("w", newline="", encoding="utf-8") as stream:
@@ -78,8 +79,8 @@ def summarise(rows: Sequence[Row], label_names: Mapping[str, str]) -> Summary:
     """One method's figures over all its pairs, and its worst case.
 
     Each figure, and ``dice_<label>`` of each label, becomes ``mean``, ``sd`` (of the sample), ``median`` and the number
-    of ``pairs`` that have it; a label that ``label_names`` knows also gets its ``name``. ``network_left_out`` is of how
-    many pairs it was, where it was of any.
+    of ``pairs`` that have it; a label that ``label_names`` knows also gets its ``name``. ``labels_lost`` is the number
+    of all pairs, and ``network_left_out`` that of pairs, where there are any.
     """
     summary: Summary = {"bundle": rows[0]["bundle"], "controller": rows[0]["controller"], "pairs": len(rows)}
     for name in (*NUMBERS, *label_columns(rows)):
@@ -94,8 +95,9 @@ def summarise(rows: Sequence[Row], label_names: Mapping[str, str]) -> Summary:
             if name[5:] in label_names and name.startswith("dice_"):
                 summary[name]["name"] = label_names[name[5:]]
     summary["iterations"] = _mean_iterations(rows)
-    if left_out := sum(row.get(LEFT_OUT, 0) for row in rows):
-        summary[LEFT_OUT] = left_out
+    for name in (LOST, LEFT_OUT):
+        if total := sum(row.get(name, 0) for row in rows):
+            summary[name] = total
     measured = [row for row in rows if not math.isnan(row.get("dice_mean", math.nan))]
     if measured:
         worst = min(measured, key=lambda row: float(row["dice_mean"]))
@@ -231,6 +233,8 @@ def _caption(summary: Mapping[str, Any]) -> str:
     if any("dice_before" in result for result in results):
         before = next(result["dice_before"] for result in results if "dice_before" in result)
         parts.append(f"unregistered Dice {before['mean']:.3f}")
+    if lost := [f"{title(result)} {result[LOST]}" for result in results if LOST in result]:
+        parts.append(f"labels lost, whose surface distances are missing: {', '.join(lost)}")
     parts.append(f"{counted(machine['threads'], 'thread')}, {machine['device']}")
     if summary["failed"]:
         parts.append(f"{counted(len(summary['failed']), 'registration')} failed")

@@ -31,9 +31,11 @@ def evaluate(
     worst case of each method). The column bundle has a method as --bundle names it, ipear or ipear@hippocampus.
 
     Everything is measured on the fixed scan's own grid: Dice, HD95 and ASSD (mm) of the moving labels, warped once with
-    nearest-neighbour interpolation; folding (%), near-singular voxels (%) and sd of log det J of the deformation
+    nearest-neighbour interpolation, of the labels that both scans have (one that a registration lost has Dice 0 and
+    no distances); folding (%), near-singular voxels (%) and sd of log det J of the deformation
     without the affine; NCC, MSE and SSIM of intensities in [0, 1], NCC and MSE over the voxels that masks count;
-    landmark error (mm). Seconds run from scans in memory to the warped scan; for a peer, its registration only.
+    landmark error (mm). Seconds run from scans in memory to the warped scan; for a peer, its registration only, with
+    what its own call does beside it (that of ants-syn warps both scans and writes its fields to a temporary folder).
 
     Peers start from the scans as positioned in the files, with the same number of threads, and their fields are
     measured by the same code. ants-syn is ants.registration, SyN with its affine and default settings; greedy is its

@@ -32,7 +32,7 @@ def listed(value: str, option: str) -> list[str]:
 def summary_line(report: dict[str, Any]) -> str:
     """What a registration did, in a line."""
     parts = [f"NCC {report['ncc_before']:.3f} → {report['ncc_after']:.3f}"]
-    if "dice_mean" in report and "dice_before_mean" in report:
+    if "dice_mean" in report:
         parts.append(f"Dice {report['dice_before_mean']:.3f} → {report['dice_mean']:.3f}")
     parts.append(f"folding {report['folding_percent']:.3f} %")
     if report["iterations"] and "network_left_out" not in report:
