@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -211,7 +212,7 @@ def test_a_chain_interpolates_once(pair: Pair, run: Run) -> None:
     assert difference(pair["same.nrrd"], sitk.ReadImage(pair["moving.nii.gz"])) < 1e-5
 
 
-@pytest.mark.parametrize("mark", ["inverse:{}", "[{},1]"])
+@pytest.mark.parametrize("mark", ["inverse:{}", "[{},1]", " [{},1]", "[{}, 1]"])
 def test_one_transform_of_a_list_is_undone(pair: Pair, run: Run, mark: str) -> None:
     """From a fixed scan that was turned: through the turn's inverse, and on as registered; and back again."""
     turn = sitk.Euler3DTransform((1.0, 2.0, 3.0), 0.2, -0.1, 0.3, (2.0, 1.0, -1.0))
@@ -226,6 +227,22 @@ def test_one_transform_of_a_list_is_undone(pair: Pair, run: Run, mark: str) -> N
     said = run(transform=given, input=points_csv(pair.folder / "p.csv", expected), output=pair["back.csv"])
     assert "inverse: remaining error over the points: 0.00" in said
     np.testing.assert_allclose(csv_points(pair["back.csv"]), csv_points(turned), atol=0.01)
+
+
+def test_a_header_that_contradicts_itself_is_told_of(pair: Pair, run: Run) -> None:
+    """Of the input and of the reference, whose places are used."""
+    for name in ("moving", "fixed"):
+        image = nib.load(pair[f"{name}.nii.gz"])
+        other = image.affine.copy()
+        other[0, 3] += 30
+        image.set_qform(other, 1)
+        image.set_sform(image.affine, 2)
+        nib.save(image, pair[f"doubtful_{name}.nii.gz"])
+    given = {"transform": pair["transform.h5"], "output": pair["out.nrrd"]}
+    said = run(**given, input=pair["doubtful_moving.nii.gz"], reference=pair["doubtful_fixed.nii.gz"])
+    for name in ("moving", "fixed"):
+        assert f"warning: doubtful_{name}.nii.gz: its sform and its qform place it up to 30.0 mm apart" in said
+    assert "warning" not in run(**given, input=pair["moving.nii.gz"], reference=pair["fixed.nii.gz"], overwrite=True)
 
 
 def test_an_image_goes_through_a_list_with_an_undone_field_once(pair: Pair, run: Run) -> None:
@@ -497,6 +514,7 @@ BAD: list[tuple[dict[str, str], str]] = [
     ({"reference": ""}, "needs --reference"),
     ({"interpolation": "sinc"}, "'sinc' is unknown; choose auto, linear, nearest, cubic, smooth-labels"),
     ({"interpolation": "smooth-labels"}, "moving.nii.gz: does not look like a label map, which smooth-labels is for"),
+    ({"interpolation": "cubic", "input": "thin.nrrd"}, "thin.nrrd: has an axis of 2 voxels, too few for cubic"),
     ({"interpolation": "cubic", "input": "good.csv", "output": "new.csv"}, "good.csv: points are not interpolated"),
     ({"outside": "air"}, "outside 'air': give a number"),
     ({"outside": "nan"}, "outside 'nan': give a number"),
@@ -556,6 +574,7 @@ def test_bad_input_ends_with_a_line(
     sitk.WriteImage(sitk.GetImageFromArray(hole), "nan.nrrd")
     noise = np.random.default_rng(0).integers(0, 256, (4, 5, 6), dtype=np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(noise), "bytes.nrrd")
+    sitk.WriteImage(sitk.GetImageFromArray(noise[:2]), "thin.nrrd")
     options = {
         "transform": "transform.h5",
         "input": "moving.nii.gz",

@@ -32,6 +32,7 @@ FLOORS = {
         "jacobian",
         "precision",
         "registration",
+        "process",
         "silence",
         "states",
     ),

@@ -16,7 +16,9 @@ def line(low: float, high: float, count: int) -> Tensor:
 
 
 def solve(move: Callable[[Tensor], Tensor], targets: Tensor, nodes: Tensor | None = None) -> Tensor:
-    return invert_at(move, targets, start=targets, nodes=nodes, step=1e-3, tolerance=1e-6)
+    return invert_at(
+        move, targets, start=targets, nodes=None if nodes is None else lambda: nodes, step=1e-3, tolerance=1e-6
+    )
 
 
 @pytest.mark.parametrize("axes", [2, 3])

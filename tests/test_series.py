@@ -22,6 +22,7 @@ from geometry import (
     wavy_transform,
     world_points,
 )
+from iregzoo.apply import memory
 from iregzoo.errors import InputError
 from iregzoo.space.files import write_transform
 from iregzoo.space.grid import RAS_FROM_LPS, Grid
@@ -125,6 +126,26 @@ def test_each_volume_of_a_series_is_what_itk_resamples(way: Way, apply: Run, int
         assert ours.std() > 100
         apart = np.abs(ours - theirs) > 1e-4 * theirs.max()
         assert apart.mean() <= (1e-3 if interpolation == "nearest" else 0)
+
+
+def test_a_series_larger_than_the_memory_is_refused_before_any_work(
+    way: Way, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(way["bold.nii.gz"], way.volumes(3))
+    monkeypatch.chdir(way.folder)
+    options = ["--transform", "transform.h5", "--input", "bold.nii.gz", "--reference", "fixed.nii.gz"]
+    needed = 3 * int(np.prod(way.fixed.shape)) * 4
+    for held, code in ((needed - 1, 2), (needed, 0), (None, 0)):  # None where the system does not say
+        monkeypatch.setattr("iregzoo.apply.memory", lambda held=held: held)
+        assert shell.run(monkeypatch, "apply", *options, "--output", f"{held}.nii.gz") == code
+        refused = "bold.nii.gz: its 3 volumes on the reference's grid are" in capsys.readouterr().err
+        assert refused == (code == 2) == (not Path(f"{held}.nii.gz").exists())
+
+
+def test_the_memory_of_this_machine_is_known_or_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (memory() or 2**30) > 2**28
+    monkeypatch.delattr("os.sysconf", raising=False)
+    assert memory() is None
 
 
 @pytest.mark.parametrize("inverse", ["false", "true"])

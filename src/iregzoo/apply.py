@@ -1,6 +1,8 @@
 """Transforms at work: an image or a series of them, a label map or a list of points through one, or back."""
 
+import os
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ from iregzoo.errors import InputError
 from iregzoo.flags import check_number
 from iregzoo.space.files import write_volume
 from iregzoo.space.grid import Grid
+from iregzoo.space.headers import check_finite, header_doubt
 from iregzoo.space.points import read_point_list, voxel_places
 from iregzoo.space.scan import Scan, as_float32, looks_like_labels
 from iregzoo.space.series import Series, read_series
 from iregzoo.space.shares import resample_labels
 from iregzoo.space.transforms import Chain, Moved, move
-from iregzoo.space.volume import check_finite, read_volume
+from iregzoo.space.volume import read_volume
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 POINTS = (".csv", ".json")
@@ -26,6 +29,8 @@ SMOOTH = "smooth-labels"
 INTERPOLATIONS = ("auto", *ITK, SMOOTH)
 TURNING = (3, 6)  # components of vectors and of symmetric tensors
 MUCH_MM = 0.5  # of an inverse's error
+FEWEST = 3  # voxels along an axis: with two, ITK's cubic interpolation reads beyond the image
+GB = 2**30
 
 
 @dataclass(frozen=True)
@@ -127,15 +132,24 @@ def apply_to_image(
         InputError: as ``read_series`` and ``read_volume`` do, for smooth labels of what is no label map, and for an
             ``outside`` of a label map or that the image's type of voxel cannot hold.
     """
-    image, report = _warped(chain, read_series(source), Grid.of(read_volume(reference)[0]), interpolation, outside)
-    write_volume(output, image)
-    return report
+    series, (image, path) = read_series(source), read_volume(reference)
+    grid = Grid.of(image)
+    warped, report = _warped(chain, series, grid, interpolation, outside)
+    write_volume(output, warped)
+    doubts = filter(None, (header_doubt(series.grid, series.path), header_doubt(grid, path)))
+    return replace(report, warnings=(*report.warnings, *doubts))
 
 
 def _warped(
     chain: Chain, series: Series, grid: Grid, interpolation: str, outside: float | None
 ) -> tuple[sitk.Image, Report]:
     """All volumes on a grid as one image of their kind, and how it went."""
+    if interpolation == "cubic" and min(series.grid.shape) < FEWEST:
+        raise InputError(
+            f"{series.path}: has an axis of {min(series.grid.shape)} voxels, too few for cubic interpolation; choose "
+            "linear"
+        )
+    _check_memory(series, grid)
     beyond, labels = _look(series, whether=interpolation in ("auto", "nearest", SMOOTH))
     mode, line = _mode(series.path, interpolation, labels)
     if outside is not None:
@@ -151,6 +165,25 @@ def _warped(
         doubt = f"{series.components} values per voxel were resampled one by one; directions in them were not turned"
         report = replace(report, warnings=(*report.warnings, doubt))
     return image, replace(report, interpolation=line)
+
+
+def _check_memory(series: Series, grid: Grid) -> None:
+    """Refuse, before any work, a result that is larger than the machine's memory, where that is known."""
+    needed = len(series) * prod(grid.shape) * sitk.GetArrayViewFromImage(series.image).itemsize
+    held = memory()
+    if held is not None and needed > held:
+        raise InputError(
+            f"{series.path}: its {len(series)} volumes on the reference's grid are {needed / GB:.1f} GB, but this "
+            f"machine has {held / GB:.1f} GB of memory; give a coarser --reference, or fewer volumes at a time"
+        )
+
+
+def memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _scan(volume: sitk.Image, path: Path) -> Scan:

@@ -20,7 +20,13 @@ BEGINNINGS = 16  # nodes to begin anew from
 
 
 def invert_at(
-    move: Move, targets: Tensor, *, start: Tensor, nodes: Tensor | None = None, step: float, tolerance: float
+    move: Move,
+    targets: Tensor,
+    *,
+    start: Tensor,
+    nodes: Callable[[], Tensor] | None = None,
+    step: float,
+    tolerance: float,
 ) -> Tensor:
     """Places (K, N) that ``move`` takes to ``targets``, at most ``tolerance`` away where it can be done.
 
@@ -28,7 +34,8 @@ def invert_at(
         move: the transform.
         targets: (K, N) in float64, as everything here.
         start: (K, N), where to begin; the targets themselves will do.
-        nodes: (M, N), where to begin anew: all over what the transform deforms, and as close together as it varies.
+        nodes: gives (M, N), where to begin anew: all over what the transform deforms, and as close together as it
+            varies. It is asked only where a place needs it.
         step: of the finite differences, in the units of the places; well below what the transform varies over.
         tolerance: how far from its target a place may end up.
     """
@@ -40,16 +47,17 @@ def invert_at(
     stuck = torch.where(misses > tolerance)[0]
     if nodes is None or not len(stuck):
         return places
-    images = torch.cat([move(part) for part in torch.split(nodes, PIECE)])
+    beginnings = nodes()
+    images = torch.cat([move(part) for part in torch.split(beginnings, PIECE)])
     from scipy.spatial import cKDTree  # with much of scipy, which a registration alone does not need
 
     tree = cKDTree(images.numpy(), compact_nodes=False, balanced_tree=False)
-    _, nearest = tree.query(targets[stuck].numpy(), k=list(range(1, min(BEGINNINGS, len(nodes)) + 1)))
+    _, nearest = tree.query(targets[stuck].numpy(), k=list(range(1, min(BEGINNINGS, len(beginnings)) + 1)))
     for beginning in torch.as_tensor(nearest).T:
         left = misses[stuck] > tolerance
         if not left.any():
             break
-        again, miss = _newton(move, targets[stuck[left]], nodes[beginning[left]], step, tolerance)
+        again, miss = _newton(move, targets[stuck[left]], beginnings[beginning[left]], step, tolerance)
         better = miss < misses[stuck[left]]
         chosen = stuck[left][better]
         places[chosen], misses[chosen] = again[better], miss[better]

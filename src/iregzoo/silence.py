@@ -4,7 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from iregzoo.process import shared
 
+
+@shared
 @contextmanager
 def silence() -> Iterator[None]:
     """Keep off the terminal what a library prints itself, as greedy's optimiser and HDF5 do where they give up."""

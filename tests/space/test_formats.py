@@ -153,7 +153,7 @@ def test_mgz_lies_where_its_nifti_lies(tmp_path: Path) -> None:
 
 def test_broken_or_many_volumed_mgz_is_refused(tmp_path: Path) -> None:
     (tmp_path / "norm.mgz").write_bytes(b"none")
-    with pytest.raises(InputError, match=r"norm\.mgz: is not a readable FreeSurfer volume"):
+    with pytest.raises(InputError, match=r"norm\.mgz: is not a readable volume"):
         read_image(tmp_path / "norm.mgz")
     nib.save(nib.MGHImage(np.ones((3, 3, 3, 2), np.float32), np.eye(4)), tmp_path / "four.mgz")
     with pytest.raises(InputError, match=r"four\.mgz: has size 3×3×3×2; expected one 3-D volume"):

@@ -225,6 +225,20 @@ def test_places_rounded_by_an_exporter_are_even_enough(tmp_path: Path, spacing: 
     assert scan.grid.spacing[2] == pytest.approx(spacing, abs=0.01)
 
 
+def test_slices_with_slopes_of_their_own_keep_their_decimals(tmp_path: Path) -> None:
+    """As of PET: the first slice's are whole numbers."""
+    grid = make_grid((6, 5, 3), (1.0, 1.0, 2.0))
+    array = np.arange(90).reshape(6, 5, 3)
+    write_series(tmp_path, array, grid)
+    files = {float(pydicom.dcmread(path).ImagePositionPatient[2]): path for path in tmp_path.iterdir()}
+    slopes = (1.0, 0.5, 0.25)
+    for (_, path), slope in zip(sorted(files.items()), slopes, strict=True):
+        slice_ = pydicom.dcmread(path)
+        slice_.RescaleSlope, slice_.RescaleIntercept = str(slope), "0"
+        slice_.save_as(path)
+    np.testing.assert_array_equal(read_scan(tmp_path).data[0, 0], array * slopes)
+
+
 def test_a_dicom_file_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     folder = series(tmp_path / "series")
     (folder / "slice00a.dcm").rename(folder / "\udcff.dcm")
@@ -361,7 +375,7 @@ GUARDS: dict[Callable[[Path], Path], str] = {
     constant: "every voxel is 4.5; an image without contrast",
     too_large: r"the value 1e\+300, beyond the range of single precision \(3.4e\+38\); divide",
     too_alike: r"around 1e\+09, differ by less than single precision resolves; subtract",
-    without_affine: "sform and qform codes are 0.*set_sform",
+    without_affine: "sform and qform codes are 0.*set_qform",
     singular_affine: "affine is singular.*set a valid",
     sheared_affine: "its affine is sheared.*resample it to an orthogonal grid",
     empty_folder: "no DICOM series; give a folder with exactly one",

@@ -29,20 +29,23 @@ def read_dicom(folder: Path) -> sitk.Image:
         found = "no DICOM series" if not series else f"{len(series)} DICOM series"
         raise InputError(f"{folder}: holds {found}; give a folder with exactly one")
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(_in_order(reader.GetGDCMSeriesFileNames(str(folder), series[0]), folder))
+    files, kinds = _in_order(reader.GetGDCMSeriesFileNames(str(folder), series[0]), folder)
+    reader.SetFileNames(files)
+    if len(kinds) > 1:  # slices with a slope of their own, as of PET: ITK would cut off what the first one cannot hold
+        reader.SetOutputPixelType(sitk.sitkFloat64)
     return reader.Execute()
 
 
-def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
-    """The files of a series from the first slice to the last.
+def _in_order(files: Sequence[str], folder: Path) -> tuple[Sequence[str], set[int]]:
+    """The files of a series from the first slice to the last, and their types of voxel.
 
     Raises:
         InputError: for what ITK would lay out evenly although it is not: slices without a place or at different angles,
             and one that is missing, there twice, or shifted.
     """
     if len(files) < 2:
-        return files
-    reader, corners, turns = sitk.ImageFileReader(), [], []
+        return files, set()
+    reader, corners, turns, kinds = sitk.ImageFileReader(), [], [], set()
     for file in files:
         reader.SetFileName(file)
         reader.ReadImageInformation()
@@ -52,6 +55,7 @@ def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
             )
         corners.append(reader.GetOrigin())
         turns.append(reader.GetDirection())
+        kinds.add(reader.GetPixelID())
     turned = np.abs(np.array(turns) - turns[0]).max(axis=1)
     if turned.max() > ANOTHER_ANGLE:
         names = f"{Path(files[0]).name} and {Path(files[turned.argmax()]).name}"
@@ -77,4 +81,4 @@ def _in_order(files: Sequence[str], folder: Path) -> Sequence[str]:
             f"{folder}: its slices are shifted by {shift:.3g} mm from the first to the last (a tilted gantry); "
             "resample it to a volume without tilt"
         )
-    return files
+    return files, kinds

@@ -34,10 +34,11 @@ class Grid:
 
     @classmethod
     def of(cls, image: sitk.Image) -> "Grid":
-        affine = np.eye(4)
-        affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-        affine[:3, 3] = image.GetOrigin()
-        x, y, z = image.GetSize()
+        """The first three axes of an image."""
+        x, y, z = image.GetSize()[:3]
+        axes, affine = image.GetDimension(), np.eye(4)
+        affine[:3, :3] = np.array(image.GetDirection()).reshape(axes, axes)[:3, :3] * image.GetSpacing()[:3]
+        affine[:3, 3] = image.GetOrigin()[:3]
         return cls((x, y, z), affine)
 
     @property

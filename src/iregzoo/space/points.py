@@ -209,7 +209,7 @@ def move_points_back(points: Tensor, displacement: Tensor, grid: Grid, start: Te
         lambda places: move_points(places, vectors, grid),
         points.double(),
         start=points.double() if start is None else start.double(),
-        nodes=voxel_places(grid),
+        nodes=lambda: voxel_places(grid),
         step=STEP * float(grid.spacing.min()),
         tolerance=TOLERANCE_MM,
     )

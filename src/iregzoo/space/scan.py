@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.errors import InputError
-from iregzoo.space.grid import Grid, Matrix, pull, to_voxels
+from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix, pull, to_voxels
+from iregzoo.space.headers import check_finite, header_doubt
 from iregzoo.space.separable import axis_order, resample_axes
-from iregzoo.space.volume import check_finite, header_doubt, read_volume
+from iregzoo.space.volume import read_volume
 
 PERCENTILES = (0.5, 99.5)
 SMALLEST_MM = 1.0  # of a scan, along its longest axis
@@ -154,9 +156,12 @@ def mask_scan(array: NDArray[Any], grid: Grid, path: str | Path, scan: Scan) -> 
 
 def _check_grid(grid: Grid, scan: Scan, path: Path, what: str) -> None:
     if not grid.matches(scan.grid):
+        doubts = [doubt for doubt in (header_doubt(grid, path), scan.doubt) if doubt]
+        apart = f", up to {grid.farthest(grid.affine, scan.grid.affine):.3g} mm apart" * (grid.shape == scan.grid.shape)
         raise InputError(
-            f"{path}: its grid ({_describe(grid)}) differs from that of {scan.path.name} ({_describe(scan.grid)}); "
-            f"resample the {what} to the image with nearest-neighbour interpolation"
+            f"{path}: its grid ({_describe(grid)}) differs from that of {scan.path.name} ({_describe(scan.grid)})"
+            f"{apart}; resample the {what} to the image with nearest-neighbour interpolation"
+            + "".join(f" ({doubt})" for doubt in doubts)
         )
 
 
@@ -193,10 +198,9 @@ def _tensor(array: NDArray[np.float32] | NDArray[np.int32] | NDArray[np.uint8]) 
 
 
 def _describe(grid: Grid) -> str:
-    size = "×".join(map(str, grid.shape))
-    return (
-        f"{size}, spacing {'×'.join(f'{s:.3g}' for s in grid.spacing)} mm, centre {np.round(grid.centre, 1).tolist()}"
-    )
+    size, spacing = "×".join(map(str, grid.shape)), "×".join(f"{s:.3g}" for s in grid.spacing)
+    axes = "".join(nib.aff2axcodes(RAS_FROM_LPS @ grid.affine))
+    return f"{size}, axes to {axes}, spacing {spacing} mm, centre {np.round(grid.centre, 1).tolist()}"
 
 
 def as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:

@@ -26,6 +26,11 @@ class Series:
     path: Path
 
     @property
+    def grid(self) -> Grid:
+        """On which each volume lies."""
+        return Grid.of(self.image)
+
+    @property
     def components(self) -> int:
         """Numbers a voxel, each of which makes a volume."""
         return int(self.image.GetNumberOfComponentsPerPixel())

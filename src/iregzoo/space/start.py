@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from iregzoo.errors import InputError
+from iregzoo.process import shared
 from iregzoo.space.grid import Matrix, network_grid
 from iregzoo.space.scan import Scan, normalise, resample_to
 
@@ -279,6 +280,7 @@ def _optimise(scans: tuple[Scan, Scan], initial: sitk.Transform, *, steps: int) 
     return matrix_of(initial)
 
 
+@shared
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Each search of ITK's in one thread: several add up its metric in another order each time, and it goes astray.

@@ -27,7 +27,7 @@ from iregzoo.space.volume import check_there, itk_reason, read_volume
 
 TEXTS = (".tfm", ".txt")
 TRANSFORM_FILES = (".h5", ".hdf5", ".mat", *TEXTS)
-LINK = re.compile(r"\[[^\]]*\]|[^,]+")  # of a list
+LINK = re.compile(r"\s*\[[^\]]*\]|[^,]+")  # of a list
 INVERSE = re.compile(r"inverse:(.+)|\[(.+?)\s*,\s*([01])\]")  # a transform that is to be undone, or not for 0
 
 

@@ -1,26 +1,28 @@
 """Volumes from files: by ITK, or by nibabel where ITK cannot read them, and what both pass over in silence."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from iregzoo.errors import InputError, check_name
+from iregzoo.process import shared
 from iregzoo.space.dicom import read_dicom
 from iregzoo.space.grid import RAS_FROM_LPS, Grid
+from iregzoo.space.headers import NIFTI, check_axes, check_nifti, in_millimetres, sheared
 
-NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 NIFTI_2 = (nib.Nifti2Image, nib.Nifti2Pair)
 FREESURFER = (".mgz", ".mgh")
-SHEAR = 1e-3  # between the cosines of axes
-APART = 0.5  # voxels that the two affines of a NIfTI file may differ
+LARGEST = 8  # bytes of a number that torch knows
 
 
+@shared
 @contextmanager
 def _quiet() -> Iterator[None]:
     """ITK without its warnings, several lines each: what matters is said in one line of ours."""
@@ -69,17 +71,19 @@ def read_any(path: str | Path) -> tuple[sitk.Image, Path]:
     check_name(str(path.absolute()))
     check_there(path)
     if path.is_file() and path.name.lower().endswith(NIFTI):
-        _check_nifti(path)
+        check_nifti(path)
     try:
         with _quiet():
             image = read_dicom(path) if path.is_dir() else _read_file(path)
     except RuntimeError as error:
         if "orthonormal direction cosines" in str(error):
-            raise _sheared(path) from None
+            raise sheared(path) from None
         raise InputError(
             f"{path}: cannot be read as an image ({itk_reason(error)}); check that it is complete, or "
             "convert it to NIfTI"
         ) from None
+    if image.GetDimension() > 2:
+        check_axes(Grid.of(image).affine, path)
     if "complex" in image.GetPixelIDTypeAsString():
         raise InputError(f"{path}: holds complex numbers; give its magnitude image")
     return image[..., 0] if image.GetDimension() == 4 and image.GetSize()[3] == 1 else image, path
@@ -94,24 +98,37 @@ def _read_file(path: Path) -> sitk.Image:
     """An image by ITK, or by nibabel where ITK cannot read it: FreeSurfer's volumes and NIfTI-2."""
     name = path.name.lower()
     if not (name.endswith(FREESURFER) or (name.endswith(NIFTI) and isinstance(nib.load(path), NIFTI_2))):
-        return sitk.ReadImage(str(path))
+        return _by_itk(path)
     try:
         image = nib.load(path)
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel raises many kinds for a file that it cannot read
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: is not a readable FreeSurfer volume ({reason}); check or export it again") from None
+        raise InputError(f"{path}: is not a readable volume ({reason}); check or export it again") from None
     if array.ndim not in (3, 4):
         raise InputError(f"{path}: has shape {array.shape}; expected a 3-D volume or a 4-D series of them")
-    _check_affine(image.affine, path)
-    grid = Grid(array.shape, RAS_FROM_LPS @ image.affine)
-    axes = grid.affine[:3, :3] / grid.spacing
-    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR:
-        raise _sheared(path)
+    if array.dtype.kind not in "iuf" or array.dtype.itemsize > LARGEST:
+        raise InputError(f"{path}: has voxels of type {array.dtype}; convert it to a grey-scale image of float32")
+    affine = in_millimetres(image.affine, image.header)
+    check_axes(affine, path)
+    grid = Grid(array.shape, RAS_FROM_LPS @ affine)
     array = array.astype(array.dtype.newbyteorder("="))
     if array.ndim == 3:
         return grid.to_sitk(array)
     return sitk.JoinSeries([grid.to_sitk(volume) for volume in np.moveaxis(array, 3, 0)], 0.0, _step(image.header))
+
+
+def _by_itk(path: Path) -> sitk.Image:
+    """An image by ITK, which would read the voxels of ``scan.nii`` for ``scan.nii.gz`` where both are in one folder."""
+    if not (path.name.lower().endswith(".nii.gz") and path.with_name(path.name[:-3]).exists()):
+        return sitk.ReadImage(str(path))
+    with TemporaryDirectory() as folder:
+        alone = Path(folder) / path.name
+        try:
+            alone.symlink_to(path.absolute())
+        except OSError:  # a system that has no links, or gives no right to make them
+            shutil.copyfile(path, alone)
+        return sitk.ReadImage(str(alone))
 
 
 def _step(header: Any) -> float:
@@ -119,13 +136,6 @@ def _step(header: Any) -> float:
     step = float(header.get_zooms()[3])
     unit = header.get_xyzt_units()[1] if hasattr(header, "get_xyzt_units") else "msec"  # FreeSurfer's TR
     return step * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0) or 1.0
-
-
-def _sheared(path: Path) -> InputError:
-    return InputError(
-        f"{path}: its affine is sheared, so its axes are not orthogonal; resample it to an orthogonal grid, for "
-        "instance with nibabel.processing.resample_to_output"
-    )
 
 
 def check_there(path: Path) -> None:
@@ -149,58 +159,3 @@ def itk_reason(error: RuntimeError) -> str:
     """The telling line of an ITK error, without its source file and pointers."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
     return lines[-1].split("): ")[-1][:160] if lines else "unknown reason"
-
-
-def check_finite(array: NDArray[Any], path: Path) -> None:
-    """Refuse NaN and infinite voxels.
-
-    Raises:
-        InputError: saying how many there are.
-    """
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        raise InputError(f"{path}: {bad} voxels are NaN or infinite; replace them, for instance with 0")
-
-
-def _check_nifti(path: Path) -> None:
-    """What ITK passes over in silence: voxels that a truncated file lacks or that are NaN, and a missing affine."""
-    try:
-        image = nib.load(path)
-        voxels = np.asanyarray(image.dataobj.get_unscaled())
-    except Exception as error:  # nibabel raises many kinds for a file that is no NIfTI; each means the same here
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: is not a readable NIfTI file ({reason}); check or export it again") from None
-    if voxels.dtype.kind == "f":
-        check_finite(voxels, path)
-    header = image.header
-    if "sform_code" not in header:
-        return
-    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        raise InputError(
-            f"{path}: has no affine (sform and qform codes are 0), so its position in scanner space is unknown; "
-            "set one, for instance with nibabel's set_sform"
-        )
-    _check_affine(header.get_best_affine(), path)
-
-
-def _check_affine(affine: NDArray[Any], path: Path) -> None:
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(f"{path}: its affine is singular ({affine[:3, :3].tolist()}); set a valid sform or qform")
-
-
-def header_doubt(grid: Grid, path: Path) -> str:
-    """In words, how far apart a NIfTI file's two affines lie, of which ITK took one."""
-    if not path.name.lower().endswith(NIFTI):
-        return ""
-    header = nib.load(path).header
-    if "sform_code" not in header or 0 in (int(header["sform_code"]), int(header["qform_code"])):
-        return ""
-    try:
-        sform, qform = (RAS_FROM_LPS @ affine for affine in (header.get_sform(), header.get_qform()))
-    except ValueError:  # a quaternion that is none, which ITK then does not use
-        return ""
-    apart = grid.farthest(sform, qform)
-    if apart < APART * float(grid.spacing.min()):
-        return ""
-    taken = "qform" if grid.farthest(grid.affine, qform) <= grid.farthest(grid.affine, sform) else "sform"
-    return f"{path.name}: its sform and its qform place it up to {apart:.1f} mm apart; its {taken} was used"
