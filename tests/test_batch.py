@@ -305,6 +305,11 @@ def test_bad_pairs_are_told_of_and_tried_again_while_the_others_are_done(
     assert "3 of 7 pairs failed, first long: " in refusal(capsys, table, output)
     assert [line["status"] for line in summary(output).values()] == [*["done"] * 3, *["failed"] * 3, "done"]
     assert (output / "good" / "report.json").stat().st_mtime_ns == written
+    (tmp_path / "hole.nii.gz").unlink()
+    assert "4 of 7 pairs failed, first hole: " in refusal(capsys, table, output)
+    kept = "the result of an earlier run stays in its folder"
+    assert [kept in line["reason"] for line in summary(output).values()] == [True, *[False] * 6]
+    assert (output / "hole" / "report.json").is_file()
 
 
 # --- real scans

@@ -19,6 +19,16 @@ def test_names_are_made_of_files_and_do_not_depend_on_the_order() -> None:
     assert folder_names(cases[::-1]) == names[::-1]
 
 
+def test_a_made_name_does_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for place, path in (("one", "../one"), ("two", "../one"), (".", "one")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        made.append(folder_names([Case(f"{path}/a/t1.nii", "/x/mni.nii"), Case(f"{path}/b/t1.nii", "/x/mni.nii")]))
+    assert made[0] == made[1] == made[2]
+    assert made[0][0] != made[0][1]
+
+
 def test_own_names_stay_and_made_ones_give_way() -> None:
     cases = [Case("a.nii", "b.nii"), Case("c.nii", "d.nii", name="B_to_A")]
     made, own = folder_names(cases)
@@ -80,10 +90,16 @@ def test_other_columns_are_passed_over_and_misspelt_ones_refused(tmp_path: Path)
     table = tmp_path / "pairs.csv"
     table.write_text("Subject,Fixed, MOVING ,age\nx,a,a,70\n")
     assert read_cases(table) == [Case(str(tmp_path / "a"), str(tmp_path / "a"))]
-    for header in ("fixed,moving,fixed_label", "fixed,moving,moving_lables", "fixed,age"):
-        table.write_text(f"{header}\na,a,a\n")
-        with pytest.raises(InputError, match=f"has columns {header.replace(',', ', ')}; expected fixed, moving"):
+    others = ("fixed_id", "moving_id", "moving_t1", "moving_ct", "fixed_1", "name_1", "moving_mean", "dose")
+    table.write_text(f"fixed,moving,{','.join(others)}\na,a{',1' * len(others)}\n")
+    assert len(read_cases(table)) == 1
+    for slip, meant in (("fixed_label", "fixed_labels"), ("moving_lables", "moving_labels"), ("inits", "init")):
+        table.write_text(f"fixed,moving,{slip}\na,a,a\n")
+        with pytest.raises(InputError, match=f"has a column {slip}; rename it to {meant}, or otherwise"):
             read_cases(table)
+    table.write_text("fixed,age\na,a\n")
+    with pytest.raises(InputError, match=r"has columns fixed, age; expected fixed, moving, .* fixed and moving are"):
+        read_cases(table)
 
 
 @pytest.mark.parametrize(

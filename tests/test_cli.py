@@ -451,6 +451,9 @@ def test_demo_recovers_much_of_a_known_deformation(
     assert 30 < recovered < 100
     report = json.loads((tmp_path / "demo" / "report.json").read_text("utf-8"))
     assert report["dice_mean"] > report["dice_before_mean"] + 0.1
+    assert [report["fixed"], report["moving"]] == [
+        str(tmp_path / "demo" / f"{name}.nii.gz") for name in ("fixed", "moving")
+    ]
     assert (tmp_path / "demo" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 

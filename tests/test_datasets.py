@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,20 @@ def test_splits_that_are_no_object_are_refused(tmp_path: Path, text: str) -> Non
     (tmp_path / "splits.json").write_text(text)
     with pytest.raises(InputError, match=r"splits\.json: is not a JSON object of splits"):
         find_scans(tmp_path, "train")
+
+
+def test_scans_that_two_splits_share_are_told_of(tmp_path: Path) -> None:
+    splits = {"train": [["a", "b"], ["c", "d"]], "val": ["e"], "all": ["a", "e"]}
+    root = make_dataset(tmp_path / "apart", splits, "abcde")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_scans(root, "train")
+    root = make_dataset(tmp_path / "own", {**splits, "test": ["d", "e"]}, "abcde")
+    with pytest.warns(UserWarning, match=r"splits\.json: d is in the splits train and test: what is measured says"):
+        find_scans(root, "test")
+    published = touch(tmp_path / "oasis", "oasis")
+    with pytest.warns(UserWarning, match=r"OASIS\S* is in the splits train and val: what is measured"):
+        find_scans(published, "train", "oasis", {"train": 2, "val": ["*"]})
 
 
 def test_splits_beside_a_file_of_splits_are_refused(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 from cohort import at_work, batch, here, refusal, summary, tree, write_cohort, write_pairs
 from iregzoo.batch import alone, register_job, run
 from iregzoo.errors import InputError
-from iregzoo.jobs import Job, Settings, checked, find_done, read_jobs
+from iregzoo.jobs import Job, Settings, checked, find_done, read_jobs, stamp
 from iregzoo.results import FILES
 from iregzoo.zoo import find
+from rights import without_rights
 
 NAMES = {"first", "second", "head3_to_head2"}
 
@@ -108,6 +109,7 @@ def test_scan_of_several_files_has_changed_where_one_of_them_has(tmp_path: Path)
         (["--inverse", "--controller", "tci"], "controller auto, not tci"),
         (["--inverse", "--refine", "2"], "refine 0, not 2"),
         (["--inverse", "--bundle", "iirp"], "bundle tiny, not iirp"),
+        (["--inverse", "--threads", "2"], "threads 1, not 2"),
     ],
 )
 def test_results_of_other_settings_are_refused(
@@ -180,6 +182,114 @@ def test_a_folder_made_before_in_which_a_run_was_killed_is_filled(cohort: Path, 
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds files, but no report"):
         done_of(cohort, tmp_path)
+
+
+def test_what_was_computed_in_another_precision_is_not_mixed(
+    cohort: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a move to a machine that takes another one, of the same option."""
+    assert done_of(cohort, copied) == NAMES
+    monkeypatch.setattr("iregzoo.jobs.resolve", lambda precision, device: "bfloat16")
+    with pytest.raises(InputError, match=r"first: was computed in float32, where this machine takes bfloat16: give"):
+        done_of(cohort, copied)
+    elsewhere = read_jobs(cohort / "pairs.csv", checked(Settings("tiny", inverse=True), here=False), copied)
+    assert set(find_done(elsewhere, copied)) == NAMES  # a cluster's machines are not this one
+
+
+def test_the_same_pairs_are_done_wherever_a_batch_is_started(
+    cohort: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (tmp_path, cohort, cohort / "home"):
+        monkeypatch.chdir(place)
+        table = Path(os.path.relpath(cohort / "pairs.csv"))
+        assert set(find_done(read_jobs(table, checked(Settings("tiny", inverse=True)), copied), copied)) == NAMES
+
+
+def test_looking_at_a_folder_of_slices_does_not_change_it(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    for name in ("series/1.dcm", "scan.HDR", "scan.IMG", "scan.nhdr", "scan.raw.gz"):
+        (tmp_path / name).write_bytes(b"1")
+    before = {name: stamp(tmp_path / name) for name in ("series", "scan.HDR", "scan.nhdr")}
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._1.dcm"):
+        (tmp_path / "series" / name).write_bytes(b"1")
+    assert stamp(tmp_path / "series") == before["series"]
+    for name, part in (("scan.HDR", "scan.IMG"), ("scan.nhdr", "scan.raw.gz")):
+        (tmp_path / part).write_bytes(b"22")
+        assert stamp(tmp_path / name) != before[name]
+
+
+def test_a_folder_that_may_not_be_read_is_named(cohort: Path, copied: Path) -> None:
+    jobs = jobs_of(cohort, copied, inverse=True)
+    (copied / "first").chmod(0o700)
+    with without_rights(), pytest.raises(InputError, match=r"first: cannot be read \(Permission denied\); check its"):
+        find_done(jobs, copied, overwrite=True)
+
+
+def test_a_lock_that_may_not_be_touched_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(0o755)
+    (tmp_path / ".batch.lock").touch(0o600)
+    with (
+        without_rights(),
+        pytest.raises(InputError, match=r"\.batch\.lock: permission denied; remove it"),
+        alone(tmp_path),
+    ):
+        pytest.fail("it was locked")
+
+
+def test_a_folder_whose_report_a_power_cut_left_empty_is_filled(cohort: Path, copied: Path) -> None:
+    (copied / "first" / "report.json").write_bytes(b"")
+    assert done_of(cohort, copied) == NAMES - {"first"}
+    (copied / "first" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds files, but no report"):
+        done_of(cohort, copied)
+
+
+def test_a_summary_that_a_spreadsheet_saved_is_still_one(cohort: Path, copied: Path) -> None:
+    text = (copied / "summary.csv").read_text("utf-8")
+    (copied / "summary.csv").write_text(text, "utf-8-sig")
+    assert done_of(cohort, copied) == NAMES
+    (copied / "summary.csv").write_text(text.replace(",", ";"), "utf-8")
+    with pytest.raises(
+        InputError, match=r"summary\.csv: is not the summary of a batch; move it away, or choose another"
+    ):
+        done_of(cohort, copied)
+
+
+def test_a_pair_that_rows_added_would_rename_is_told_of(cohort: Path, tmp_path: Path) -> None:
+    scans = [{"fixed": str(cohort / f"head{n}.nii.gz"), "moving": str(cohort / "head3.nii.gz")} for n in (0, 1)]
+    output, table = tmp_path / "output", write_pairs(tmp_path / "pairs.csv", scans[:1])
+    assert batch(table, output) == 0
+    (tmp_path / "other").mkdir()
+    shutil.copy(cohort / "head1.nii.gz", tmp_path / "other" / "head0.nii.gz")
+    both = [*scans[:1], {**scans[0], "fixed": str(tmp_path / "other" / "head0.nii.gz")}]
+    jobs = read_jobs(write_pairs(table, both), checked(Settings("tiny")), output)
+    with pytest.raises(
+        InputError, match="lists head3_to_head0, as several pairs of the table would now be called; give"
+    ):
+        find_done(jobs, output)
+    named = [{**both[0], "name": "head3_to_head0"}, {**both[1], "name": "other"}]
+    jobs = read_jobs(write_pairs(table, named), checked(Settings("tiny")), output)
+    assert set(find_done(jobs, output)) == {"head3_to_head0"}
+
+
+def test_a_worker_leaves_nothing_for_a_batch_that_has_ended(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster goes on with what its workers have begun: before it is begun, and before it is published."""
+    job = replace(jobs_of(cohort, tmp_path)[0], run="ours")
+    assert register_job(job) == "the batch that asked for it has ended"
+    running = tmp_path / ".batch.run"
+    running.write_text("another's")
+    assert register_job(job) == "the batch that asked for it has ended"
+    running.write_text("ours")
+    monkeypatch.setattr("iregzoo.batch.write", lambda *result, **options: running.unlink())
+    assert register_job(job) == "the batch that asked for it has ended"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    running.write_text("ours")
+    assert isinstance(register_job(job), dict)
 
 
 def test_summary_of_pairs_that_the_table_lacks_is_kept(

@@ -4,9 +4,11 @@ import csv
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import SimpleITK as sitk
 import torch
@@ -27,7 +29,7 @@ from iregzoo.suited import suited
 from iregzoo.tables import cell
 from iregzoo.zoo import Method, brain_finder, find, load
 
-LOCK = ".batch.lock"
+LOCK, RUN = ".batch.lock", ".batch.run"
 Row = dict[str, Any]
 
 
@@ -65,8 +67,21 @@ def register_job(job: Job) -> Report | str:
         return in_a_line(error)
 
 
+def _check_wanted(job: Job) -> None:
+    """Refuse to work for a batch that has ended: a cluster goes on with what its workers have begun.
+
+    Raises:
+        InputError: where another run, or none, is writing into the batch's folder.
+    """
+    with suppress(OSError):
+        if not job.run or (job.folder.parent / RUN).read_text("utf-8") == job.run:
+            return
+    raise InputError("the batch that asked for it has ended")
+
+
 def _register(job: Job) -> Report:
     settings, case = job.settings, job.case
+    _check_wanted(job)
     torch.set_num_threads(settings.threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(settings.threads)
     scans, device = read_scans(*case.scans), choose_device(settings.device)
@@ -79,7 +94,9 @@ def _register(job: Job) -> Report:
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
         result = register(scans, method, init=init, controller=controller, refine=origin[REFINE])
         made_by = {**provenance(method, chosen[1] if chosen else ""), "batch": job.request(method.weights.name)}
-        return write(result, folder, made_by, inverse=settings.inverse, jacobian=settings.jacobian)
+        report = write(result, folder, made_by, inverse=settings.inverse, jacobian=settings.jacobian)
+        _check_wanted(job)
+        return report
 
 
 def _align(job: Job, scans: Scans, kind: str, init: str | Matrix) -> Report:
@@ -88,7 +105,9 @@ def _align(job: Job, scans: Scans, kind: str, init: str | Matrix) -> Report:
     _check_same(made_by, job.origin(""))
     with whole_folder(job.folder, overwrite=True, owned=FILES) as folder:
         result = align(scans, kind, init=init, finder=finder)
-        return write(result, folder, {**made_by, "batch": job.request("")}, inverse=job.settings.inverse)
+        report = write(result, folder, {**made_by, "batch": job.request("")}, inverse=job.settings.inverse)
+        _check_wanted(job)
+        return report
 
 
 def _suited(scans: Scans, settings: Settings, device: str) -> tuple[str, str] | None:
@@ -149,8 +168,11 @@ def run(
     remove_leftovers(output, {*names, SUMMARY})
     outcomes: dict[str, Report | str] = dict(done)
     progress("begin")
+    token = uuid4().hex
     try:
-        left = [job for job in jobs if job.folder.name not in done]
+        with whole_file(output / RUN, overwrite=True) as partial:
+            partial.write_text(token, "utf-8")
+        left = [replace(job, run=token) for job in jobs if job.folder.name not in done]
         with closing(engine(register_job, left)) as ended:
             for job, outcome in ended:
                 outcomes[job.folder.name] = outcome
@@ -159,6 +181,7 @@ def run(
         finished = sum(isinstance(outcome, dict) for outcome in outcomes.values())
         raise KeyboardInterrupt(f"{finished} of {len(jobs)} pairs are done") from None
     finally:
+        (output / RUN).unlink(missing_ok=True)
         remove_leftovers(output, {*names, SUMMARY})  # of workers that died or were ended
         rows = [_row(job, outcomes.get(job.folder.name)) for job in jobs]
         _write_summary(output / SUMMARY, rows)
@@ -170,7 +193,8 @@ def _row(job: Job, outcome: Report | str | None) -> Row:
     if outcome is None:
         return {**row, "status": "waiting"}
     if isinstance(outcome, str):
-        return {**row, "status": "failed", "reason": " ".join(outcome.split())}
+        kept = "; the result of an earlier run stays in its folder" if (job.folder / "report.json").exists() else ""
+        return {**row, "status": "failed", "reason": " ".join(outcome.split()) + kept}
     return {
         **row,
         "status": "done",

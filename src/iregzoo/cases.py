@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from iregzoo.errors import InputError
 UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # in the name of a folder, on one system or another
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # whatever follows, on Windows
 ENDINGS = (".nii.gz", ".nii", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".dcm")  # of scans
-ALIKE = 0.8  # and more is a slip of the pen: an age is no image, of difflib's 0.75
+ALIKE = 0.88  # and more is a slip of the pen, of difflib's ratio: moving_id has 0.8, moving_lables 0.92
 MOST_BYTES = 200  # of such a name: systems take 255, and what is being written has a longer one
 
 
@@ -141,8 +142,11 @@ def _check_header(table: Path, header: Sequence[str], columns: Sequence[str], ne
     if twice is not None:
         said = f"the column {twice} more than once; keep one" if twice else "columns without a heading; give them names"
         raise InputError(f"{table}: has {said}")
-    misspelt = [name for name in header if name not in columns and get_close_matches(name, columns, cutoff=ALIKE)]
-    if misspelt or not set(needed) <= set(header):
+    for name in header:
+        meant = [] if name in columns else get_close_matches(name, columns, n=1, cutoff=ALIKE)
+        if meant:
+            raise InputError(f"{table}: has a column {name}; rename it to {meant[0]}, or otherwise if it is none")
+    if not set(needed) <= set(header):
         required = f"{' and '.join(needed)} {'are' if needed[1:] else 'is'} required"
         raise InputError(
             f"{table}: has columns {', '.join(header) or 'none'}; expected {', '.join(columns)}; {required}"
@@ -220,4 +224,4 @@ def stem(path: str) -> str:
 
 
 def _digest(paths: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(str(Path(path).absolute()) for path in paths).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join(os.path.abspath(path) for path in paths).encode()).hexdigest()[:8]

@@ -5,11 +5,12 @@
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from glob import escape
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ Unit = list[Entry]  # one scan, or those of a group
 Splits = Mapping[str, int | Sequence[str]]
 FIELD = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 TRANSMORPH = "https://github.com/junyuchen245/TransMorph_Transformer_for_Medical_Image_Registration"
+APART = ("train", "val", "test")  # splits that should share no scan
 NEURITE = "https://github.com/adalca/medical-datasets/blob/master/neurite-oasis.md"
 
 
@@ -184,6 +186,10 @@ def _own(root: Path, split: str) -> list[Unit]:
     if split not in splits:
         raise InputError(f"{listing}: has no split {split!r}, only {', '.join(splits)}")
     _check_listed(listing, split, splits[split])
+    listed = {name: found for name, found in splits.items() if isinstance(found, list)}
+    _warn_of_shared(
+        listing, {name: {scan for unit in found for scan in _names(unit)} for name, found in listed.items()}
+    )
     units: list[Unit] = []
     for unit in splits[split]:
         if isinstance(unit, str):
@@ -191,6 +197,21 @@ def _own(root: Path, split: str) -> list[Unit]:
         else:
             units.append([{**_entry(root, name, split), "group": unit[0]} for name in unit])
     return units
+
+
+def _names(unit: object) -> list[str]:
+    """Of a unit of a split, a scan or those of a patient; of what is neither, none."""
+    return [name for name in (unit if isinstance(unit, list) else [unit]) if isinstance(name, str)]
+
+
+def _warn_of_shared(place: Path, members: Mapping[str, set[str]]) -> None:
+    """Warn of scans with which weights would be trained, and also chosen or tested, as for a first try."""
+    for one, other in combinations([name for name in APART if name in members], 2):
+        if shared := sorted(members[one] & members[other]):
+            warnings.warn(
+                f"{place}: {shared[0]} is in the splits {one} and {other}: what is measured says nothing of others",
+                stacklevel=3,
+            )
 
 
 def _check_listed(listing: Path, split: str, units: object) -> None:
@@ -230,23 +251,31 @@ def _published(root: Path, name: str, split: str, splits: Splits) -> list[Unit]:
     found = [(path, _companions(base, path, fields, layout)) for path, fields in images]
     grouped = groupby(found, lambda scan: scan[1].get("group", scan[0]))
     units = {paths[0]: list(entries) for paths, entries in (zip(*unit, strict=True) for _, unit in grouped)}
+    counts = {name: count for name, count in splits.items() if isinstance(count, int)}
+    if split in counts and sum(counts.values()) > len(units):
+        asked = f"holds {len(units)} of the {sum(counts.values())} scans or patients that the splits {counts} need"
+        raise InputError(f"{base}: {asked}; get the rest from {layout.page}, or set splits")
+    for name, wanted in splits.items():
+        if name not in counts and (not isinstance(wanted, Sequence) or isinstance(wanted, str)):  # of patterns
+            raise InputError(
+                f"splits: {name} is {wanted!r}; give a number of scans, or a list of patterns such as ['NKI*']"
+            )
+    members = {name: _paths_of(list(units), splits, name) for name in splits}
+    _warn_of_shared(base, {name: set(paths) for name, paths in members.items()})
+    if not members[split] and split not in counts:
+        patterns = ", ".join(splits[split])  # type: ignore[arg-type]
+        raise InputError(f"{base}: holds no scan of split {split!r} ({patterns}); get it from {layout.page}")
+    return [units[path] for path in members[split]]
+
+
+def _paths_of(paths: Sequence[str], splits: Splits, split: str) -> list[str]:
+    """Of scans or patients, in the order of names, what a split has: the next so many, or all of some patterns."""
     wanted = splits[split]
-    if isinstance(wanted, int):
-        counts = {name: count for name, count in splits.items() if isinstance(count, int)}
-        total = sum(counts.values())
-        if total > len(units):
-            asked = f"holds {len(units)} of the {total} scans or patients that the splits {counts} need"
-            raise InputError(f"{base}: {asked}; get the rest from {layout.page}, or set splits")
-        first = sum(list(counts.values())[: list(counts).index(split)])
-        return list(units.values())[first : first + wanted]
-    if not isinstance(wanted, Sequence) or isinstance(wanted, str):  # whose letters would be patterns
-        raise InputError(
-            f"splits: {split} is {wanted!r}; give a number of scans, or a list of patterns such as ['NKI*']"
-        )
-    chosen = [unit for path, unit in units.items() if any(fnmatch(path, pattern) for pattern in wanted)]
-    if not chosen:
-        raise InputError(f"{base}: holds no scan of split {split!r} ({', '.join(wanted)}); get it from {layout.page}")
-    return chosen
+    if not isinstance(wanted, int):
+        return [path for path in paths if any(fnmatch(path, pattern) for pattern in wanted)]
+    counts = {name: count for name, count in splits.items() if isinstance(count, int)}
+    first = sum(list(counts.values())[: list(counts).index(split)])
+    return list(paths)[first : first + wanted]
 
 
 def _images(root: Path, name: str) -> tuple[Path, Layout, list[tuple[str, dict[str, str]]]]:

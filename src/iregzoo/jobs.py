@@ -19,6 +19,7 @@ from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.flags import check_count
 from iregzoo.outputs import check_kept, held
+from iregzoo.precision import resolve
 from iregzoo.results import FILES, provenance, provenance_of_alignment
 from iregzoo.space.start import STARTS
 from iregzoo.steering import choose_controller, gradient_steps
@@ -31,8 +32,10 @@ REFINE = "refine"
 CARD = "weights_card"  # which the user may have changed beside a file of weights
 # What means something to networks alone.
 OF_NETWORKS = ("bundle", "weights", "device", "precision", "controller", "max_iterations", "refine", "jacobian")
-OPTIONS = ("precision", "init", "controller", "max_iterations", "inverse", "jacobian")
+OPTIONS = ("precision", "init", "controller", "max_iterations", "inverse", "jacobian", "threads")
+OF_ALIGNMENTS = ("init", "inverse", "threads")
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")  # formats of which a scan has several files
+BYSTANDERS = ("thumbs.db", "desktop.ini")  # that systems put into folders, as they do hidden files
 SUMMARY = "summary.csv"
 FIGURES = (
     "ncc_before",
@@ -63,6 +66,7 @@ class Settings:
         align: ``rigid`` or ``affine`` where the pairs are aligned so, as ``iregzoo align`` does, and no network runs.
         origins: from ``checked``, by the name of each weights that a pair may get, the first first: versions, and the
             weights' hash and card. Of an alignment there is one, of no name.
+        precisions: in which a network computes on this machine, by the name of weights; none where others compute.
     """
 
     bundle: str = "ipear"
@@ -78,6 +82,7 @@ class Settings:
     threads: int = 1
     align: str | None = None
     origins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    precisions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,14 @@ class Job:
         case: with absolute paths.
         folder: of the results; its name is the pair's.
         inputs: which files they are, as far as that shows without reading them.
+        run: the mark of the batch that wants it, see ``batch.run``; empty where it is wanted whatever runs.
     """
 
     case: Case
     folder: Path
     settings: Settings
     inputs: Mapping[str, Any]
+    run: str = ""
 
     def origin(self, weights: str) -> Mapping[str, Any]:
         """What the pair's report says of what made it, with weights of that name."""
@@ -106,7 +113,7 @@ class Job:
         """What the pair's report says of it, beside the method's own, with weights of that name."""
         settings, origin = self.settings, self.settings.origins[weights]
         if settings.align is not None:
-            return {"init": settings.init, "inverse": settings.inverse, "inputs": self.inputs}
+            return {name: getattr(settings, name) for name in OF_ALIGNMENTS} | {"inputs": self.inputs}
         options = {name: getattr(settings, name) for name in OPTIONS}
         made = {
             "weights_chosen_by": "scans" if settings.weights is None else "user",
@@ -138,19 +145,21 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
         _check_alignment(settings, settings.align)
         finder = brain_finder() if searches(settings.init) else None
         return replace(settings, origins={"": provenance_of_alignment(settings.align, finder)})
-    if here:
-        choose_device(settings.device)
+    device = choose_device(settings.device) if here else None
     bundle, given = find(settings.bundle), settings.weights
     names = (choices(bundle) if given is None else ()) or (given,)
-    origins = {}
+    origins, precisions = {}, {}
     for name in names:
         method = load(settings.bundle, name, precision=settings.precision)
         choose_controller(settings.controller, settings.max_iterations, method.network.controller)
         origins[method.weights.name] = origin_of(method, settings.refine)
+        if device is not None:
+            precisions[method.weights.name] = resolve(method.network.precision, device)
     if given is not None and given not in bundle.weights:
-        given = str(Path(given).absolute())
+        given = os.path.abspath(given)
     known = any(settings.bundle == each.name for each in bundles())
-    return replace(settings, bundle=settings.bundle if known else str(bundle.path), weights=given, origins=origins)
+    bundle_name = settings.bundle if known else str(bundle.path)
+    return replace(settings, bundle=bundle_name, weights=given, origins=origins, precisions=precisions)
 
 
 def _check_alignment(settings: Settings, kind: str) -> None:
@@ -189,7 +198,7 @@ def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:
         raise InputError(f"{SUMMARY}: is the name of the summary in {output}; choose another name")
     jobs = []
     for case, name in zip(cases, names, strict=True):
-        paths = {column: str(Path(path).absolute()) for column in INPUTS if (path := getattr(case, column))}
+        paths = {column: os.path.abspath(path) for column in INPUTS if (path := getattr(case, column))}
         stamps = {column: stamp(Path(path)) for column, path in paths.items()}
         jobs.append(Job(replace(case, **paths), output / name, settings, stamps))
     _check_places(pairs, jobs, output)
@@ -202,13 +211,18 @@ def stamp(path: Path) -> dict[str, Any]:
     with suppress(OSError):
         files = [path]
         if path.is_dir():
-            files = [file for file in path.iterdir() if file.is_file()]
-        elif path.suffix in DETACHED:
-            files = [file for file in path.parent.iterdir() if file.stem == path.stem]
+            files = [file for file in path.iterdir() if file.is_file() and not _bystander(file.name)]
+        elif path.suffix.lower() in DETACHED:
+            files = [file for file in path.parent.iterdir() if file.name.startswith(f"{path.stem}.")]
         stats = [file.stat() for file in files]
         newest = max((stat.st_mtime_ns for stat in stats), default=0)
         found |= {"files": len(files), "bytes": sum(stat.st_size for stat in stats), "modified_ns": newest}
     return found
+
+
+def _bystander(name: str) -> bool:
+    """Whether a file in a folder of DICOM is none of the series'."""
+    return name.startswith(".") or name.lower() in BYSTANDERS
 
 
 def _check_places(pairs: Path, jobs: Sequence[Job], output: Path) -> None:
@@ -252,11 +266,14 @@ def _check_summary(summary: Path, names: Collection[str]) -> None:
         return
     rows = _read_summary(summary)
     if rows is None:
-        raise InputError(
-            f"{summary}: is not the summary of a batch as this version writes it; choose another --output or add "
-            "--overwrite"
-        )
+        raise InputError(f"{summary}: is not the summary of a batch; move it away, or choose another --output")
     lost = [row["name"] for row in rows if row["status"] == "done" and row["name"] not in names]
+    shared = [name for name in lost if any(other.startswith(f"{name}-") for other in names)]
+    if shared:
+        raise InputError(
+            f"{summary}: lists {shared[0]}, as several pairs of the table would now be called; give the one that is "
+            "done this name in the column name, or choose another --output"
+        )
     if lost:
         others = f" and {len(lost) - 1} more" if lost[1:] else ""
         raise InputError(
@@ -266,9 +283,9 @@ def _check_summary(summary: Path, names: Collection[str]) -> None:
 
 
 def _read_summary(path: Path) -> list[dict[str, str]] | None:
-    with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(newline="", encoding="utf-8") as stream:
+    with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, restval="")
-        if tuple(reader.fieldnames or ()) == COLUMNS:
+        if {"name", "status"} <= set(reader.fieldnames or ()):
             return list(reader)
     return None
 
@@ -284,8 +301,7 @@ def _read_report(folder: Path) -> Report | None:
 def _difference(job: Job, report: Report | None) -> str:
     """What keeps a folder from being this job's, in words; nothing where it is, or is to be made."""
     if report is None:
-        # A batch's own folders appear whole. Only one that was there before, empty, can be filled half when killed.
-        return "holds files, but no report of a batch" if job.folder.is_dir() and held(job.folder) else ""
+        return "holds files, but no report of a batch" if _holds_others(job.folder) else ""
     if "batch" not in report:
         return "was not made by a batch"
     if report.get("aligned") != job.settings.align:
@@ -299,7 +315,25 @@ def _difference(job: Job, report: Report | None) -> str:
     for name, asked in {**job.origin(weights), **job.request(weights)}.items():
         if name not in passed and made.get(name) != asked:
             return f"was made with {name} {made.get(name)}, not {asked}"
+    computed = job.settings.precisions.get(weights)
+    if computed and report.get("precision") != computed:
+        return f"was computed in {report.get('precision')}, where this machine takes {computed}: give --precision"
     return ""
+
+
+def _holds_others(folder: Path) -> bool:
+    """Whether a folder without a readable report holds what no batch has left there.
+
+    A batch's own folders appear whole. Only one that was there before, empty, can be filled half when killed; and a
+    power cut can leave names of files that are still empty.
+    """
+    try:
+        names = held(folder) if folder.is_dir() else set()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    report = folder / "report.json"
+    lost = names <= set(FILES) and report.is_file() and not report.stat().st_size
+    return bool(names) and not lost
 
 
 def _aligning(kind: str | None) -> str:

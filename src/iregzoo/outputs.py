@@ -110,6 +110,8 @@ def claim(folder: Path, lock: Path, target: Path, other: str, option: str = "--o
         folder.mkdir(parents=True, exist_ok=True)
         try:
             held_by_us.acquire(timeout=0)
+        except PermissionError:
+            raise InputError(f"{lock}: permission denied; remove it, or check its permissions") from None
         except Timeout:
             raise InputError(
                 f"{target}: another {other} there; wait until it ends or choose another {option}"
@@ -325,7 +327,13 @@ def remove_leftovers(parent: Path, names: Collection[str]) -> None:
 
 
 def _remove_staging(folder: Path, names: Collection[str]) -> None:
-    for path in folder.iterdir():
+    with suppress(OSError):  # another person's folder, of which the pair will tell
+        found = list(folder.iterdir())
+        _remove_stagings(found, names)
+
+
+def _remove_stagings(found: Collection[Path], names: Collection[str]) -> None:
+    for path in found:
         staging = None if path.name == UNFINISHED else STAGING.fullmatch(path.name)
         if staging and staging[1] in names and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,10 @@ def demo(
     with whole_folder(Path(output), overwrite=overwrite, owned=owned) as folder, Progress(len(STAGES)) as bar:
         bar("read")
         phantom = make_phantom(folder)
-        scans = read_scans(phantom.fixed, phantom.moving, phantom.fixed_labels, phantom.moving_labels)
+        read = read_scans(phantom.fixed, phantom.moving, phantom.fixed_labels, phantom.moving_labels)
+        # They will lie where the results go, and not where both are on their way.
+        fixed, moving = (replace(scan, path=Path(output) / scan.path.name) for scan in (read.fixed, read.moving))
+        scans = replace(read, fixed=fixed, moving=moving)
         bar("weights")
         method = load(bundle, weights)
         result = register_scans(scans, method, init="none", progress=bar)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan
+from os.path import abspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def template(
         "refine": steps,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
-        "scans": [stamp(Path(member.image).absolute()) for member in members],
+        "scans": [stamp(Path(abspath(member.image))) for member in members],
     }
     with (
         kept_work(target, json.dumps(request)) as work,
