@@ -107,6 +107,9 @@ BAD = {
         '{"controller": {"_target_": "iregzoo.iteration.torch.load"}}',
         NO_CONTROLLER,
     ),
+    "metric": ('{"controller": {"_target_": "iregzoo.iteration.TCI", "metric": "ssim"}}', NO_CONTROLLER),
+    "threshold": ('{"controller": {"_target_": "iregzoo.iteration.IterStop", "threshold": "0.005"}}', NO_CONTROLLER),
+    "half a score": ('{"controller": {"_target_": "iregzoo.iteration.TCI", "window": 3.5}}', NO_CONTROLLER),
     "setting": (
         '{"controller": {"_target_": "iregzoo.iteration.TCI", "windows": 3}}',
         NO_CONTROLLER,

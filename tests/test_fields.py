@@ -189,6 +189,18 @@ def test_label_maps_keep_type_and_labels(axes: int, dtype: torch.dtype) -> None:
 
 
 @AXES
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_large_labels_stay_what_they_are(axes: int, dtype: torch.dtype) -> None:
+    """Beyond what float32 counts, as an atlas has them."""
+    values = torch.tensor([0, 2**24 + 1, 614454277, 2**31 - 1], dtype=dtype)
+    labels = values[torch.randint(0, 4, (1, 1, *SHAPES[axes]), generator=torch.manual_seed(5))]
+    u = rough_field(axes)[:1].float()
+    warped = warp(labels, u, mode="nearest")
+    assert warped.dtype == dtype
+    assert torch.equal(warped.double(), torch.as_tensor(scipy_warp(labels, u.double(), "zeros", order=0)).double())
+
+
+@AXES
 def test_linear_warp_of_integers_rounds(axes: int) -> None:
     image = torch.randint(-1000, 3000, (2, 1, *SHAPES[axes]), generator=torch.manual_seed(6)).short()
     u = rough_field(axes)

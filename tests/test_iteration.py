@@ -6,13 +6,14 @@ each, so a returned field tells which candidate it is. Scores and thresholds are
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop, Refinement, refine
+from iregzoo.iteration import TCI, Controller, FixedIterations, IterStop, Refinement, Verdict, refine
 from iregzoo.similarity import mae, mse, ncc
 
 Script = Sequence[float]
@@ -286,6 +287,42 @@ def test_unknown_order_is_refused() -> None:
 
 @pytest.mark.parametrize("make", [IterStop, TCI])
 def test_unknown_metric_is_refused(make: Callable[..., Controller]) -> None:
-    image = torch.rand(1, 1, 2, 3, 4)
-    with pytest.raises(ValueError, match="metric='ssim'"):
-        make(metric="ssim").score(image, image)
+    with pytest.raises(ValueError, match="metric='ssim'; expected one of ncc, mse, mae"):
+        make(metric="ssim")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(IterStop, "threshold"), (TCI, "stability"), (TCI, "convergence"), (TCI, "window")]
+)
+@pytest.mark.parametrize("value", ["0.005", None, float("nan"), True, [1]])
+def test_what_is_no_number_is_refused(make: Callable[..., Controller], name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}=.*; expected a"):
+        make(**{name: value})
+
+
+@dataclass(frozen=True)
+class Choosy(TCI):
+    """Takes the first candidate that gains, and no other; and a level gives its best."""
+
+    keeps_best: bool = True
+    compares_start: ClassVar[bool] = True
+
+    def judge(self, scores: Tensor, start: Tensor | None) -> Verdict:
+        gained = scores[-1] >= (scores[-2] if len(scores) > 1 else start)
+        return Verdict(gained, torch.ones_like(gained))
+
+
+def test_the_score_of_a_candidate_that_is_not_taken_is_not_that_of_what_is_left() -> None:
+    scores = {0: 0.5, 1: 0.25, 2: 0.75}
+    for script, field, reached in (([0.25, 0.25], 0, 0.5), ([0.75, 0.25], 1, 0.75)):
+        told = iter(script)
+        result = refine(
+            torch.zeros(1, 3, 2, 2, 2),
+            lambda u: u + 1,
+            lambda u, told=told: torch.tensor([next(told)]),
+            Choosy(max_iterations=len(script)),
+            reached=torch.tensor([scores[0]]),
+        )
+        assert float(result.displacement.mean()) == field
+        assert result.reached is not None
+        assert result.reached.tolist() == [reached]

@@ -58,6 +58,15 @@ def test_maps_may_have_any_dtype(axes: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, overlap_loss(field, moving, fixed, VALUES), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("values", [(614454277, 3), (-2, 17), (530, 3, 17)])
+def test_values_may_be_large_negative_and_in_any_order(values: tuple[int, ...]) -> None:
+    """As the numbers of an atlas; memory does not depend on them."""
+    field, moving, fixed = random_pair(3)
+    moving, fixed = (torch.where(labels == 530, max(values), labels) for labels in (moving, fixed))
+    found = overlap_loss(field, moving, fixed, values)
+    np.testing.assert_allclose(found, expected_loss(field, moving, fixed, values), rtol=1e-9)
+
+
 def test_labels_that_neither_map_holds_do_not_count_and_those_of_one_do() -> None:
     first = torch.tensor([[1, 1, 1], [0, 0, 2]]).view(1, 1, 2, 3)
     second = torch.tensor([[0, 1, 2], [0, 2, 2]]).view(1, 1, 2, 3)

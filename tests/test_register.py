@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from cards import with_card
 from geometry import GRIDS, apply_world, draw_head, from_image, move_all, to_image, world_points
 from iregzoo.errors import InputError
-from iregzoo.iteration import TCI, FixedIterations, IterStop
+from iregzoo.iteration import TCI, FixedIterations, IterStop, Verdict
 from iregzoo.networks import IIRPNet
 from iregzoo.quality import compare, doubts, figures, labels_of
 from iregzoo.register import Result, Scans, read_scans, register
@@ -416,6 +416,25 @@ def test_a_result_may_take_part_in_the_callers_gradients() -> None:
 def test_a_controller_is_an_object(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"such as TCI\(\), IterStop\(\) or FixedIterations"):
         register(pair(), method(), controller=wrong)
+
+
+def test_a_controller_without_a_cap_keeps_its_own_end() -> None:
+    class Own:
+        max_iterations, compares_start, keeps_best = 2, False, False
+
+        def score(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(warped))
+
+        def judge(self, scores: torch.Tensor, start: torch.Tensor | None) -> Verdict:
+            return Verdict(scores[-1] == 0, scores[-1] != 0)
+
+    own = Own()
+    assert choose_controller("auto", None, own) is own
+    assert choose_controller("tci", 3, own) == TCI(max_iterations=3)
+    with pytest.raises(
+        InputError, match="this bundle's own controller does not support max-iterations"
+    ):
+        choose_controller("auto", 3, own)
 
 
 def test_a_folder_is_made_for_the_files(tmp_path: Path) -> None:

@@ -154,6 +154,12 @@ def test_terms_are_the_papers_averaged_over_both_ways_and_the_batch(levels: int)
 # --- weights
 
 
+def test_landmarks_of_a_data_set_change_nothing() -> None:
+    points = torch.rand(2, 5, 3)
+    found = ALL_ON(both_ways(), *images(), *label_maps(), moving_points=points, fixed_points=points)
+    assert found == ALL_ON(both_ways(), *images(), *label_maps())
+
+
 def test_weights_are_the_papers_by_default() -> None:
     loss = SymmetricLoss()
     assert (loss.symmetric, loss.inverse, loss.multilevel) == (0.001, 0.01, 0.0005)

@@ -18,6 +18,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from iregzoo import kernels
 from iregzoo.gather import gather, takes
+from iregzoo.precision import exact_dtype
 
 # Places from which a volume is worth sharing among threads, and of a slab for each thread.
 _SHARED = 2**15
@@ -96,8 +97,10 @@ def _sample_places(
         # Along an axis of one voxel grid_sample reads that voxel wherever a place is. With a zero beside it, it falls
         # to zero outside, as along every other axis.
         image = F.pad(image, [end for size in reversed(image.shape[2:]) for end in (0, int(size == 1))])
-    # An image is read in its own precision; integers in that of the grid, which holds a large label.
+    # An image is read in its own precision, and integers in one that holds the largest of their type, such as a label.
     dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype
+    if not image.is_floating_point() and image.dtype.itemsize > 2:
+        dtype = exact_dtype(image.device)
 
     def read(volumes: Tensor, grid: Tensor) -> Tensor:
         how = "bilinear" if mode == "linear" else mode

@@ -6,6 +6,7 @@ taken and whether to ask again. Pairs that have finished stop moving while other
 it would get alone. Scores stay on their device; the host reads two flags an iteration, together.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
@@ -66,6 +67,16 @@ def _check_iterations(name: str, value: int) -> None:
         raise ValueError(f"{name}={value!r}; expected a whole number of at least 1")
 
 
+def _check_metric(metric: str) -> None:
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric={metric!r}; expected one of {', '.join(get_args(Metric))}")
+
+
+def _check_threshold(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise ValueError(f"{name}={value!r}; expected a number")
+
+
 @dataclass(frozen=True)
 class FixedIterations:
     """The same number of refinements at every level, every one taken. One is the plain pyramid network."""
@@ -97,6 +108,8 @@ class IterStop:
 
     def __post_init__(self) -> None:
         _check_iterations("max_iterations", self.max_iterations)
+        _check_threshold("threshold", self.threshold)
+        _check_metric(self.metric)
 
     def score(self, warped: Tensor, fixed: Tensor) -> Tensor:
         return score(warped, fixed, self.metric)
@@ -139,8 +152,12 @@ class TCI:
 
     def __post_init__(self) -> None:
         _check_iterations("max_iterations", self.max_iterations)
+        _check_iterations("window", self.window)
         if self.window < 2:
             raise ValueError(f"window={self.window}; a gain needs at least 2 scores")
+        for name in ("stability", "convergence"):
+            _check_threshold(name, getattr(self, name))
+        _check_metric(self.metric)
         if self.order not in get_args(Order):
             raise ValueError(f"order={self.order!r}; expected one of {', '.join(get_args(Order))}")
 
@@ -228,7 +245,7 @@ def _refine_adaptively(
     active = torch.ones(batch, dtype=torch.bool, device=displacement.device)
     counts = torch.zeros(batch, dtype=torch.long, device=displacement.device)
     scores: list[Tensor] = []
-    best: tuple[Tensor, Tensor] | None = None
+    best = (displacement, start) if controller.keeps_best and start is not None else None
     for _ in range(controller.max_iterations):
         candidate = propose(displacement)
         scores.append(torch.where(active, similarity(candidate), torch.nan))
@@ -240,7 +257,8 @@ def _refine_adaptively(
         reached = scores[-1] if reached is None else torch.where(accept, scores[-1], reached)
         counts = counts + accept
         if controller.keeps_best:
-            best = _better(best, displacement, scores[-1])
+            # Where a candidate is not taken, what is left has an earlier score.
+            best = _better(best, displacement, torch.where(accept, scores[-1], torch.nan))
         if not any_active:
             break
     if best is not None:
@@ -255,5 +273,6 @@ def _select(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
 def _better(best: tuple[Tensor, Tensor] | None, displacement: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
     if best is None:
         return displacement, newest
-    improved = newest > best[1]  # a finished pair's score is NaN and improves nothing
+    # The score of a finished pair, and of a candidate that was not taken, is NaN and improves nothing.
+    improved = (newest > best[1]) | best[1].isnan()
     return _select(improved, displacement, best[0]), torch.where(improved, newest, best[1])

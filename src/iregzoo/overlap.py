@@ -58,9 +58,9 @@ def overlap_loss(displacement: Tensor, moving: Tensor | None, fixed: Tensor | No
 def _numbered(labels: Tensor, values: tuple[int, ...]) -> Tensor:
     """Label map to (B, voxels): 1 to L for the values in their order, 0 for all else."""
     flat = labels.flatten(1).long()
-    order = torch.zeros(max(values) + 2, dtype=torch.long, device=labels.device)
-    order[list(values)] = torch.arange(1, len(values) + 1, device=labels.device)
-    return order[flat.clamp(-1, max(values) + 1)]  # the last entry, which -1 reads, too, is of no value
+    ordered, number = torch.tensor(values, device=labels.device).sort()
+    place = torch.searchsorted(ordered, flat).clamp_(max=len(values) - 1)
+    return (number[place] + 1) * (ordered[place] == flat)
 
 
 def _corner(displacement: Tensor, corner: tuple[int, ...]) -> tuple[Tensor, Tensor]:

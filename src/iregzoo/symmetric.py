@@ -81,6 +81,7 @@ class SymmetricLoss:
         fixed: Tensor,
         moving_labels: Tensor | None = None,
         fixed_labels: Tensor | None = None,
+        **landmarks: Tensor,
     ) -> dict[str, Tensor]:
         """Weighted terms, scalars averaged over the batch, and their sum as ``loss``.
 
@@ -88,6 +89,7 @@ class SymmetricLoss:
             registration: of the pair, with its ``opposite``, and both with ``inverse`` and ``pyramid``.
             moving, fixed: images (B, 1, *shape).
             moving_labels, fixed_labels: integer maps (B, 1, *shape), wanted where ``overlap`` is not zero.
+            landmarks: of a data set that has them; the paper's loss does not look at them.
 
         Raises:
             ValueError: where the registration lacks one of these, has more levels than there are weights, or labels

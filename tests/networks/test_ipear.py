@@ -195,6 +195,26 @@ def test_layers_with_hooks_are_called() -> None:
 
 
 @torch.no_grad()
+def test_attention_of_a_level_may_be_looked_into_and_left_out() -> None:
+    """By hooks on its layers, as for a picture of them, and as an ablation replaces one."""
+    torch.manual_seed(3)
+    farm, x = FARM(16, 16).double(), volume(32, 4, 5, 6)
+    plain = farm(x)
+    called: list[nn.Module] = []
+    layers = [farm.attention, *farm.attention]
+    for layer in layers:
+        hook = layer.register_forward_hook(lambda module, given, result: called.append(module))
+        torch.testing.assert_close(farm(x), plain, rtol=0, atol=1e-12)
+        hook.remove()
+    assert called == layers
+    farm.attention[0] = nn.Identity()
+    with torch.enable_grad():
+        expected = farm(x).detach()
+    torch.testing.assert_close(farm(x), expected, rtol=0, atol=1e-12)
+    assert (expected - plain).abs().max() > 1e-5
+
+
+@torch.no_grad()
 def test_network_in_bfloat16_alone_and_without_pairs() -> None:
     torch.manual_seed(0)
     network = IPEARNet().eval()

@@ -142,11 +142,22 @@ class FARM(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         held = torch.is_grad_enabled() or features.device.type != "cpu" or len(features) == 0
-        if held or not is_plain(self.flow, DisplacementConv):
+        if held or not self._is_plain():
             flow: Tensor = self.flow(self.attention(features), self.residual(features))
             return flow
         # One pair after the other: the weights of its channels become the convolution's own.
         return torch.cat([self._flow_of_one(features[i : i + 1]) for i in range(len(features))])
+
+    def _is_plain(self) -> bool:
+        """Whether all layers are what they were made as: without hooks, and none replaced, as in an ablation."""
+        kinds = (SqueezeExcitation, SpatialAttention)
+        layers = list(self.attention)
+        return (
+            is_plain(self.flow, DisplacementConv)
+            and is_plain(self.attention, nn.Sequential)
+            and len(layers) == len(kinds)
+            and all(is_plain(layer, kind) for layer, kind in zip(layers, kinds, strict=True))
+        )
 
     def _flow_of_one(self, features: Tensor) -> Tensor:
         """(1, 2C, *shape) to (1, 3, *shape). The attended features are made a few planes at a time and never held."""
