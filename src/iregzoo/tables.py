@@ -225,7 +225,8 @@ def _mean(result: Summary, name: str, digits: int) -> str:
 def _caption(summary: Mapping[str, Any]) -> str:
     """What was measured, on how many pairs, with what: the sentence under a table."""
     results, machine = summary["results"], summary["machine"]
-    parts = [f"Means over {_pairs(result['pairs'] for result in results)}, Dice ± standard deviation"]
+    spread = ", Dice ± standard deviation" if any("dice_mean" in result for result in results) else ""
+    parts = [f"Means over {_pairs(result['pairs'] for result in results)}{spread}"]
     for word, name in (("Dice", "dice_mean"), ("TRE", "tre_mm")):
         having = [result for result in results if name in result]
         if any(result[name]["pairs"] < result["pairs"] for result in having):
