@@ -132,6 +132,8 @@ def test_workers_cannot_use_a_network_on_another_device(anatomies: Path) -> None
 def test_one_person_makes_no_pair(anatomies: Path) -> None:
     with pytest.raises(InputError, match="1 label maps: a pair needs two subjects"):
         SynthesisedPairs(read_anatomies(anatomies, "one"), read_table(anatomies).synthesis(), SHAPE, [2.0], 1)
+    with pytest.raises(InputError, match=r"spacing 2.0: give a list of 1 or 2 numbers above 0"):
+        pairs_of(anatomies, spacing=2.0)
 
 
 @pytest.mark.parametrize(("kept", "held"), [((), 0), ((10, 49), 2), ((2, 10, 49), 3), ((2, 10, 49, 99), 3)])

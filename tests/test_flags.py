@@ -3,7 +3,7 @@
 import pytest
 
 from iregzoo.errors import InputError
-from iregzoo.flags import check_count, flag
+from iregzoo.flags import check_count, check_numbers, flag
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,15 @@ def test_what_is_no_count_is_refused(value: object) -> None:
     check_count(0, "refine", least=0, most=5)
     with pytest.raises(InputError, match="refine 6: give at most 5"):
         check_count(6, "refine", least=0, most=5)
+
+
+@pytest.mark.parametrize(
+    "value", [1, "1,1,1", [1.0, 1.0], [1, 1, 1, 1], [1, 1, 0], [1, 1, -2.0], [1, 1, float("nan")], None]
+)
+def test_what_is_no_list_of_sizes_is_refused(value: object) -> None:
+    check_numbers([1, 1.5, 2], "spacing", (3,), positive=True)
+    check_numbers((-1000, 200), "intensity_window", (2,))
+    with pytest.raises(InputError, match=r"spacing .*: give a list of 3 numbers above 0"):
+        check_numbers(value, "spacing", (3,), positive=True)
+    with pytest.raises(InputError, match=r"spacing 'a': give a list of 1 or 2 numbers$"):
+        check_numbers("a", "spacing", (1, 2))

@@ -219,6 +219,13 @@ def test_middle_without_labels_is_refused(tmp_path: Path) -> None:
         LoadScan((1.0, 1.0, 1.0), (8, 8, 8), center="brain")
 
 
+def test_settings_of_a_grid_that_are_none_are_refused() -> None:
+    with pytest.raises(InputError, match="spacing 1: give a list of 3 numbers above 0"):
+        LoadScan(1, (8, 8, 8))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="intensity_window 5: give a list of 2 numbers"):
+        LoadScan((1.0, 1.0, 1.0), (8, 8, 8), window=5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("center", ["scan", "labels"])
 def test_landmarks_are_voxels_of_the_networks_grid(tmp_path: Path, center: str) -> None:
     """A bright voxel that a landmark marks is where the landmark is on the network's grid."""

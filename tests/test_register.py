@@ -431,9 +431,7 @@ def test_a_controller_without_a_cap_keeps_its_own_end() -> None:
     own = Own()
     assert choose_controller("auto", None, own) is own
     assert choose_controller("tci", 3, own) == TCI(max_iterations=3)
-    with pytest.raises(
-        InputError, match="this bundle's own controller does not support max-iterations"
-    ):
+    with pytest.raises(InputError, match="this bundle's own controller does not support max-iterations"):
         choose_controller("auto", 3, own)
 
 

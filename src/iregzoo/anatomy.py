@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from iregzoo.errors import InputError, in_a_line
 from iregzoo.fields import identity
+from iregzoo.flags import check_numbers
 from iregzoo.pairs import Sample
 from iregzoo.space.grid import Matrix
 from iregzoo.synthesis import Look, Random, Synthesis, Tissue
@@ -215,7 +216,8 @@ class SynthesisedPairs(Dataset[Sample]):
         canonical: brings both images to one contrast (``networks.canonical``); None leaves them as they are.
 
     Raises:
-        InputError: for fewer than two anatomies, and in a worker of a data loader for a ``canonical`` on a GPU.
+        InputError: for fewer than two anatomies, a spacing that is none, and in a worker of a data loader for a
+            ``canonical`` on a GPU.
     """
 
     def __init__(
@@ -235,6 +237,7 @@ class SynthesisedPairs(Dataset[Sample]):
     ) -> None:
         if len(anatomies) < 2:
             raise InputError(f"{len(anatomies)} label maps: a pair needs two subjects; list more in splits.json")
+        check_numbers(spacing, "spacing", (1, 2), positive=True)
         self.anatomies, self.synthesis = anatomies, synthesis
         self.shape, self.spacing, self.length, self.seed = tuple(shape), tuple(spacing), length, seed
         self.together, self.alone, self.mirror = together, alone, mirror

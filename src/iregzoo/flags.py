@@ -1,6 +1,7 @@
 """Settings that are true or false, counts, or numbers, as command lines hand them over."""
 
 import math
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from iregzoo.errors import InputError
@@ -49,3 +50,15 @@ def check_number(value: object, name: str) -> None:
     """
     if not is_number(value):
         raise InputError(f"{name} {value!r}: give a number")
+
+
+def check_numbers(value: object, name: str, counts: Sequence[int], *, positive: bool = False) -> None:
+    """Refuse a setting that is no list of so many finite numbers, above 0 where they are to be ``positive``.
+
+    Raises:
+        InputError: naming it.
+    """
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if len(listed) not in counts or not all(is_number(each) and (each > 0 or not positive) for each in listed):
+        many = " or ".join(map(str, counts))
+        raise InputError(f"{name} {value!r}: give a list of {many} numbers{' above 0' if positive else ''}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from iregzoo.errors import InputError
+from iregzoo.flags import check_numbers
 from iregzoo.space.formats import read_image, read_label_map, read_landmarks
 from iregzoo.space.grid import Grid, bounding_grid, inverse, middle, network_grid
 from iregzoo.space.points import map_points
@@ -35,7 +36,8 @@ class LoadScan(Transform):
         center: what stands in the middle: the ``scan``, or the box around its ``labels``.
 
     Raises:
-        InputError: for another ``center``, or where labels are to stand in the middle and there are none.
+        InputError: for another ``center``, a spacing or a window of other than three and two numbers, and where labels
+            are to stand in the middle and there are none.
     """
 
     def __init__(
@@ -43,6 +45,9 @@ class LoadScan(Transform):
     ) -> None:
         if center not in ("scan", "labels"):
             raise InputError(f"center {center!r} is unknown; choose scan or labels")
+        check_numbers(spacing, "spacing", (3,), positive=True)
+        if window is not None:
+            check_numbers(window, "intensity_window", (2,))
         self.spacing, self.shape, self.window, self.center = tuple(spacing), tuple(shape), window, center
 
     def __call__(self, data: Mapping[str, str]) -> Sample:
