@@ -1,11 +1,12 @@
 """Names of pairs: whatever the table, each pair has a folder of its own."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from iregzoo.cases import Case, distinct_names, folder_names, read_cases, stem
+from iregzoo.cases import Case, distinct_names, folder_names, read_cases, stem, whole_path
 from iregzoo.errors import InputError
 from rights import without_rights
 
@@ -27,6 +28,21 @@ def test_a_made_name_does_not_depend_on_the_working_folder(tmp_path: Path, monke
         made.append(folder_names([Case(f"{path}/a/t1.nii", "/x/mni.nii"), Case(f"{path}/b/t1.nii", "/x/mni.nii")]))
     assert made[0] == made[1] == made[2]
     assert made[0][0] != made[0][1]
+
+
+def test_a_way_up_from_a_linked_folder_leads_where_the_system_goes(tmp_path: Path) -> None:
+    """To the parent of what the link leads to, and not to the link's."""
+    for folder in ("disk/study", "disk/scans", "data/scans"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data" / "study").symlink_to(tmp_path / "disk" / "study")
+    for folder in ("disk", "data"):
+        (tmp_path / folder / "scans" / "a.nii").write_text(folder)
+    path = tmp_path / "data" / "study" / ".." / "scans" / "a.nii"
+    assert path.read_text() == "disk"
+    assert whole_path(path) == os.path.realpath(tmp_path / "disk" / "scans" / "a.nii")
+    (tmp_path / "disk" / "link.nii").symlink_to(path)
+    assert whole_path(tmp_path / "disk" / "link.nii") == os.path.realpath(tmp_path / "disk") + os.sep + "link.nii"
+    assert whole_path(tmp_path / "data" / "study" / "..") == os.path.realpath(tmp_path / "disk")
 
 
 def test_own_names_stay_and_made_ones_give_way() -> None:

@@ -190,8 +190,14 @@ def test_what_was_computed_in_another_precision_is_not_mixed(
     """As after a move to a machine that takes another one, of the same option."""
     assert done_of(cohort, copied) == NAMES
     monkeypatch.setattr("iregzoo.jobs.resolve", lambda precision, device: "bfloat16")
-    with pytest.raises(InputError, match=r"first: was computed in float32, where this machine takes bfloat16: give"):
+    with pytest.raises(
+        InputError, match=r"was computed in float32, where this machine takes bfloat16 \(--precision float32"
+    ):
         done_of(cohort, copied)
+    with monkeypatch.context() as patch:
+        patch.setattr("iregzoo.jobs.resolve", lambda precision, device: "float32")
+        named = read_jobs(cohort / "pairs.csv", checked(Settings("tiny", inverse=True, precision="float32")), copied)
+    assert set(find_done(named, copied)) == NAMES
     elsewhere = read_jobs(cohort / "pairs.csv", checked(Settings("tiny", inverse=True), here=False), copied)
     assert set(find_done(elsewhere, copied)) == NAMES  # a cluster's machines are not this one
 
@@ -274,17 +280,35 @@ def test_a_pair_that_rows_added_would_rename_is_told_of(cohort: Path, tmp_path: 
     assert set(find_done(jobs, output)) == {"head3_to_head0"}
 
 
+def test_a_name_that_only_begins_like_another_is_none_made_of_it(cohort: Path, tmp_path: Path) -> None:
+    scans = [{"fixed": str(cohort / f"head{n}.nii.gz"), "moving": str(cohort / "head3.nii.gz")} for n in (0, 1)]
+    rows = [{**files, "name": name} for files, name in zip(scans, ("sub1", "sub1-followup"), strict=True)]
+    output, table = tmp_path / "output", write_pairs(tmp_path / "pairs.csv", rows)
+    assert batch(table, output) == 0
+    jobs = read_jobs(write_pairs(table, rows[1:]), checked(Settings("tiny")), output)
+    with pytest.raises(InputError, match=r"lists sub1, missing from the table of pairs; .* --overwrite to replace"):
+        find_done(jobs, output)
+
+
+def test_a_share_that_is_late_is_waited_for(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = tmp_path / ".batch.run"
+    monkeypatch.setattr("iregzoo.batch.time.sleep", lambda seconds: running.write_text("ours"))
+    assert isinstance(register_job(replace(jobs_of(cohort, tmp_path)[0], run="ours")), dict)
+
+
 def test_a_worker_leaves_nothing_for_a_batch_that_has_ended(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster goes on with what its workers have begun: before it is begun, and before it is published."""
     job = replace(jobs_of(cohort, tmp_path)[0], run="ours")
+    monkeypatch.setattr("iregzoo.batch.LOOKS", (0.0, 0.0))
     assert register_job(job) == "the batch that asked for it has ended"
     running = tmp_path / ".batch.run"
     running.write_text("another's")
     assert register_job(job) == "the batch that asked for it has ended"
     running.write_text("ours")
     monkeypatch.setattr("iregzoo.batch.write", lambda *result, **options: running.unlink())
+    monkeypatch.setattr("iregzoo.batch.LOOKS", ())
     assert register_job(job) == "the batch that asked for it has ended"
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()

@@ -1,6 +1,7 @@
 """Pictures of an evaluation: the cases they choose, what stands in each, and that they are written."""
 
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def test_no_two_of_many_methods_look_alike() -> None:
     rows = [make_row(f"method{number}", 0.8 + number / 100) for number in range(13)]
     lines = [container.lines[0] for container in time_figure(rows).axes[0].containers]
     assert len({(to_hex(line.get_color()), line.get_marker()) for line in lines}) == len(rows)
-    axis = overlap_figure([{**each, "dice_1": each["dice_mean"]} for each in rows], {}).axes[0]  # type: ignore[union-attr]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as for a hatch that a later matplotlib refuses
+        axis = overlap_figure([{**each, "dice_1": each["dice_mean"]} for each in rows], {}).axes[0]  # type: ignore[union-attr]
     assert len({(to_hex(patch.get_facecolor()), patch.get_hatch()) for patch in axis.patches}) == len(rows)
     assert axis.get_title() == "Dice by structure, 1 pair"
 

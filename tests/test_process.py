@@ -45,6 +45,28 @@ def test_the_last_thread_to_leave_restores_what_the_first_found() -> None:
     assert setting == ["usual"]
 
 
+def test_what_cannot_be_changed_can_be_tried_again() -> None:
+    refusing = [True]
+
+    @shared
+    @contextmanager
+    def changing() -> Iterator[None]:
+        """What it does."""
+        if refusing[0]:
+            raise OSError("too many open files")
+        with changed():
+            yield
+
+    assert (changing.__name__, changing.__doc__) == ("changing", "What it does.")
+    for _ in range(2):
+        with pytest.raises(OSError, match="too many open files"), changing():
+            pytest.fail("it was entered")
+    refusing[0] = False
+    with changing():
+        seen = list(setting)
+    assert (seen, setting) == (["changed"], ["usual"])
+
+
 def test_an_error_restores_it_and_it_can_be_changed_again() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), changed():

@@ -1,6 +1,7 @@
 """The signed-rank test and Holm's correction against worked numbers."""
 
 import itertools
+from statistics import NormalDist
 
 import pytest
 
@@ -51,6 +52,16 @@ def test_equal_pairs_and_ties_are_counted_exactly(difference: list[float], stati
     found = signed_rank(difference, [0.0] * len(difference))
     assert found.statistic == statistic
     assert found.p == pytest.approx(p)
+
+
+def test_many_pairs_with_ties_have_the_normal_approximation() -> None:
+    """Twenty pairs: ten differ by 1, of which two lose, and ten by 2. Ranks are 5.5 and 15.5."""
+    difference = [1.0] * 8 + [-1.0] * 2 + [2.0] * 10
+    found = signed_rank(difference, [0.0] * 20)
+    assert found.statistic == 2 * 5.5
+    mean, ties = 20 * 21 / 4, 2 * (10**3 - 10)
+    sd = ((20 * 21 * 41 - ties / 2) / 24) ** 0.5
+    assert found.p == pytest.approx(2 * (1 - NormalDist().cdf((mean - 11) / sd)), rel=1e-6)
 
 
 def test_equal_measurements_are_not_told_apart() -> None:

@@ -21,6 +21,7 @@ from iregzoo.space.series import Series, read_series
 from iregzoo.space.shares import resample_labels
 from iregzoo.space.transforms import Chain, Moved, move
 from iregzoo.space.volume import read_volume
+from iregzoo.tables import counted
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 POINTS = (".csv", ".json")
@@ -129,8 +130,9 @@ def apply_to_image(
         outside: what lies outside the image's field of view, and not for a label map; chosen as said if None.
 
     Raises:
-        InputError: as ``read_series`` and ``read_volume`` do, for smooth labels of what is no label map, and for an
-            ``outside`` of a label map or that the image's type of voxel cannot hold.
+        InputError: as ``read_series`` and ``read_volume`` do, for smooth labels of what is no label map, an ``outside``
+            of a label map or that the image's type of voxel cannot hold, cubic interpolation along an axis of two
+            voxels, and what would not fit into memory.
     """
     series, (image, path) = read_series(source), read_volume(reference)
     grid = Grid.of(image)
@@ -168,22 +170,25 @@ def _warped(
 
 
 def _check_memory(series: Series, grid: Grid) -> None:
-    """Refuse, before any work, a result that is larger than the machine's memory, where that is known."""
-    needed = len(series) * prod(grid.shape) * sitk.GetArrayViewFromImage(series.image).itemsize
+    """Refuse what would not fit the machine's memory, where that is known: the input, as it is held, and the result."""
+    voxels = sitk.GetArrayViewFromImage(series.image)
+    needed = voxels.nbytes + len(series) * prod(grid.shape) * voxels.itemsize
     held = memory()
     if held is not None and needed > held:
+        volumes = counted(len(series), "volume")
         raise InputError(
-            f"{series.path}: its {len(series)} volumes on the reference's grid are {needed / GB:.1f} GB, but this "
-            f"machine has {held / GB:.1f} GB of memory; give a coarser --reference, or fewer volumes at a time"
+            f"{series.path}: it and {volumes} on the reference's grid take {needed / GB:.1f} GB, but this machine has "
+            f"{held / GB:.1f} GB of memory; give a coarser --reference, or fewer volumes at a time"
         )
 
 
 def memory() -> int | None:
     """Bytes of this machine's memory; None where the system does not tell."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+    return found if found > 0 else None
 
 
 def _scan(volume: sitk.Image, path: Path) -> Scan:

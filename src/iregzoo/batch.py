@@ -1,7 +1,9 @@
 """A cohort: each pair of a table registered into a folder of its own, by a run that can stop and go on."""
 
 import csv
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -30,6 +32,7 @@ from iregzoo.tables import cell
 from iregzoo.zoo import Method, brain_finder, find, load
 
 LOCK, RUN = ".batch.lock", ".batch.run"
+LOOKS = (0.1, 1.0, 3.0)  # seconds between looks for the batch that a worker works for
 Row = dict[str, Any]
 
 
@@ -73,9 +76,14 @@ def _check_wanted(job: Job) -> None:
     Raises:
         InputError: where another run, or none, is writing into the batch's folder.
     """
-    with suppress(OSError):
-        if not job.run or (job.folder.parent / RUN).read_text("utf-8") == job.run:
-            return
+    if not job.run:
+        return
+    for wait in (*LOOKS, None):  # a share may be late, or away for a moment
+        with suppress(FileNotFoundError):
+            if (job.folder.parent / RUN).read_text("utf-8") == job.run:
+                return
+        if wait is not None:
+            time.sleep(wait)
     raise InputError("the batch that asked for it has ended")
 
 
@@ -181,8 +189,9 @@ def run(
         finished = sum(isinstance(outcome, dict) for outcome in outcomes.values())
         raise KeyboardInterrupt(f"{finished} of {len(jobs)} pairs are done") from None
     finally:
-        (output / RUN).unlink(missing_ok=True)
-        remove_leftovers(output, {*names, SUMMARY})  # of workers that died or were ended
+        with suppress(OSError):
+            (output / RUN).unlink(missing_ok=True)
+        remove_leftovers(output, {*names, SUMMARY, RUN})  # of workers that died or were ended
         rows = [_row(job, outcomes.get(job.folder.name)) for job in jobs]
         _write_summary(output / SUMMARY, rows)
     return rows
@@ -193,7 +202,11 @@ def _row(job: Job, outcome: Report | str | None) -> Row:
     if outcome is None:
         return {**row, "status": "waiting"}
     if isinstance(outcome, str):
-        kept = "; the result of an earlier run stays in its folder" if (job.folder / "report.json").exists() else ""
+        kept = (
+            "; the result of an earlier run stays in its folder"
+            if os.access(job.folder / "report.json", os.F_OK)
+            else ""
+        )
         return {**row, "status": "failed", "reason": " ".join(outcome.split()) + kept}
     return {
         **row,

@@ -223,5 +223,16 @@ def stem(path: str) -> str:
     return name[: len(name) - len(ending)]
 
 
+def is_made_of(name: str, other: str) -> bool:
+    """Whether another name is what ``distinct_names`` makes of a name that several rows would have."""
+    return re.fullmatch(re.escape(name) + "-[0-9a-f]{8}", other) is not None
+
+
+def whole_path(path: str | Path) -> str:
+    """The path from the root, the same wherever it is asked for; links of its folders are followed, before a ``..``."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name) if name not in ("", ".", "..") else os.path.realpath(path)
+
+
 def _digest(paths: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(os.path.abspath(path) for path in paths).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join(whole_path(path) for path in paths).encode()).hexdigest()[:8]

@@ -97,7 +97,7 @@ def _sample_places(
         # Along an axis of one voxel grid_sample reads that voxel wherever a place is. With a zero beside it, it falls
         # to zero outside, as along every other axis.
         image = F.pad(image, [end for size in reversed(image.shape[2:]) for end in (0, int(size == 1))])
-    # An image is read in its own precision, and integers in one that holds the largest of their type, such as a label.
+    # An image is read in its own precision, and integers in one that holds any label, where the device has it.
     dtype = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else places.dtype
     if not image.is_floating_point() and image.dtype.itemsize > 2:
         dtype = exact_dtype(image.device)

@@ -59,6 +59,8 @@ def check_numbers(value: object, name: str, counts: Sequence[int], *, positive: 
         InputError: naming it.
     """
     listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if hasattr(value, "tolist"):  # an array, of whatever numbers
+        listed = value.tolist()
     if len(listed) not in counts or not all(is_number(each) and (each > 0 or not positive) for each in listed):
         many = " or ".join(map(str, counts))
         raise InputError(f"{name} {value!r}: give a list of {many} numbers{' above 0' if positive else ''}")

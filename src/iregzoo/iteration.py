@@ -57,9 +57,8 @@ def score(warped: Tensor, fixed: Tensor, metric: Metric) -> Tensor:
         return ncc(warped, fixed)
     if metric == "mse":
         return -mse(warped, fixed)
-    if metric == "mae":
-        return -mae(warped, fixed)
-    raise ValueError(f"metric={metric!r}; expected ncc, mse or mae")
+    _check_metric(metric)
+    return -mae(warped, fixed)
 
 
 def _check_iterations(name: str, value: int) -> None:
@@ -152,9 +151,8 @@ class TCI:
 
     def __post_init__(self) -> None:
         _check_iterations("max_iterations", self.max_iterations)
-        _check_iterations("window", self.window)
-        if self.window < 2:
-            raise ValueError(f"window={self.window}; a gain needs at least 2 scores")
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 2:
+            raise ValueError(f"window={self.window!r}; expected a whole number: a gain needs at least 2 scores")
         for name in ("stability", "convergence"):
             _check_threshold(name, getattr(self, name))
         _check_metric(self.metric)

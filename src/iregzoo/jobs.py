@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iregzoo.align import check_kind, searches
-from iregzoo.cases import Case, folder_names, read_cases
+from iregzoo.cases import Case, folder_names, is_made_of, read_cases, whole_path
 from iregzoo.devices import choose_device
 from iregzoo.errors import InputError
 from iregzoo.flags import check_count
@@ -156,7 +156,7 @@ def checked(settings: Settings, *, here: bool = True) -> Settings:
         if device is not None:
             precisions[method.weights.name] = resolve(method.network.precision, device)
     if given is not None and given not in bundle.weights:
-        given = os.path.abspath(given)
+        given = whole_path(given)
     known = any(settings.bundle == each.name for each in bundles())
     bundle_name = settings.bundle if known else str(bundle.path)
     return replace(settings, bundle=bundle_name, weights=given, origins=origins, precisions=precisions)
@@ -198,7 +198,7 @@ def read_jobs(pairs: Path, settings: Settings, output: Path) -> list[Job]:
         raise InputError(f"{SUMMARY}: is the name of the summary in {output}; choose another name")
     jobs = []
     for case, name in zip(cases, names, strict=True):
-        paths = {column: os.path.abspath(path) for column in INPUTS if (path := getattr(case, column))}
+        paths = {column: whole_path(path) for column in INPUTS if (path := getattr(case, column))}
         stamps = {column: stamp(Path(path)) for column, path in paths.items()}
         jobs.append(Job(replace(case, **paths), output / name, settings, stamps))
     _check_places(pairs, jobs, output)
@@ -268,7 +268,7 @@ def _check_summary(summary: Path, names: Collection[str]) -> None:
     if rows is None:
         raise InputError(f"{summary}: is not the summary of a batch; move it away, or choose another --output")
     lost = [row["name"] for row in rows if row["status"] == "done" and row["name"] not in names]
-    shared = [name for name in lost if any(other.startswith(f"{name}-") for other in names)]
+    shared = [name for name in lost if any(is_made_of(name, other) for other in names)]
     if shared:
         raise InputError(
             f"{summary}: lists {shared[0]}, as several pairs of the table would now be called; give the one that is "
@@ -312,12 +312,14 @@ def _difference(job: Job, report: Report | None) -> str:
     passed = {"inputs"}
     if job.settings.align and "init" in report["batch"].get("inputs", {}):
         passed.add("finder_sha256")  # nothing was looked for then
+    if computed := job.settings.precisions.get(weights):
+        passed.add("precision")  # what was asked for matters less than what it came to
     for name, asked in {**job.origin(weights), **job.request(weights)}.items():
         if name not in passed and made.get(name) != asked:
             return f"was made with {name} {made.get(name)}, not {asked}"
-    computed = job.settings.precisions.get(weights)
     if computed and report.get("precision") != computed:
-        return f"was computed in {report.get('precision')}, where this machine takes {computed}: give --precision"
+        precision = report.get("precision")
+        return f"was computed in {precision}, where this machine takes {computed} (--precision {precision} goes on)"
     return ""
 
 
@@ -327,12 +329,12 @@ def _holds_others(folder: Path) -> bool:
     A batch's own folders appear whole. Only one that was there before, empty, can be filled half when killed; and a
     power cut can leave names of files that are still empty.
     """
+    report = folder / "report.json"
     try:
         names = held(folder) if folder.is_dir() else set()
+        lost = names <= set(FILES) and report.is_file() and not report.stat().st_size
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
-    report = folder / "report.json"
-    lost = names <= set(FILES) and report.is_file() and not report.stat().st_size
     return bool(names) and not lost
 
 

@@ -327,12 +327,9 @@ def remove_leftovers(parent: Path, names: Collection[str]) -> None:
 
 
 def _remove_staging(folder: Path, names: Collection[str]) -> None:
+    found: list[Path] = []
     with suppress(OSError):  # another person's folder, of which the pair will tell
-        found = list(folder.iterdir())
-        _remove_stagings(found, names)
-
-
-def _remove_stagings(found: Collection[Path], names: Collection[str]) -> None:
+        found += folder.iterdir()
     for path in found:
         staging = None if path.name == UNFINISHED else STAGING.fullmatch(path.name)
         if staging and staging[1] in names and path.is_dir():

@@ -27,7 +27,8 @@ FIXED_COLOUR, WARPED_COLOUR = "lime", "magenta"
 CORONAL = 1
 LINE = 24  # letters of a method's title
 COLOURS = 10
-MARKERS, HATCHES = "os^vDP*X<>", " /.x-\\+o|*"
+MARKERS = ("o", "s", "^", "v", "D", "P", "*", "X", "<", ">")
+HATCHES = ("", "/", ".", "x", "-", "\\", "+", "o", "|", "*")
 
 
 def overlap_plot(rows: Sequence[Row], label_names: Mapping[str, str], path: Path) -> None:
@@ -237,7 +238,7 @@ def _colour(index: int) -> tuple[float, float, float, float]:
     return colour
 
 
-def _cycle(index: int, marks: str) -> str:
+def _cycle(index: int, marks: Sequence[str]) -> str:
     """A mark beside the colour: for those who see few colours, and when colours begin anew."""
     return marks[(index + index // COLOURS) % len(marks)]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from threading import Lock
 
 
@@ -14,12 +15,14 @@ def shared(change: Callable[[], AbstractContextManager[None]]) -> Callable[[], A
     inside = 0
 
     @contextmanager
+    @wraps(change)
     def enter() -> Iterator[None]:
         nonlocal inside
         with lock:
             if not inside:
-                held.append(change())
-                held[0].__enter__()
+                context = change()
+                context.__enter__()
+                held.append(context)
             inside += 1
         try:
             yield

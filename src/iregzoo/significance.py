@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COUNTED = 13  # pairs whose patterns of signs are fewer than the samples that SciPy draws at random of more
+COUNTED = 13  # pairs: SciPy counts all of their 2¹³ patterns of signs, of more it would draw some at random
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> SignedRank:
 
     ranked = difference[difference != 0]
     tied = len(np.unique(np.abs(ranked))) < len(ranked)
-    # Of SciPy's versions, some count the patterns by themselves where there are ties, and others approximate.
-    method = PermutationMethod() if tied and len(ranked) <= COUNTED else "auto"
+    method = "auto"  # which SciPy's versions understand differently where there are ties
+    if tied:
+        method = PermutationMethod() if len(ranked) <= COUNTED else "approx"
     found = wilcoxon(ranked, alternative="two-sided", method=method)
     return SignedRank(len(difference), median, float(found.statistic), float(found.pvalue))
 

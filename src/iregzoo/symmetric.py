@@ -81,7 +81,8 @@ class SymmetricLoss:
         fixed: Tensor,
         moving_labels: Tensor | None = None,
         fixed_labels: Tensor | None = None,
-        **landmarks: Tensor,
+        moving_points: Tensor | None = None,
+        fixed_points: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted terms, scalars averaged over the batch, and their sum as ``loss``.
 
@@ -89,7 +90,7 @@ class SymmetricLoss:
             registration: of the pair, with its ``opposite``, and both with ``inverse`` and ``pyramid``.
             moving, fixed: images (B, 1, *shape).
             moving_labels, fixed_labels: integer maps (B, 1, *shape), wanted where ``overlap`` is not zero.
-            landmarks: of a data set that has them; the paper's loss does not look at them.
+            moving_points, fixed_points: landmarks of a data set that has them, at which the paper's loss does not look.
 
         Raises:
             ValueError: where the registration lacks one of these, has more levels than there are weights, or labels

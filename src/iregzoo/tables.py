@@ -79,8 +79,8 @@ def summarise(rows: Sequence[Row], label_names: Mapping[str, str]) -> Summary:
     """One method's figures over all its pairs, and its worst case.
 
     Each figure, and ``dice_<label>`` of each label, becomes ``mean``, ``sd`` (of the sample), ``median`` and the number
-    of ``pairs`` that have it; a label that ``label_names`` knows also gets its ``name``. ``labels_lost`` is the number
-    of all pairs, and ``network_left_out`` that of pairs, where there are any.
+    of ``pairs`` that have it; a label that ``label_names`` knows also gets its ``name``. ``labels_lost`` is
+    their number over all pairs, and ``network_left_out`` that of such pairs, where there are any.
     """
     summary: Summary = {"bundle": rows[0]["bundle"], "controller": rows[0]["controller"], "pairs": len(rows)}
     for name in (*NUMBERS, *label_columns(rows)):

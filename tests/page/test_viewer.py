@@ -101,19 +101,23 @@ def test_a_wheel_steps_slices_by_its_notches_and_a_trackpad_by_how_far_it_scroll
     page.click("axial", 0.5, 0.5)
     begin = page.at()[2]
 
-    def scroll(*pixels: tuple[int, int]) -> int:
+    def scroll(*pixels: tuple[int, int], mode: int = 0) -> int:
         """So many slices further up."""
         before = page.at()[2]
-        for right, down in pixels:
-            event = f"new WheelEvent('wheel', {{deltaX: {right}, deltaY: {down}, bubbles: true, cancelable: true}})"
-            page.browser.execute_script(f"document.querySelector('#axial canvas').dispatchEvent({event})")
+        events = [
+            f"new WheelEvent('wheel', {{deltaX: {right}, deltaY: {down}, deltaMode: {mode}, bubbles: true}})"
+            for right, down in pixels
+        ]
+        lines = [f"document.querySelector('#axial canvas').dispatchEvent({event});" for event in events]
+        page.browser.execute_script("".join(lines))
         return page.at()[2] - before
 
     assert scroll((0, -120)) == 1
     assert scroll((0, 120), (0, 120)) == -2
     assert scroll((50, 0), (-50, 0)) == 0
-    assert scroll(*[(0, -4)] * 25) == 2
-    assert page.at()[2] == begin + 1
+    assert scroll(*[(0, -4)] * 21) == 3  # one at once, and one for each 40 pixels more
+    assert scroll((0, 3), (0, 3), mode=1) == -2  # lines
+    assert page.at()[2] == begin
 
 
 def test_sliders_and_the_readout_are_said_to_who_cannot_see_them(page: Page) -> None:

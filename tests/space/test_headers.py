@@ -1,6 +1,7 @@
 """What headers say of where a volume lies: doubts, refusals, and what ITK would read from another file."""
 
 import gzip
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -30,11 +31,16 @@ def test_a_compressed_scan_has_its_own_voxels_beside_one_that_is_not(
     def no_links(self: Path, target: Path) -> None:
         raise OSError("not here")
 
+    copied: list[str] = []
+    copy = shutil.copyfile
+    monkeypatch.setattr("shutil.copyfile", lambda *paths: copied.append(Path(paths[0]).name) or copy(*paths))
     for links in (True, False):
+        assert copied == []  # as long as there are links
         if not links:
             monkeypatch.setattr(Path, "symlink_to", no_links)
         np.testing.assert_array_equal(read_scan(tmp_path / "scan.nii.gz").data[0, 0], IMAGE)
         np.testing.assert_array_equal(read_scan(tmp_path / "scan.nii").data[0, 0], 1 - IMAGE)
+    assert copied == ["scan.nii.gz"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.nii", "scan.nii.gz"]
 
 
@@ -66,6 +72,16 @@ def test_units_of_nifti_files_are_heeded(tmp_path: Path, kind: type, unit: str, 
     assert scan.doubt == ""
 
 
+def test_units_that_nifti_does_not_know_are_millimetres(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(IMAGE, RAS)
+    for code in (0, 4, 7, 255):
+        image.header["xyzt_units"] = code
+        nib.save(image, tmp_path / "scan.nii.gz")
+        scan = read_scan(tmp_path / "scan.nii.gz")
+        np.testing.assert_allclose(scan.grid.affine, GRID.affine, atol=1e-4)
+        assert scan.doubt == ""
+
+
 def test_small_voxels_are_not_called_a_singular_affine(tmp_path: Path) -> None:
     """A header in metres that does not say so."""
     nib.save(nib.Nifti1Image(IMAGE, np.diag([9e-4, 9e-4, 9e-4, 1.0])), tmp_path / "scan.nii.gz")
@@ -94,8 +110,8 @@ DIRECTIONS = "space directions: (1,0,0) (0,1,0) (0,0,1)"
     ("fields", "words"),
     [
         ((), "does not say which way its axes run (no space directions)"),
-        (("space: scanner-xyz", DIRECTIONS), "its space is 'scanner-xyz', not a patient's"),
-        (("space dimension: 3", DIRECTIONS), "it names no space, not a patient's"),
+        (("space: scanner-xyz", DIRECTIONS), "its space, 'scanner-xyz', is not a patient's"),
+        (("space dimension: 3", DIRECTIONS), "it names no space of a patient"),
         (("space: left-posterior-superior", DIRECTIONS), ""),
         (("space: RAS", DIRECTIONS), ""),
     ],

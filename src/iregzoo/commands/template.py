@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan
-from os.path import abspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +64,7 @@ def template(
 
     import torch
 
+    from iregzoo.cases import whole_path
     from iregzoo.devices import choose_device
     from iregzoo.flags import check_count, flag
     from iregzoo.group import check_members, labels_in, placings, read_group, read_members
@@ -110,7 +110,7 @@ def template(
         "refine": steps,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
-        "scans": [stamp(Path(abspath(member.image))) for member in members],
+        "scans": [stamp(Path(whole_path(member.image))) for member in members],
     }
     with (
         kept_work(target, json.dumps(request)) as work,

@@ -37,7 +37,7 @@ def read_dicom(folder: Path) -> sitk.Image:
 
 
 def _in_order(files: Sequence[str], folder: Path) -> tuple[Sequence[str], set[int]]:
-    """The files of a series from the first slice to the last, and their types of voxel.
+    """The files of a series from the first slice to the last, and the types of voxel of several.
 
     Raises:
         InputError: for what ITK would lay out evenly although it is not: slices without a place or at different angles,

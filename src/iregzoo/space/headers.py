@@ -15,7 +15,7 @@ NRRD = (".nrrd", ".nhdr")
 SHEAR = 1e-3  # between the cosines of axes
 FLAT = 1e-6  # the volume that a voxel's axes span, of a box with their lengths
 APART = 0.5  # voxels that a place may differ from what a NIfTI file's affines say
-MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # of NIfTI's unit; files without one mean mm
+MILLIMETRES = {1: 1000.0, 3: 0.001}  # of NIfTI's codes for metres and micrometres; all others mean mm, as for ITK
 PATIENT = {"right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps"}
 
 
@@ -68,7 +68,7 @@ def check_regular(affine: NDArray[Any], path: Path) -> None:
 
 
 def check_axes(affine: NDArray[Any], path: Path) -> None:
-    """Refuse an affine (4, 4) that is sheared: NIfTI files that are written with it would not be.
+    """Refuse an affine (4, 4) that is sheared: the NIfTI files of a result cannot hold it.
 
     Raises:
         InputError: for such an affine, and as ``check_regular`` does.
@@ -80,7 +80,7 @@ def check_axes(affine: NDArray[Any], path: Path) -> None:
 
 
 def sheared(path: Path) -> InputError:
-    """What is said of a file with such axes."""
+    """The refusal of a file whose axes are not orthogonal."""
     return InputError(
         f"{path}: its affine is sheared, so its axes are not orthogonal; resample it to an orthogonal grid, for "
         "instance with nibabel.processing.resample_to_output"
@@ -89,7 +89,7 @@ def sheared(path: Path) -> InputError:
 
 def in_millimetres(affine: NDArray[Any], header: Any) -> Matrix:
     """A NIfTI header's affine (4, 4) in mm, whatever its unit is."""
-    unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
+    unit = int(header["xyzt_units"]) & 7 if "xyzt_units" in header else 0
     scaled = np.array(affine, dtype=np.float64)
     scaled[:3] *= MILLIMETRES.get(unit, 1.0)
     return scaled
@@ -155,5 +155,5 @@ def _nrrd_doubt(path: Path) -> str:
     space = fields.get("space", "").removesuffix("-time")
     if space in PATIENT or space.removesuffix("t") in PATIENT:
         return ""
-    said = f"its space is {space!r}" if space else "it names no space"
-    return f"{path.name}: {said}, not a patient's; it was taken as left-posterior-superior"
+    said = f"its space, {space!r}, is not a patient's" if space else "it names no space of a patient"
+    return f"{path.name}: {said}; it was taken as left-posterior-superior"

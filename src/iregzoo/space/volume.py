@@ -15,7 +15,7 @@ from iregzoo.errors import InputError, check_name
 from iregzoo.process import shared
 from iregzoo.space.dicom import read_dicom
 from iregzoo.space.grid import RAS_FROM_LPS, Grid
-from iregzoo.space.headers import NIFTI, check_axes, check_nifti, in_millimetres, sheared
+from iregzoo.space.headers import NIFTI, check_axes, check_nifti, check_regular, in_millimetres, sheared
 
 NIFTI_2 = (nib.Nifti2Image, nib.Nifti2Pair)
 FREESURFER = (".mgz", ".mgh")
@@ -110,7 +110,7 @@ def _read_file(path: Path) -> sitk.Image:
     if array.dtype.kind not in "iuf" or array.dtype.itemsize > LARGEST:
         raise InputError(f"{path}: has voxels of type {array.dtype}; convert it to a grey-scale image of float32")
     affine = in_millimetres(image.affine, image.header)
-    check_axes(affine, path)
+    check_regular(affine, path)
     grid = Grid(array.shape, RAS_FROM_LPS @ affine)
     array = array.astype(array.dtype.newbyteorder("="))
     if array.ndim == 3:

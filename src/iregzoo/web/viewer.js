@@ -2,7 +2,8 @@
 
 const NAMES = { fixed: "fixed", warped: "warped", moving: "moving at affine start" };
 const BLINK_MS = 700;
-const SLICE_PX = 40; // how far a trackpad scrolls to the next slice; a wheel's notch is more
+const SLICE_PX = 40; // how far a trackpad scrolls to the next slice
+const REST_MS = 200; // after such a pause, a wheel's notch or a touch begins anew, with a slice of its own
 const EDGE_PX = 12; // how near to the slider's edge a drag takes hold of it
 
 const byId = (id) => document.getElementById(id);
@@ -16,11 +17,11 @@ function element(tag, properties = {}, ...children) {
 
 /**
  * Build the views and show them. `viewer` is { scene, at, swapped, columns, form, scrolled }: `at` is the voxel of the
- * crosshair, `scrolled` the pixels since the last slice.
+ * crosshair, `scrolled` how the wheel turned last: across which plane, which way, when, and how far since the last slice.
  */
 async function startViewer(views) {
   const scene = await makeScene(views), form = byId("controls");
-  const viewer = { scene, at: [...scene.middle], swapped: false, columns: [], form, scrolled: 0 };
+  const viewer = { scene, at: [...scene.middle], swapped: false, columns: [], form, scrolled: {} };
   viewer.columns = scene.planes.map((plane) => makeColumn(viewer, plane));
   byId("planes").append(...viewer.columns.map(({ made }) => made));
   const widths = scene.planes.map(({ along }) => `minmax(0, ${scene.extent[along]}fr)`);
@@ -177,12 +178,14 @@ function onArrow(viewer, { across }, event) {
 
 function onWheel(viewer, { across }, event) {
   if (document.activeElement !== event.target || event.ctrlKey) return; // who scrolls past goes on scrolling
+  const lines = event.deltaMode !== WheelEvent.DOM_DELTA_PIXEL; // asked first: Firefox then gives lines, one a notch
   if (!event.deltaY) return; // sideways
   event.preventDefault();
-  viewer.scrolled += event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : Math.sign(event.deltaY) * SLICE_PX;
-  if (Math.abs(viewer.scrolled) < SLICE_PX) return;
-  go(viewer, { [across]: viewer.at[across] - Math.sign(viewer.scrolled) });
-  viewer.scrolled = 0;
+  const way = Math.sign(event.deltaY), { scrolled } = viewer;
+  const anew = scrolled.across !== across || scrolled.way !== way || event.timeStamp - scrolled.when > REST_MS;
+  const far = anew || lines ? SLICE_PX : scrolled.far + Math.abs(event.deltaY);
+  viewer.scrolled = { across, way, when: event.timeStamp, far: far % SLICE_PX };
+  if (far >= SLICE_PX) go(viewer, { [across]: viewer.at[across] - way });
 }
 
 function blink(viewer) {
