@@ -165,6 +165,24 @@ def test_voxel_reaches_half_a_voxel_beyond_the_faces(mode: str) -> None:
         assert found.flatten()[3] > 0
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("aslant", [0.0, 0.01])
+def test_the_last_digit_of_a_header_moves_no_face(mode: str, aslant: float) -> None:
+    """Centre on centre, grids of even and odd size meet half a voxel beyond a face, where rounding must not decide."""
+    grid, onto = make_grid((12, 16, 20)), make_grid((13, 17, 21))
+    turned = np.eye(4)
+    turned[0, 1] = aslant / 16 if aslant else 0.0  # so that its axes run aslant, and each place is read by itself
+    image = torch.rand(1, 1, *grid.shape) + 1
+    found = []
+    for digit in (-1e-7, 0.0, 1e-7):
+        other = Grid(grid.shape, grid.affine * np.array([1 + digit] * 3 + [1.0]))
+        other = Grid(grid.shape, other.affine + np.outer([*(onto.centre - other.centre), 0.0], [0, 0, 0, 1]))
+        found.append(pull(image, to_voxels(onto, turned, other), onto.shape, mode=mode, outside=0.0) == 0)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[1])
+    assert 0 < float(found[1].float().mean()) < 0.5
+
+
 def test_matrices_chain_grids_and_an_affine_of_the_world() -> None:
     grid, target = GRIDS["everything"], GRIDS["oblique"]
     world = np.array([[0.9, 0.1, 0, 5], [-0.2, 1.1, 0.1, -3], [0, 0.1, 1, 8], [0, 0, 0, 1.0]])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iregzoo.fields import sample
-from iregzoo.space.separable import axis_order, resample_axes
+from iregzoo.space.separable import EDGE, axis_order, resample_axes
 
 Matrix = NDArray[np.float64]
 
@@ -147,7 +147,7 @@ def read_at(image: Tensor, points: Tensor, *, mode: str = "linear", outside: flo
     if outside is None:
         return values
     limits = torch.tensor(image.shape[2:], dtype=points.dtype, device=points.device).view(1, 3, *[1] * 3)
-    inside = ((points >= -0.5) & (points < limits - 0.5)).all(1, keepdim=True)
+    inside = ((points >= -0.5 - EDGE) & (points < limits - 0.5 - EDGE)).all(1, keepdim=True)
     return torch.where(inside, values, torch.as_tensor(outside, dtype=values.dtype, device=values.device))
 
 

@@ -17,6 +17,7 @@ from iregzoo.errors import InputError
 from iregzoo.fields import sample
 from iregzoo.inversion import invert_at
 from iregzoo.space.grid import Grid, Matrix, apply_matrix, inverse, positions
+from iregzoo.space.separable import EDGE
 
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0)}
 TOLERANCE_MM = 1e-3  # of inverses
@@ -185,7 +186,7 @@ def map_points(matrix: Matrix, points: Tensor) -> Tensor:
 def reached(grid: Grid, points: Tensor) -> Tensor:
     """Which of points (N, 3), LPS mm, a grid's voxels reach, half a voxel beyond their centres: (N,)."""
     index = map_points(inverse(grid.affine), points.double())
-    return ((index >= -0.5) & (index < torch.tensor(grid.shape) - 0.5)).all(1)
+    return ((index >= -0.5 - EDGE) & (index < torch.tensor(grid.shape) - 0.5 - EDGE)).all(1)
 
 
 def move_points(points: Tensor, displacement: Tensor, grid: Grid) -> Tensor:

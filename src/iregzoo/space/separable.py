@@ -13,6 +13,9 @@ from torch import Tensor
 
 Matrix = NDArray[np.float64]
 DRIFT = 1e-5  # voxels that an axis may drift sideways over its whole length
+# Voxels by which a header's seventh digit may move a place. Where centres are aligned, grids of even and odd size meet
+# at half voxels: there the lower face belongs to an image and the upper one does not, as for ITK, whatever that digit.
+EDGE = 1e-4
 
 
 def axis_order(matrix: Matrix, shape: Sequence[int]) -> list[int] | None:
@@ -54,7 +57,7 @@ def resample_axes(
     for source in sorted(places, key=lambda axis: len(places[axis]) / image.shape[2 + axis]):
         size = image.shape[2 + source]
         image = _read_axis(image, 2 + source, places[source], sigma[source])
-        beyond = np.flatnonzero((places[source] < -0.5) | (places[source] >= size - 0.5))
+        beyond = np.flatnonzero((places[source] < -0.5 - EDGE) | (places[source] >= size - 0.5 - EDGE))
         if outside is not None and len(beyond):
             image = image.index_fill(2 + source, torch.as_tensor(beyond, device=image.device), outside)
     turned = image.permute(0, 1, *(2 + axis for axis in order))
