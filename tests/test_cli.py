@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -455,6 +456,17 @@ def test_demo_recovers_much_of_a_known_deformation(
         str(tmp_path / "demo" / f"{name}.nii.gz") for name in ("fixed", "moving")
     ]
     assert (tmp_path / "demo" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such pipes")
+def test_output_that_nobody_reads_to_its_end_ends_quietly() -> None:
+    """As of ``iregzoo list | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "iregzoo", "list"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 def test_list_starts_without_pytorch() -> None:

@@ -198,7 +198,7 @@ def test_scans_of_one_file_name_are_told_apart(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("scan\na.nii.gz\n", "expected image, labels, name; image is required"),
-        ("image,label\na.nii.gz,\n", "has columns image, label; expected image, labels"),
+        ("image,label\na.nii.gz,\n", "has a column label; rename it to labels, or otherwise if it is none"),
         ("image\n", "has no scans below its header"),
         ("image,name\n,a\n", "line 2, column image: is empty"),
         ("image\nmissing.nii.gz\n", "line 2: missing.nii.gz: no such file"),

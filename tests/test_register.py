@@ -339,7 +339,10 @@ def test_dice_is_of_the_labels_that_both_scans_have_whatever_is_left_of_them() -
         assert found["labels_unpaired"] == {"moving": [7]}
         assert "labels_unpaired" not in doubts(found)
     apart = figures(replace(result, scans=pair(drawn, torch.where(drawn > 0, drawn + 4, 0))), images)
-    assert "no label in common (fixed: 1, 2; moving: 5, 6)" in doubts(apart)["labels_unpaired"]
+    said = "the label maps share no label (fixed: 1, 2; moving: 5, 6), so there is no Dice"
+    assert doubts(apart)["dice_missing"] == said
+    nothing = figures(replace(result, scans=pair(drawn, 0 * drawn), warped_labels=0 * drawn), images)
+    assert doubts(nothing)["dice_missing"] == "the moving scan's label map is empty, so there is no Dice"
 
 
 def test_dice_is_that_of_the_warped_labels() -> None:

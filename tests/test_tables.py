@@ -163,14 +163,15 @@ def test_the_markdown_table_has_a_row_a_method_and_says_what_was_measured() -> N
 
 
 def test_dice_and_landmarks_of_some_pairs_say_of_how_many() -> None:
-    rows = [make("iirp", 0, 0.6), make("iirp", 1, NAN, tre_mm=2.0)]
-    others = [make("greedy", i, 0.5, "", tre_mm=1.0) for i in range(2)]
+    rows = [make("iirp", 0, 0.6), make("iirp", 1, NAN, tre_mm=2.0, tre_before_mm=4.0)]
+    others = [make("greedy", i, 0.5, "", tre_mm=1.0, tre_before_mm=4.0) for i in range(2)]
     results = [summarise(some, {}) | {"parameters": 0} for some in (rows, others)]
     summary = {"results": results, "machine": {"threads": 2, "device": "cpu"}, "failed": []}
     caption = markdown(summary | {"comparisons": [], "between_methods": []}).splitlines()[-1]
     assert "Means over 2 pairs, Dice ± standard deviation; Dice over 1 to 2 pairs; TRE over 1 to 2 pairs; " in caption
     assert "iirp (auto), 2 pairs, Dice of 1 pair 0.6000 ± 0.0000 (before" in result_line(results[0])
     assert "greedy, 2 pairs, Dice 0.5000 ± 0.0000 (before" in result_line(results[1])
+    assert "TRE 4.00 → 2.00 mm, " in result_line(results[0])
 
 
 def test_a_method_is_called_by_bundle_and_controller() -> None:

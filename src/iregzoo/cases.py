@@ -94,6 +94,13 @@ def read_rows(
     return rows
 
 
+def ignored_columns(path: str | Path, columns: Sequence[str]) -> list[str]:
+    """The columns of a table that ``read_rows`` has read which it passes over."""
+    header = next(csv.reader(StringIO(_text(Path(path)), newline="")), [])
+    named = (name.strip().lower() for name in header)
+    return [name for name in named if name and name not in columns]
+
+
 def _text(table: Path) -> str:
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:

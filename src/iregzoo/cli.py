@@ -180,9 +180,13 @@ def main() -> None:
         return print(f"iregzoo {__version__}")
     try:
         fire.Fire(COMMANDS, prepare(sys.argv[1:]), name="iregzoo")
+        sys.stdout.flush()
     except InputError as error:
         print(f"iregzoo: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as of a process that the signal for it ends
     except KeyboardInterrupt as stop:
         said = str(stop) or "nothing was written"
         print(f"iregzoo: interrupted: {said}; run the command again", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from iregzoo.cases import Case
 from iregzoo.entrants import Entrant, line_up
 from iregzoo.errors import InputError, in_a_line
 from iregzoo.learn2reg import field_folders, field_names, write_field
-from iregzoo.measure import Row, check_cases, measure
+from iregzoo.measure import DOUBTS, Row, check_cases, measure
 from iregzoo.peers import describe, find_peers
 from iregzoo.plots import Extremes, cases_picture, overlap_plot, time_plot
 from iregzoo.quality import Comparison, compare
@@ -121,6 +121,7 @@ def evaluate(
         "comparisons": comparisons(rows, peers),
         "between_methods": between_methods(rows),
         "failed": failed,
+        "warnings": _doubts(cases, rows),
     }
     _write(folder, rows, summary)
     if plots and rows:
@@ -128,6 +129,12 @@ def evaluate(
         time_plot(rows, folder / "time.png")
         cases_picture(extremes, folder / "cases.png")
     return summary
+
+
+def _doubts(cases: Sequence[Case], rows: Sequence[Row]) -> list[str]:
+    """What keeps the figures of pairs from meaning what they seem to, each once, whoever registered them."""
+    said = {f"{cases[row['case']].title}: {doubt}": None for row in rows for doubt in row[DOUBTS]}
+    return list(said)
 
 
 def _measure_all(

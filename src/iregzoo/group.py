@@ -24,6 +24,7 @@ from iregzoo.space.start import SEARCHED, STARTS, Find, affine_start, others
 from iregzoo.space.upright import lying
 
 Progress = Callable[[str], None]
+COLUMNS = ("image", "labels", "name")  # of a table of scans
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read_members(table: str | Path) -> list[Member]:
     Raises:
         InputError: as ``read_rows`` and ``distinct_names`` do.
     """
-    rows = read_rows(table, ("image", "labels", "name"), ("image",), of="scans")
+    rows = read_rows(table, COLUMNS, ("image",), of="scans")
     members = [Member(row.get("name", ""), row["image"], row.get("labels", "")) for row in rows]
     made, paths = [stem(member.image) for member in members], [[member.image] for member in members]
     names = distinct_names([member.name for member in members], made, paths, of="scan")

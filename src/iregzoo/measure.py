@@ -1,7 +1,7 @@
 """The figures of one registered pair, whoever registered it: a row of ``iregzoo evaluate``'s table."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +12,12 @@ from iregzoo.metrics import mean_of, surface_scores, tre
 from iregzoo.quality import Comparison, figures, labels_of
 from iregzoo.register import Result
 from iregzoo.similarity import ssim
-from iregzoo.space.points import move_points, read_points
+from iregzoo.space.points import move_points, reached, read_points
 from iregzoo.space.transforms import read_linear
 
 Row = dict[str, Any]
 LOST = "labels_lost"  # how many of those that both scans have
+DOUBTS = "doubts"  # in words, what keeps a pair's figures from meaning what they seem to; no column of a table
 SSIM_WINDOW = 7  # voxels
 
 
@@ -56,12 +57,14 @@ def measure(case: Case, result: Result, images: Comparison) -> Row:
         InputError: for landmarks that cannot be read, or are not as many in both scans.
     """
     found = figures(result, images)
-    row: Row = {"fixed": case.fixed, "moving": case.moving}
+    row: Row = {"name": case.name, "fixed": case.fixed, "moving": case.moving}
+    row[DOUBTS] = [found["dice_missing"]] if "dice_missing" in found else []
     row |= _overlap(result, found)
     if landmarks := _landmarks(case):
         moved = move_points(landmarks[0], result.displacement, result.frame.fixed)
         row["tre_mm"] = float(tre(moved, landmarks[1]).mean())
         row["tre_before_mm"] = float(tre(*landmarks).mean())
+        row[DOUBTS] += _misplaced(case, landmarks, result)
     for name in ("folding_percent", "near_singular_percent", "sdlogj", "ncc_before", "ncc_after"):
         row[name] = found.get(name, math.nan)
     row["mse"] = found["mse_after"]
@@ -83,6 +86,14 @@ def _landmarks(case: Case) -> tuple[Tensor, Tensor] | None:
             f"{case.fixed_points}: {len(fixed)} points, but {case.moving_points}: {len(moving)}; give as many in both"
         )
     return fixed, moving
+
+
+def _misplaced(case: Case, landmarks: tuple[Tensor, Tensor], result: Result) -> Iterator[str]:
+    """Landmarks that lie outside their scan, as those do whose coordinate system is another one than they say."""
+    grids = result.frame.fixed, result.frame.moving
+    for path, points, grid in zip((case.fixed_points, case.moving_points), landmarks, grids, strict=True):
+        if outside := int((~reached(grid, points)).sum()):
+            yield f"{outside} of {len(points)} points of {path} lie outside their scan; check LPS and RAS"
 
 
 def _overlap(result: Result, found: Mapping[str, Any]) -> Row:

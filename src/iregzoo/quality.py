@@ -84,7 +84,8 @@ def figures(result: Result, images: Comparison) -> dict[str, Any]:
     ``sdlogj`` needs a grid of at least 5 voxels an axis. ``near_singular_percent`` counts voxels, folds included, where
     the deformation shrinks volume to a tenth or less: tissue that is squashed to fit. ``field_size`` is the volume of
     the network's grid as a multiple of the smallest on which the weights are used, where their card tells one.
-    ``dice_before`` and ``dice`` are by label, of those that both scans have; ``labels_unpaired`` has the others.
+    ``dice_before`` and ``dice`` are by label, of those that both scans have; ``labels_unpaired`` has the others,
+    and ``dice_missing`` says in words why there is none, where both scans have label maps.
     ``warnings`` says in words what should make a person doubt.
     """
     lengths = length(result.deformation)
@@ -147,9 +148,8 @@ def doubts(found: Mapping[str, Any]) -> dict[str, str]:
     if found.get("labels_lost"):
         lost = _listed(found["labels_lost"])
         said["labels_lost"] = f"labels of the moving scan are not left on the fixed scan's grid: {lost}"
-    if len(unpaired := found.get("labels_unpaired", {})) == 2 and "dice_mean" not in found:
-        held = "; ".join(f"{name}: {_listed(labels)}" for name, labels in unpaired.items())
-        said["labels_unpaired"] = f"the scans' label maps have no label in common ({held}), so there is no Dice"
+    if "dice_missing" in found:
+        said["dice_missing"] = found["dice_missing"]
     if found.get("dice_mean") == 0:
         said["dice_mean"] = "no label overlaps its counterpart"
     return said
@@ -219,7 +219,10 @@ def _overlap(result: Result) -> dict[str, Any]:
     unpaired = {name: sorted(held - both) for name, held in labels.items() if held - both}
     found: dict[str, Any] = {"labels_unpaired": unpaired} if unpaired else {}
     if not both:
-        return found
+        empty = next((name for name, held in labels.items() if not held), "")
+        apart = "; ".join(f"{name}: {_listed(held)}" for name, held in unpaired.items())
+        reason = f"the {empty} scan's label map is empty" if empty else f"the label maps share no label ({apart})"
+        return {**found, "dice_missing": f"{reason}, so there is no Dice"}
     grid = result.frame.fixed
     unmoved = pull(moving.data, to_voxels(grid, None, moving.grid), grid.shape, mode="nearest")
     before, after = (dice(each, fixed.data, sorted(both)) for each in (unmoved, warped))

@@ -11,7 +11,7 @@ from typing import Any
 from iregzoo.measure import LOST, Row
 from iregzoo.significance import holm, signed_rank
 
-FIRST = ("bundle", "controller", "fixed", "moving", "dice_mean", "dice_before")
+FIRST = ("bundle", "controller", "name", "fixed", "moving", "dice_mean", "dice_before")
 REST = (
     "hd95_mm",
     "assd_mm",
@@ -58,8 +58,8 @@ def label_columns(rows: Iterable[Row]) -> list[str]:
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write a CSV file with a row for each pair and method; what could not be measured is empty."""
     columns = [*FIRST, *label_columns(rows), *REST, "iterations", LOST, LEFT_OUT, "seconds"]
-    for name in ("tre_mm", "tre_before_mm", LOST, LEFT_OUT):
-        if not any(name in row for row in rows):
+    for name in ("name", "tre_mm", "tre_before_mm", LOST, LEFT_OUT):
+        if not any(row.get(name) for row in rows):
             columns.remove(name)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="")

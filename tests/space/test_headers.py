@@ -82,6 +82,24 @@ def test_units_that_nifti_does_not_know_are_millimetres(tmp_path: Path) -> None:
         assert scan.doubt == ""
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"), [((0, 0, 0), "0 × 0 × 0"), ((1, 0, 1), "1 × 0 × 1"), ((-1, 1, 1), "-1 × 1 × 1")]
+)
+def test_a_header_without_a_voxel_size_is_refused(
+    tmp_path: Path, sizes: tuple[int, ...], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.Nifti1Image(IMAGE, np.eye(4))
+    image.set_qform(np.eye(4), 1)
+    image.set_sform(None, 0)
+    nib.save(image, tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    content[80:92] = np.array(sizes, "<f4").tobytes()  # which nibabel would not write
+    (tmp_path / "scan.nii").write_bytes(content)
+    with pytest.raises(InputError, match=rf"scan\.nii: its header has the voxel size {said}.* mm .pixdim.; set the"):
+        read_scan(tmp_path / "scan.nii")
+    assert capfd.readouterr().err == ""
+
+
 def test_small_voxels_are_not_called_a_singular_affine(tmp_path: Path) -> None:
     """A header in metres that does not say so."""
     nib.save(nib.Nifti1Image(IMAGE, np.diag([9e-4, 9e-4, 9e-4, 1.0])), tmp_path / "scan.nii.gz")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iregzoo.commands.shared import Progress
+from iregzoo.commands.shared import Progress, say_ignored
 from iregzoo.errors import InputError
 
 
@@ -63,6 +63,7 @@ def batch(
     from functools import partial
 
     from iregzoo.batch import alone, run
+    from iregzoo.cases import COLUMNS
     from iregzoo.engines import on_cluster, on_this_machine
     from iregzoo.flags import check_count
     from iregzoo.jobs import Settings, checked, find_done, read_jobs
@@ -86,6 +87,7 @@ def batch(
     )
     target, settings = Path(output), checked(settings, here=not scheduler)
     jobs = read_jobs(Path(pairs), settings, target)
+    say_ignored(pairs, COLUMNS)
     with ExitStack() as stack:
         cluster = stack.enter_context(on_cluster(scheduler)) if scheduler else None
         stack.enter_context(alone(target))

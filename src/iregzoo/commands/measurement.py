@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from iregzoo.commands.shared import Progress, names
+from iregzoo.commands.shared import Progress, names, say_ignored
 from iregzoo.errors import InputError
+
+SHOWN = 5  # warnings of an evaluation that are printed
 
 
 def evaluate(
@@ -70,7 +72,7 @@ def evaluate(
     """
     from contextlib import ExitStack
 
-    from iregzoo.cases import read_cases
+    from iregzoo.cases import COLUMNS, read_cases
     from iregzoo.devices import choose_device
     from iregzoo.entrants import load_methods, suited_weights
     from iregzoo.evaluate import FILES
@@ -81,6 +83,7 @@ def evaluate(
     from iregzoo.tables import comparison_line
 
     cases, target = read_cases(pairs), choose_device(device)
+    say_ignored(pairs, COLUMNS)
     entries = names(bundle, "bundle")
     check_target(output, overwrite=overwrite, owned=FILES)
     read = (pairs, *(path for case in cases for path in case.paths))
@@ -122,6 +125,10 @@ def evaluate(
             raise InputError(f"every registration failed, {_first_failure(summary)}; nothing was written")
     for result in summary["results"]:
         print(result_line(result))
+    for doubt in summary["warnings"][:SHOWN]:
+        print(f"warning: {doubt}")
+    if more := summary["warnings"][SHOWN:]:
+        print(f"warning: and {len(more)} more, in summary.json")
     for comparison in (*summary["comparisons"], *summary["between_methods"]):
         print(comparison_line(comparison))
     if summary["failed"]:
@@ -145,6 +152,8 @@ def result_line(result: dict[str, Any]) -> str:
         dice, before = result["dice_mean"], result["dice_before"]
         some = f" of {counted(dice['pairs'], 'pair')}" if dice["pairs"] < result["pairs"] else ""
         parts.append(f"Dice{some} {dice['mean']:.4f} ± {dice['sd']:.4f} (before {before['mean']:.4f})")
+    if "tre_mm" in result:
+        parts.append(f"TRE {result['tre_before_mm']['mean']:.2f} → {result['tre_mm']['mean']:.2f} mm")
     if "hd95_mm" in result:
         parts.append(f"HD95 {result['hd95_mm']['mean']:.2f} mm")
     parts.append(f"folding {result['folding_percent']['mean']:.3f} %")

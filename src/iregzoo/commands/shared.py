@@ -1,6 +1,6 @@
 """What several commands share: options that mean the same everywhere, progress, and lines of results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from iregzoo.errors import InputError
@@ -82,3 +82,11 @@ class Bytes:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+
+
+def say_ignored(table: str, columns: Sequence[str]) -> None:
+    """Tell which columns of a table nothing looks at: one may have been meant to be another."""
+    from iregzoo.cases import ignored_columns
+
+    if ignored := ignored_columns(table, columns):
+        print(f"note: {table}: ignored {', '.join(ignored)}; the columns known here are {', '.join(columns)}")

@@ -6,7 +6,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iregzoo.commands.shared import Progress, listed
+from iregzoo.commands.shared import Progress, listed, say_ignored
 from iregzoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def template(
     from iregzoo.cases import whole_path
     from iregzoo.devices import choose_device
     from iregzoo.flags import check_count, flag
-    from iregzoo.group import check_members, labels_in, placings, read_group, read_members
+    from iregzoo.group import COLUMNS, check_members, labels_in, placings, read_group, read_members
     from iregzoo.groupwise import MOST_ROUNDS, agreement, build_template, template_labels, write_ways
     from iregzoo.jobs import stamp
     from iregzoo.label_names import read_names
@@ -83,6 +83,7 @@ def template(
     check_count(rounds, "rounds", least=0, most=MOST_ROUNDS)
     step = None if spacing is None else _spacing(spacing)
     members = read_members(scans)
+    say_ignored(scans, COLUMNS)
     owned = files_of({*(member.name for member in members), *names_in(target)})
     read = (scans, label_names, *(path for member in members for path in (member.image, member.labels)))
     check_kept(target, read, owned)

@@ -1,14 +1,18 @@
 """What the header of a volume says of where it lies, and what ITK passes over in silence."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
 
 from iregzoo.errors import InputError
 from iregzoo.space.grid import RAS_FROM_LPS, Grid, Matrix
+
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what matters of what it mends is told here
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 NRRD = (".nrrd", ".nhdr")
@@ -51,6 +55,14 @@ def check_nifti(path: Path) -> None:
         raise InputError(
             f"{path}: has no affine (sform and qform codes are 0), so its position in scanner space is unknown; "
             "set one, for instance with nibabel's set_qform"
+        )
+    with ImageOpener(image.file_map.get("header", image.file_map["image"]).filename) as stream:
+        given = image.header_class.from_fileobj(stream, check=False)  # which nibabel would mend in silence
+    sizes = [float(size) for size in given["pixdim"][1:4]]
+    if min(sizes) <= 0 and (int(header["sform_code"]) == 0 or min(sizes) < 0):
+        raise InputError(
+            f"{path}: its header has the voxel size {' × '.join(f'{size:g}' for size in sizes)} mm (pixdim); set the "
+            "true one, for instance with nibabel's set_zooms"
         )
     check_regular(header.get_best_affine(), path)
 

@@ -28,6 +28,7 @@ from iregzoo.space.volume import check_there, itk_reason, read_volume
 TEXTS = (".tfm", ".txt")
 TRANSFORM_FILES = (".h5", ".hdf5", ".mat", *TEXTS)
 LINK = re.compile(r"\s*\[[^\]]*\]|[^,]+")  # of a list
+BRACKETS = re.compile(r"\[[^\]]*\]")
 INVERSE = re.compile(r"inverse:(.+)|\[(.+?)\s*,\s*([01])\]")  # a transform that is to be undone, or not for 0
 
 
@@ -100,15 +101,24 @@ class Moved:
 
 
 def links_of(text: str) -> list[str]:
-    """The transforms between the commas of a list, in which ANTs' ``[FILE,1]`` is one."""
-    if os.path.exists(text):  # a path with a comma in it
-        return [text]
-    return [link.strip() for link in LINK.findall(text) if link.strip()]
+    """The transforms between the commas of a list, in which ANTs' ``[FILE,1]`` is one.
+
+    Raises:
+        InputError: where nothing stands between two commas, or before the first or behind the last.
+    """
+    if os.path.exists(text) or not text.strip(" ,"):  # a path with a comma in it; nothing at all
+        return [text] if text.strip(" ,") else []
+    links = [link.strip() for link in LINK.findall(text)]
+    if not all(links) or len(links) != BRACKETS.sub("", text).count(",") + 1:
+        raise InputError(f"transforms {text!r}: one of them is empty; check the commas and what stands for each")
+    return links
 
 
 def link_of(text: str) -> tuple[str, bool]:
     """The path of a transform of a list, and whether it is to be undone."""
     marked = INVERSE.fullmatch(text)
+    if not marked and text.startswith("[") and not os.path.exists(text):
+        raise InputError(f"transform {text!r}: give [FILE,1] for the inverse, or [FILE,0]")
     return (marked[1] or marked[2], marked[3] != "0") if marked else (text, False)
 
 
