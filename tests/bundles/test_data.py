@@ -65,6 +65,8 @@ def test_override_merges_and_sets_nothing_but_the_data(path: Path) -> None:
         extra = {f"validate#{step}" for step in steps}
     if path.parents[1].name == "ad_regnet" and path.stem == "data_ixi":  # the size of its regions is the data set's
         extra = {"network_def#network#patch"}
+    if path.parents[1].name == "sm_gicnet" and path.stem == "data_oasis":  # the paper counts epochs
+        extra = {"starts", "steps"}
     assert set(own) == SETTINGS | extra
     base = ConfigParser(ConfigParser.load_config_files([str(path.with_name("train.json"))]))
     merged = parser_of(path)
@@ -76,7 +78,17 @@ def test_override_merges_and_sets_nothing_but_the_data(path: Path) -> None:
         assert last in known
         merged.get_parsed_content(key, instantiate=False)
         assert merged.get(key) == value
-    assert merged.get("steps") == base.get("steps")
+    assert merged.get("steps") == own.get("steps", base.get("steps"))
+
+
+@pytest.mark.parametrize(("name", "scans"), [("sm_gicnet-ixi", 269), ("sm_gicnet-oasis", 280)])
+def test_levels_of_sm_gicnet_begin_at_the_papers_epochs(name: str, scans: int) -> None:
+    """4, 4, 6 and 6, of all unordered pairs, in whole epochs of a training here."""
+    settings = parser_of(override(name))
+    ends = np.cumsum([4, 4, 6, 6]) * (scans * (scans - 1) // 2)
+    rounded = (np.round(ends / settings["steps_per_epoch"]) * settings["steps_per_epoch"]).astype(int).tolist()
+    assert [*settings["starts"][1:], settings["steps"]] == pytest.approx(rounded, abs=settings["steps_per_epoch"])
+    assert settings["splits"]["train"] == scans
 
 
 @EACH_FILE
