@@ -21,7 +21,6 @@ from iregzoo.space.series import Series, read_series
 from iregzoo.space.shares import resample_labels
 from iregzoo.space.transforms import Chain, Moved, move
 from iregzoo.space.volume import read_volume
-from iregzoo.tables import counted
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 POINTS = (".csv", ".json")
@@ -175,6 +174,8 @@ def _check_memory(series: Series, grid: Grid) -> None:
     needed = voxels.nbytes + len(series) * prod(grid.shape) * voxels.itemsize
     held = memory()
     if held is not None and needed > held:
+        from iregzoo.tables import counted  # with all that registers, for which a start need not wait
+
         volumes = counted(len(series), "volume")
         raise InputError(
             f"{series.path}: it and {volumes} on the reference's grid take {needed / GB:.1f} GB, but this machine has "
